@@ -1,0 +1,225 @@
+//! Where a tensor's elements lie: any accepted shape, reduced to three numbers that a kernel can trust.
+//!
+//! A tensor of shape (N, C, *spatial) that is dense in memory, channels-first or channels-last, is always an array of
+//! `outer x channels x inner` elements, the last index running fastest. Channels-first has `outer = N` and
+//! `inner = spatial`; channels-last has `outer = N * spatial` and `inner = 1`. Kernels know only these three.
+//!
+//! Deliberately not here: memory. A [`Geometry`] says how many elements there are, [`View`](crate::View) proves that a
+//! piece of memory holds them. Layouts with gaps or permuted spatial axes are refused, not copied behind your back.
+
+use std::fmt;
+
+use crate::error::ShapeError;
+
+/// The most axes that a shape may have: batch, channels and up to six spatial ones.
+pub const MAX_AXES: usize = 8;
+
+/// A tensor's sizes in the order (N, C, *spatial), whatever its layout in memory.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Shape {
+    axes: usize,
+    sizes: [usize; MAX_AXES],
+}
+
+impl Shape {
+    /// The sizes in the order (N, C, *spatial).
+    #[must_use]
+    pub fn sizes(&self) -> &[usize] {
+        &self.sizes[..self.axes]
+    }
+}
+
+impl fmt::Debug for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.sizes())
+    }
+}
+
+/// The two memory layouts that are accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Layout {
+    /// (N, C, *spatial), the last spatial axis fastest.
+    ChannelsFirst,
+    /// (N, *spatial, C), channels fastest.
+    ChannelsLast,
+}
+
+impl fmt::Display for Layout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ChannelsFirst => "channels-first",
+            Self::ChannelsLast => "channels-last",
+        })
+    }
+}
+
+/// A proven shape and layout: at least one channel, 2 to [`MAX_AXES`] axes, a number of elements that fits an `isize`.
+///
+/// Element `(o, c, i)` lies at offset `(o * channels + c) * inner + i`. Two geometries are equal exactly when they
+/// have the same shape and the same order in memory; where both layouts give the same order (one channel, no or one
+/// spatial position, no elements at all) there is one geometry, not two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Geometry {
+    shape: Shape,
+    outer: usize,
+    inner: usize,
+}
+
+impl Geometry {
+    /// A dense tensor whose `shape` is (N, C, *spatial), stored in that order.
+    pub fn channels_first(shape: &[usize]) -> Result<Self, ShapeError> {
+        Self::dense(shape, Layout::ChannelsFirst)
+    }
+
+    /// A dense tensor whose `shape` is (N, *spatial, C), stored in that order.
+    pub fn channels_last(shape: &[usize]) -> Result<Self, ShapeError> {
+        let Some((&channels, others)) = shape.split_last() else {
+            return Err(ShapeError::Axes { shape: shape.to_vec() });
+        };
+        let mut logical = others.to_vec();
+        logical.insert(1.min(others.len()), channels);
+        Self::dense(&logical, Layout::ChannelsLast)
+    }
+
+    /// A tensor with explicit strides, in elements; `channel_axis` is the axis of `shape` that counts channels.
+    ///
+    /// Axis 0 counts samples; the remaining axes are spatial, in order. So NCHW memory has channel axis 1, an NHWC
+    /// array has channel axis 3, and an NHWC array seen as NCHW through permuted strides has channel axis 1 again.
+    /// Strides of axes of length 1, and of arrays without elements, say nothing and are not looked at.
+    pub fn strided(shape: &[usize], strides: &[isize], channel_axis: usize) -> Result<Self, ShapeError> {
+        if shape.len() != strides.len() {
+            return Err(ShapeError::StrideCount { axes: shape.len(), strides: strides.len() });
+        }
+        if channel_axis == 0 || channel_axis >= shape.len() {
+            return Err(ShapeError::ChannelAxis { channel_axis, axes: shape.len() });
+        }
+        let to_logical = |axis: usize| match axis {
+            0 => 0,
+            1 => channel_axis,
+            _ if axis <= channel_axis => axis - 1,
+            _ => axis,
+        };
+        let logical: Vec<usize> = (0..shape.len()).map(|axis| shape[to_logical(axis)]).collect();
+        let logical_strides: Vec<isize> = (0..shape.len()).map(|axis| strides[to_logical(axis)]).collect();
+        let first = Self::dense(&logical, Layout::ChannelsFirst)?;
+        if is_dense(&logical, &logical_strides, Layout::ChannelsFirst) {
+            return Ok(first);
+        }
+        if is_dense(&logical, &logical_strides, Layout::ChannelsLast) {
+            return Self::dense(&logical, Layout::ChannelsLast);
+        }
+        Err(ShapeError::Strides { shape: shape.to_vec(), strides: strides.to_vec(), channel_axis })
+    }
+
+    /// `shape` is (N, C, *spatial) here, whatever the layout.
+    fn dense(shape: &[usize], layout: Layout) -> Result<Self, ShapeError> {
+        if !(2..=MAX_AXES).contains(&shape.len()) {
+            return Err(ShapeError::Axes { shape: shape.to_vec() });
+        }
+        if shape[1] == 0 {
+            return Err(ShapeError::NoChannels { shape: shape.to_vec() });
+        }
+        let elements =
+            product_of_non_zero(shape).ok_or_else(|| ShapeError::Overflow { shape: shape.to_vec() })?;
+        let mut sizes = [0; MAX_AXES];
+        sizes[..shape.len()].copy_from_slice(shape);
+        let shape = Shape { axes: shape.len(), sizes };
+
+        // The products below are of some of the factors just multiplied, so they cannot overflow.
+        let (samples, channels) = (sizes[0], sizes[1]);
+        let spatial = shape.sizes()[2..].iter().product::<usize>();
+        let (outer, inner) = if samples == 0 || spatial == 0 {
+            (0, 1)
+        } else if channels == 1 {
+            (1, elements)
+        } else {
+            match layout {
+                Layout::ChannelsFirst => (samples, spatial),
+                Layout::ChannelsLast => (samples * spatial, 1),
+            }
+        };
+        Ok(Self { shape, outer, inner })
+    }
+
+    /// The sizes (N, C, *spatial).
+    #[must_use]
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// The number of blocks that each hold every channel once; 0 if and only if there are no elements.
+    #[must_use]
+    pub fn outer(&self) -> usize {
+        self.outer
+    }
+
+    /// The number of channels, C; at least 1.
+    #[must_use]
+    pub fn channels(&self) -> usize {
+        self.shape.sizes[1]
+    }
+
+    /// The number of neighbouring elements of one channel; at least 1.
+    #[must_use]
+    pub fn inner(&self) -> usize {
+        self.inner
+    }
+
+    /// The number of elements that each channel has: `outer * inner`.
+    #[must_use]
+    pub fn per_channel(&self) -> usize {
+        self.outer * self.inner
+    }
+
+    /// The number of elements of the tensor.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.per_channel() * self.channels()
+    }
+
+    /// Whether the tensor has no elements.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.outer == 0
+    }
+
+    /// The layout; channels-last where the two are the same in memory and `inner` is 1.
+    #[must_use]
+    pub fn layout(&self) -> Layout {
+        if self.inner == 1 { Layout::ChannelsLast } else { Layout::ChannelsFirst }
+    }
+}
+
+/// The product of the sizes that are not zero: what must fit an `isize` even where another axis is empty, so that no
+/// partial product overflows anywhere later.
+fn product_of_non_zero(sizes: &[usize]) -> Option<usize> {
+    let product =
+        sizes.iter().filter(|&&size| size != 0).try_fold(1_usize, |p, &size| p.checked_mul(size))?;
+    isize::try_from(product).is_ok().then_some(product)
+}
+
+/// Whether the strides are those of a dense array; `shape` is (N, C, *spatial) and its product is known to fit.
+fn is_dense(shape: &[usize], strides: &[isize], layout: Layout) -> bool {
+    if shape.contains(&0) {
+        return true;
+    }
+    let spatial = (2..shape.len()).rev();
+    let fastest_first: Vec<usize> = match layout {
+        Layout::ChannelsFirst => spatial.chain([1, 0]).collect(),
+        Layout::ChannelsLast => [1].into_iter().chain(spatial).chain([0]).collect(),
+    };
+    let mut expected = 1_isize;
+    for axis in fastest_first {
+        if shape[axis] != 1 && strides[axis] != expected {
+            return false;
+        }
+        expected *= shape[axis].cast_signed();
+    }
+    true
+}

@@ -1,0 +1,113 @@
+//! The number types that a tensor may hold, and which parameters go with which activations.
+//!
+//! Deliberately not here: arithmetic. A backend accumulates in its own way; this file only names types and converts
+//! single values.
+
+use std::fmt;
+
+use half::{bf16, f16};
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+/// The name of a [`Scalar`] type at run time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Dtype {
+    /// IEEE 754 binary16.
+    F16,
+    /// The upper half of an [`f32`].
+    Bf16,
+    /// IEEE 754 binary32.
+    F32,
+    /// IEEE 754 binary64.
+    F64,
+    /// Signed 64-bit integer: the type of `num_batches_tracked`.
+    I64,
+}
+
+impl fmt::Display for Dtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+            Self::F32 => "f32",
+            Self::F64 => "f64",
+            Self::I64 => "i64",
+        })
+    }
+}
+
+/// A number that device memory may hold.
+///
+/// Sealed: these five types are what checkpoints of batch norm hold, and backends match on [`Scalar::DTYPE`].
+pub trait Scalar: sealed::Sealed + Copy + Default + PartialEq + fmt::Debug + Send + Sync + 'static {
+    /// The type's name at run time.
+    const DTYPE: Dtype;
+    /// The value's little-endian bytes, as a safetensors file holds them.
+    type Bytes: AsRef<[u8]>;
+    /// The value as little-endian bytes.
+    fn to_le_bytes(self) -> Self::Bytes;
+    /// The value of exactly as many little-endian bytes as the type has; `None` for any other number of bytes.
+    fn from_le_bytes(bytes: &[u8]) -> Option<Self>;
+}
+
+/// The type of an activation: `f16`, `bf16`, `f32` or `f64`.
+pub trait Element: Scalar {
+    /// The type of the parameters, their gradients and the running statistics: `f64` for `f64`, else `f32`.
+    type Param: Param;
+    /// The value as `f64`, exactly.
+    fn to_f64(self) -> f64;
+    /// The nearest value of this type, ties to even.
+    fn from_f64(value: f64) -> Self;
+}
+
+/// The type of parameters and running statistics: `f32` or `f64`.
+pub trait Param: Element<Param = Self> {}
+
+impl Param for f32 {}
+impl Param for f64 {}
+
+macro_rules! scalar {
+    ($type:ty, $dtype:ident) => {
+        impl sealed::Sealed for $type {}
+        impl Scalar for $type {
+            const DTYPE: Dtype = Dtype::$dtype;
+            type Bytes = [u8; size_of::<$type>()];
+            fn to_le_bytes(self) -> Self::Bytes {
+                <$type>::to_le_bytes(self)
+            }
+            fn from_le_bytes(bytes: &[u8]) -> Option<Self> {
+                bytes.try_into().ok().map(<$type>::from_le_bytes)
+            }
+        }
+    };
+}
+
+scalar!(f16, F16);
+scalar!(bf16, Bf16);
+scalar!(f32, F32);
+scalar!(f64, F64);
+scalar!(i64, I64);
+
+macro_rules! element {
+    ($type:ty, $param:ty, $to:expr, $from:expr) => {
+        impl Element for $type {
+            type Param = $param;
+            #[inline]
+            fn to_f64(self) -> f64 {
+                $to(self)
+            }
+            #[inline]
+            fn from_f64(value: f64) -> Self {
+                $from(value)
+            }
+        }
+    };
+}
+
+element!(f16, f32, f16::to_f64, f16::from_f64);
+element!(bf16, f32, bf16::to_f64, bf16::from_f64);
+element!(f32, f32, f64::from, |value| value as f32);
+element!(f64, f64, |value| value, |value| value);
