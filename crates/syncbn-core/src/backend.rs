@@ -206,8 +206,7 @@ pub enum Source<'a, B: Backend, P: Scalar> {
     Saved(&'a B::Saved),
 }
 
-/// Running statistics, to be updated by [`statistics::Running`](crate::statistics::Running)'s rule.
-#[non_exhaustive]
+/// Running statistics in borrowed memory, to be updated by [`statistics::Running`](crate::statistics::Running)'s rule.
 pub struct RunningMut<'a, B: Backend, P: Scalar> {
     /// The running mean per channel.
     pub mean: B::MemMut<'a, P>,
@@ -217,6 +216,19 @@ pub struct RunningMut<'a, B: Backend, P: Scalar> {
     pub num_batches_tracked: B::MemMut<'a, i64>,
     /// The weight of the newest batch, 0..=1; `None`: the cumulative average, 1 / `num_batches_tracked`.
     pub momentum: Option<f64>,
+}
+
+impl<B: Backend, P: Scalar> RunningMut<'_, B, P> {
+    /// The same statistics, borrowed for a shorter time.
+    #[must_use]
+    pub fn reborrow(&mut self) -> RunningMut<'_, B, P> {
+        RunningMut {
+            mean: B::reborrow_mut(&mut self.mean),
+            var: B::reborrow_mut(&mut self.var),
+            num_batches_tracked: B::reborrow_mut(&mut self.num_batches_tracked),
+            momentum: self.momentum,
+        }
+    }
 }
 
 /// Arguments of [`Kernels::grad_sums`].

@@ -2,8 +2,6 @@
 //!
 //! Deliberately not here: anything that a backend or communicator needs to know.
 
-use crate::error::ConfigError;
-
 /// A layer's settings. Made by [`Config::new`]; the fields are public to be changed:
 ///
 /// ```
@@ -50,4 +48,22 @@ pub(crate) fn check_momentum(momentum: Option<f64>) -> Result<(), ConfigError> {
         Some(a) if !(0.0..=1.0).contains(&a) => Err(ConfigError::Momentum(a)),
         _ => Ok(()),
     }
+}
+
+/// A layer's settings are out of range.
+#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// A layer needs channels.
+    #[error("channels is 0, expected at least 1")]
+    NoChannels,
+    /// The parameters alone would not fit into memory.
+    #[error("channels is {0}, more than memory can hold")]
+    TooManyChannels(usize),
+    /// eps keeps the root away from 0.
+    #[error("eps is {0}, expected a finite number above 0")]
+    Eps(f64),
+    /// momentum is a weight.
+    #[error("momentum is {0}, expected a number from 0 to 1, or none for the cumulative average")]
+    Momentum(f64),
 }

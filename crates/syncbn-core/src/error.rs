@@ -1,14 +1,15 @@
 //! Everything that can go wrong, typed: which operation, of which layer, on which rank, what was expected, what came.
 //!
-//! Deliberately not here: the communicators' own failures ([`CommError`](crate::CommError)) and the devices' own, which
-//! an [`Error`] carries as its source.
+//! Deliberately not here: the failures that an [`Error`] carries as its source: of shapes ([`ShapeError`]), of settings
+//! ([`ConfigError`]), of communicators ([`CommError`]), and the devices' own.
 
 use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
 
 use crate::communicator::CommError;
-use crate::geometry::{Geometry, MAX_AXES, Shape};
+use crate::config::ConfigError;
+use crate::geometry::{Geometry, Shape, ShapeError};
 
 /// The failure of an operation of a layer.
 ///
@@ -249,85 +250,4 @@ pub enum ErrorKind {
         /// The backend's error.
         source: Box<dyn StdError + Send + Sync>,
     },
-}
-
-/// A tensor's shape, strides or memory are not usable.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum ShapeError {
-    /// Too few or too many axes.
-    #[error("shape {shape:?} has {} axes, expected 2 to {MAX_AXES}: batch, channels, spatial axes", shape.len())]
-    Axes {
-        /// The shape as given.
-        shape: Vec<usize>,
-    },
-    /// The channel axis has length 0.
-    #[error("shape {shape:?} has no channels, expected at least 1")]
-    NoChannels {
-        /// The shape in the order (N, C, *spatial).
-        shape: Vec<usize>,
-    },
-    /// The number of elements, or of bytes, does not fit the address space.
-    #[error("shape {shape:?} has more elements than memory can address ({} bytes)", isize::MAX)]
-    Overflow {
-        /// The shape in the order (N, C, *spatial).
-        shape: Vec<usize>,
-    },
-    /// The channel axis is the batch axis, or is not there.
-    #[error("channel axis {channel_axis} of {axes} axes, expected 1 to {}: axis 0 counts samples", axes.saturating_sub(1))]
-    ChannelAxis {
-        /// The channel axis as given.
-        channel_axis: usize,
-        /// The number of axes.
-        axes: usize,
-    },
-    /// The number of strides differs from the number of axes.
-    #[error("{strides} strides for {axes} axes")]
-    StrideCount {
-        /// The number of axes.
-        axes: usize,
-        /// The number of strides.
-        strides: usize,
-    },
-    /// The memory is neither channels-first nor channels-last without gaps.
-    #[error(
-        "strides {strides:?} of shape {shape:?} with channel axis {channel_axis} are neither channels-first nor channels-last \
-         without gaps; copy the tensor to contiguous memory first (in ndarray: `as_standard_layout()`)"
-    )]
-    Strides {
-        /// The shape as given.
-        shape: Vec<usize>,
-        /// The strides as given, in elements.
-        strides: Vec<isize>,
-        /// The channel axis.
-        channel_axis: usize,
-    },
-    /// The memory is too short for the shape.
-    #[error("shape {shape:?} needs {needed} elements, but the memory holds {got}")]
-    Memory {
-        /// The shape in the order (N, C, *spatial).
-        shape: Vec<usize>,
-        /// The elements that the shape has.
-        needed: usize,
-        /// The elements that the memory holds.
-        got: usize,
-    },
-}
-
-/// A layer's settings are out of range.
-#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
-#[non_exhaustive]
-pub enum ConfigError {
-    /// A layer needs channels.
-    #[error("channels is 0, expected at least 1")]
-    NoChannels,
-    /// The parameters alone would not fit into memory.
-    #[error("channels is {0}, more than memory can hold")]
-    TooManyChannels(usize),
-    /// eps keeps the root away from 0.
-    #[error("eps is {0}, expected a finite number above 0")]
-    Eps(f64),
-    /// momentum is a weight.
-    #[error("momentum is {0}, expected a number from 0 to 1, or none for the cumulative average")]
-    Momentum(f64),
 }

@@ -3,6 +3,8 @@
 //!
 //! Deliberately not here: parameters, modes and state, which are the [`layer`](crate::layer)'s.
 
+use std::fmt;
+
 use crate::backend::{Backend, Kernels, NormalizeArgs, Pass, RunningMut, Source};
 use crate::config::{check_eps, check_momentum};
 use crate::error::{Error, ErrorKind, Operation, Stage, Tensor};
@@ -33,6 +35,13 @@ pub struct Saved<B: Backend> {
     pub(crate) inner: B::Saved,
 }
 
+impl<B: Backend> fmt::Debug for Saved<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { layer, scope, geometry, inner: _ } = self;
+        write!(f, "Saved({} of {geometry:?}, {scope:?})", layer.name())
+    }
+}
+
 impl<B: Backend> Saved<B> {
     /// The shape and layout of x.
     #[must_use]
@@ -60,35 +69,12 @@ impl<B: Backend> Saved<B> {
     }
 }
 
-/// Running statistics in borrowed memory, and how fast they move.
-pub struct Running<'a, B: Backend, P: Scalar> {
-    /// One mean per channel.
-    pub mean: B::MemMut<'a, P>,
-    /// One unbiased variance per channel.
-    pub var: B::MemMut<'a, P>,
-    /// One number: how many batches were seen.
-    pub num_batches_tracked: B::MemMut<'a, i64>,
-    /// The weight of the newest batch, 0 to 1; `None` for the cumulative average.
-    pub momentum: Option<f64>,
-}
-
-impl<B: Backend, P: Scalar> Running<'_, B, P> {
-    fn as_args(&mut self) -> RunningMut<'_, B, P> {
-        RunningMut {
-            mean: B::reborrow_mut(&mut self.mean),
-            var: B::reborrow_mut(&mut self.var),
-            num_batches_tracked: B::reborrow_mut(&mut self.num_batches_tracked),
-            momentum: self.momentum,
-        }
-    }
-}
-
 /// The statistics that a forward pass uses.
 pub enum Statistics<'a, B: Backend, P: Scalar> {
     /// Those of the batch over all ranks.
     Group {
         /// To be updated, if present.
-        running: Option<Running<'a, B, P>>,
+        running: Option<RunningMut<'a, B, P>>,
     },
     /// Those of this rank's batch: nothing is updated, no rank is asked.
     Local,
@@ -163,7 +149,7 @@ pub fn forward<B: Kernels<T>, T: Element>(
             sums,
             group: step.world_size() > 1,
             saved: &mut inner,
-            running: running.as_mut().map(Running::as_args),
+            running: running.as_mut().map(RunningMut::reborrow),
         },
         Statistics::Local => Source::Batch { sums, group: false, saved: &mut inner, running: None },
         Statistics::Frozen { mean, var } => {

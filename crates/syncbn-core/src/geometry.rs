@@ -9,8 +9,6 @@
 
 use std::fmt;
 
-use crate::error::ShapeError;
-
 /// The most axes that a shape may have: batch, channels and up to six spatial ones.
 pub const MAX_AXES: usize = 8;
 
@@ -64,11 +62,17 @@ impl fmt::Display for Layout {
 /// Element `(o, c, i)` lies at offset `(o * channels + c) * inner + i`. Two geometries are equal exactly when they
 /// have the same shape and the same order in memory; where both layouts give the same order (one channel, no or one
 /// spatial position, no elements at all) there is one geometry, not two.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Geometry {
     shape: Shape,
     outer: usize,
     inner: usize,
+}
+
+impl fmt::Debug for Geometry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.layout(), self.shape)
+    }
 }
 
 impl Geometry {
@@ -222,4 +226,67 @@ fn is_dense(shape: &[usize], strides: &[isize], layout: Layout) -> bool {
         expected *= shape[axis].cast_signed();
     }
     true
+}
+
+/// A tensor's shape, strides or memory are not usable.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ShapeError {
+    /// Too few or too many axes.
+    #[error("shape {shape:?} has {} axes, expected 2 to {MAX_AXES}: batch, channels, spatial axes", shape.len())]
+    Axes {
+        /// The shape as given.
+        shape: Vec<usize>,
+    },
+    /// The channel axis has length 0.
+    #[error("shape {shape:?} has no channels, expected at least 1")]
+    NoChannels {
+        /// The shape in the order (N, C, *spatial).
+        shape: Vec<usize>,
+    },
+    /// The number of elements, or of bytes, does not fit the address space.
+    #[error("shape {shape:?} has more elements than memory can address ({} bytes)", isize::MAX)]
+    Overflow {
+        /// The shape in the order (N, C, *spatial).
+        shape: Vec<usize>,
+    },
+    /// The channel axis is the batch axis, or is not there.
+    #[error("channel axis {channel_axis} of {axes} axes, expected 1 to {}: axis 0 counts samples", axes.saturating_sub(1))]
+    ChannelAxis {
+        /// The channel axis as given.
+        channel_axis: usize,
+        /// The number of axes.
+        axes: usize,
+    },
+    /// The number of strides differs from the number of axes.
+    #[error("{strides} strides for {axes} axes")]
+    StrideCount {
+        /// The number of axes.
+        axes: usize,
+        /// The number of strides.
+        strides: usize,
+    },
+    /// The memory is neither channels-first nor channels-last without gaps.
+    #[error(
+        "strides {strides:?} of shape {shape:?} with channel axis {channel_axis} are neither channels-first nor channels-last \
+         without gaps; copy the tensor to contiguous memory first (in ndarray: `as_standard_layout()`)"
+    )]
+    Strides {
+        /// The shape as given.
+        shape: Vec<usize>,
+        /// The strides as given, in elements.
+        strides: Vec<isize>,
+        /// The channel axis.
+        channel_axis: usize,
+    },
+    /// The memory is too short for the shape.
+    #[error("shape {shape:?} needs {needed} elements, but the memory holds {got}")]
+    Memory {
+        /// The shape in the order (N, C, *spatial).
+        shape: Vec<usize>,
+        /// The elements that the shape has.
+        needed: usize,
+        /// The elements that the memory holds.
+        got: usize,
+    },
 }

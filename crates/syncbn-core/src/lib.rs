@@ -51,13 +51,13 @@ pub mod view;
 
 pub use half::{bf16, f16};
 
-pub use backend::{Backend, Kernels, Pass, Storage};
+pub use backend::{Backend, Kernels, Pass, RunningMut, Storage};
 pub use backward::{Backward, Gradients, backward};
 pub use communicator::{Call, CommError, CommErrorKind, Communicator, HostCommunicator, Solo, Staged};
-pub use config::Config;
-pub use error::{ConfigError, Error, ErrorKind, Operation, ShapeError, Stage, Tensor};
-pub use forward::{Forward, Recompute, Running, Saved, Scope, Statistics, forward, recompute};
-pub use geometry::{Geometry, Layout, Shape};
+pub use config::{Config, ConfigError};
+pub use error::{Error, ErrorKind, Operation, Stage, Tensor};
+pub use forward::{Forward, Recompute, Saved, Scope, Statistics, forward, recompute};
+pub use geometry::{Geometry, Layout, MAX_AXES, Shape, ShapeError};
 pub use layer::{ParamGradients, SyncBatchNorm};
 pub use scalar::{Dtype, Element, Param, Scalar};
 pub use site::{LayerTag, Site, Sums};

@@ -2,6 +2,8 @@
 //!
 //! Deliberately not here: allocation and copies. A view is made from what the caller already has, and dropped.
 
+use std::fmt;
+
 use crate::{Backend, Element, Geometry, Scalar, ShapeError};
 
 /// A tensor that is read: at least [`Geometry::len`] elements of `T` in the backend's memory.
@@ -14,6 +16,18 @@ pub struct View<'a, B: Backend, T: Element> {
 pub struct ViewMut<'a, B: Backend, T: Element> {
     mem: B::MemMut<'a, T>,
     geometry: Geometry,
+}
+
+impl<B: Backend, T: Element> fmt::Debug for View<'_, B, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "View({} {:?})", T::DTYPE, self.geometry)
+    }
+}
+
+impl<B: Backend, T: Element> fmt::Debug for ViewMut<'_, B, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ViewMut({} {:?})", T::DTYPE, self.geometry)
+    }
 }
 
 impl<'a, B: Backend, T: Element> View<'a, B, T> {
