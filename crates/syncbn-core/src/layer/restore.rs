@@ -30,6 +30,13 @@ impl<B: Storage, P: Param> SyncBatchNorm<B, P> {
     /// A snapshot of parameters and running statistics. Waits for the device.
     pub fn state(&mut self, queue: &B::Queue) -> Result<State<P>, Error> {
         self.check_trust(queue, Operation::SaveState)?;
+        let state = self.download(queue)?;
+        // The download has waited for the device, so a failure of the work before it shows by now.
+        self.check_trust(queue, Operation::SaveState)?;
+        Ok(state)
+    }
+
+    fn download(&self, queue: &B::Queue) -> Result<State<P>, Error> {
         let step = self.place.site(queue).during(Operation::SaveState);
         let get =
             |buffer: &B::Buffer<P>| step.device(Stage::Download, self.place.backend.download(queue, buffer));
