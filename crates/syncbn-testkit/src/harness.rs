@@ -1,0 +1,110 @@
+//! What a backend's tests have to bring: how to open the device, its name, and what it openly cannot do.
+//!
+//! Memory is not asked for: [`Storage`] of `syncbn-core` allocates, uploads, downloads and waits already.
+//!
+//! Deliberately not here: laws, and the choice of types, which is made at compile time by `conformance!`.
+
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use syncbn_core::{Backend, Communicator, Storage};
+
+use crate::outcome::{Outcome, Verdict};
+use crate::threads;
+
+/// A backend under test.
+pub trait Harness: Clone + Send + Sync + 'static {
+    /// The backend.
+    type Backend: Storage;
+
+    /// The backend's short name, as `SYNCBN_REQUIRE` lists it: `cpu`, `cuda`, `wgpu`.
+    fn name(&self) -> &'static str;
+
+    /// The device and a queue for one rank. Called in each rank's own thread, for every drawn case: what is slow to make (a
+    /// context, compiled kernels) is made once and cloned.
+    ///
+    /// A machine without the device answers [`Unavailable`], with what to install.
+    fn open(&self, rank: usize) -> Result<Opened<Self::Backend>, Unavailable>;
+
+    /// What the backend openly cannot do, each with the reason. Laws that need it are skipped, and print the reason.
+    fn gaps(&self) -> Vec<Gap> {
+        Vec::new()
+    }
+
+    /// The most ranks that the machine can hold: threads share a device, so usually as many as the laws like. Laws that need
+    /// more are skipped, and print so; drawn cases stay below.
+    fn max_world_size(&self) -> usize {
+        6
+    }
+
+    /// The ranks of a new group, in order; each is called in its rank's own thread. The default: threads of this
+    /// process, summing in host memory.
+    fn group(&self, world_size: NonZeroUsize) -> Vec<Join<Self::Backend>> {
+        threads::group(world_size)
+    }
+
+    /// The same device with other settings that must not change a bit of any result: a number of threads, for instance.
+    fn variants(&self) -> Vec<Self> {
+        Vec::new()
+    }
+
+    /// Runs one rank; a place to install what a variant needs (a thread pool). Called in the rank's own thread.
+    fn surround<R: Send>(&self, rank: impl FnOnce() -> R + Send) -> R {
+        rank()
+    }
+}
+
+/// A device, and the queue that a rank gives its work to.
+pub type Opened<B> = (B, <B as Backend>::Queue);
+
+/// How a rank becomes part of a group.
+pub type Join<B> = Box<dyn FnOnce(&B, &<B as Backend>::Queue) -> Outcome<Arc<dyn Communicator<B>>> + Send>;
+
+/// The device is not there: why, and what to install.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unavailable(pub String);
+
+impl fmt::Display for Unavailable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What a law may need that not every device has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Ability {
+    /// NaN and infinity go through arithmetic as IEEE 754 says.
+    NonFinite,
+    /// Numbers below the smallest normal one are not flushed to 0.
+    Subnormals,
+    /// Squares of data near 1e30 fit the accumulator.
+    WideRange,
+}
+
+/// An ability that a backend lacks, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// What is lacking.
+    pub ability: Ability,
+    /// Why, for whoever reads the tests' output.
+    pub reason: &'static str,
+}
+
+/// Leaves the law as skipped if the backend has declared that it lacks the ability.
+pub fn need<H: Harness>(harness: &H, ability: Ability) -> Outcome {
+    match harness.gaps().into_iter().find(|gap| gap.ability == ability) {
+        Some(gap) => Err(Verdict::Skipped(format!("no {ability:?}: {}", gap.reason))),
+        None => Ok(()),
+    }
+}
+
+/// Leaves the law as skipped if the machine cannot hold as many ranks.
+pub fn need_ranks<H: Harness>(harness: &H, world_size: usize) -> Outcome {
+    let most = harness.max_world_size();
+    if world_size <= most {
+        return Ok(());
+    }
+    Err(Verdict::Skipped(format!("needs {world_size} ranks, this machine holds {most}")))
+}

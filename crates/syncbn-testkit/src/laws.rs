@@ -1,0 +1,8 @@
+//! The laws: what every backend has to hold, each a function, grouped by subject. Their names say what holds.
+//!
+//! A law takes a harness and answers an [`Outcome`](crate::Outcome). `conformance!` makes a test of each for each type; the table
+//! that it reads is in `macros.rs`, and a test sees to it that no law is left out of it.
+//!
+//! Deliberately not here: laws of host communicators, which need no backend (see [`comm`](crate::comm)).
+
+pub mod forward;

@@ -1,0 +1,152 @@
+//! `conformance!`: one line that makes a test of every law for every type of a backend.
+//!
+//! Deliberately not here: the laws. This file is the table of them, and how one is run as a test.
+
+use std::env;
+
+use syncbn_core::{bf16 as half_bf16, f16 as half_f16};
+
+use crate::harness::Harness;
+use crate::outcome::{Outcome, Verdict};
+
+/// The types that a backend may have, under the names that `conformance!` takes.
+#[allow(non_camel_case_types, missing_docs)] // they are the types' own names
+pub mod types {
+    pub type f32 = core::primitive::f32;
+    pub type f64 = core::primitive::f64;
+    pub type f16 = super::half_f16;
+    pub type bf16 = super::half_bf16;
+}
+
+/// Tests a backend against every law, for every type.
+///
+/// ```ignore
+/// syncbn_testkit::conformance!(cpu: CpuHarness, types: [f32, f64, f16, bf16]);
+/// syncbn_testkit::conformance!(wgpu: WgpuHarness, types: [f32], missing: [
+///     f64: "WGSL has no f64",
+///     f16: "not written yet",
+///     bf16: "WGSL has no bf16",
+/// ]);
+/// ```
+///
+/// The name becomes a module, the harness is an expression of a type that implements [`Harness`](crate::Harness). Each of the four types has
+/// to be in one of the lists. The tests are called `cpu::f32::forward::...`.
+#[macro_export]
+macro_rules! conformance {
+    ($name:ident: $harness:expr, types: [$($type:ident),+ $(,)?]
+     $(, missing: [$($gap:ident: $why:literal),* $(,)?])? $(,)?) => {
+        mod $name {
+            #[allow(unused_imports)]
+            use super::*;
+
+            const _: () = assert!(
+                $crate::macros::all_types(&[$(stringify!($type),)+ $($(stringify!($gap),)*)?]),
+                "each of f32, f64, f16, bf16 has to be in `types` or in `missing`",
+            );
+            $($crate::__laws_of_type!($harness, $type);)+
+            $($(
+                mod $gap {
+                    #[test]
+                    fn this_type_is_declared_missing() {
+                        println!("skipped: no {}: {}", stringify!($gap), $why);
+                    }
+                }
+            )*)?
+        }
+    };
+}
+
+/// The table of laws.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __laws_of_type {
+    ($harness:expr, $type:ident) => {
+        mod $type {
+            #[allow(unused_imports)]
+            use super::*;
+
+            $crate::__laws!($harness, $type, forward: [
+                any_split_of_a_batch_gives_the_y_of_the_whole,
+            ]);
+        }
+    };
+}
+
+/// One subject's laws, as tests.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __laws {
+    ($harness:expr, $type:ident, $subject:ident: [$($law:ident),* $(,)?]) => {
+        mod $subject {
+            #[allow(unused_imports)]
+            use super::*;
+            $(
+                #[test]
+                fn $law() {
+                    $crate::macros::check(
+                        &$harness,
+                        env!("CARGO_PKG_NAME"),
+                        concat!(module_path!(), "::", stringify!($law)),
+                        $crate::laws::$subject::$law::<_, $crate::macros::types::$type>,
+                    );
+                }
+            )*
+        }
+    };
+}
+
+/// Whether these are the names of all four types, each once.
+#[must_use]
+pub const fn all_types(names: &[&str]) -> bool {
+    let mut seen = [false; 4];
+    let mut i = 0;
+    while i < names.len() {
+        let at = match names[i].as_bytes() {
+            b"f32" => 0,
+            b"f64" => 1,
+            b"f16" => 2,
+            b"bf16" => 3,
+            _ => return false,
+        };
+        if seen[at] {
+            return false;
+        }
+        seen[at] = true;
+        i += 1;
+    }
+    names.len() == 4
+}
+
+/// Runs a law as a test: prints why it is skipped, panics with what is wrong and the command that replays it.
+pub fn check<H: Harness>(harness: &H, package: &str, path: &str, law: impl Fn(&H) -> Outcome) {
+    let outcome = match harness.open(0) {
+        Ok(opened) => {
+            drop(opened);
+            law(harness)
+        }
+        Err(why) if required(harness.name()) => {
+            Err(Verdict::Broken(format!("SYNCBN_REQUIRE asks for {}: {why}", harness.name())))
+        }
+        Err(why) => Err(Verdict::Skipped(format!("no {} here: {why}", harness.name()))),
+    };
+    report(package, path, outcome);
+}
+
+/// Tells a test's outcome.
+pub(crate) fn report(package: &str, path: &str, outcome: Outcome) {
+    let (binary, test) = path.split_once("::").unwrap_or(("conformance", path));
+    match outcome {
+        Ok(()) => {}
+        Err(Verdict::Skipped(why)) => println!("skipped: {test}: {why}"),
+        Err(Verdict::Broken(why)) => panic!(
+            "{test} does not hold\n  {why}\nreplay (with the SYNCBN_ variables above, if any): \
+             cargo test -p {package} --test {binary} -- --exact {test}"
+        ),
+    }
+}
+
+/// Whether `SYNCBN_REQUIRE`, a list with commas, names this backend or communicator.
+#[must_use]
+pub fn required(name: &str) -> bool {
+    env::var("SYNCBN_REQUIRE").is_ok_and(|list| list.split(',').any(|item| item.trim() == name))
+}

@@ -1,0 +1,70 @@
+//! What a law answers: nothing, what went wrong, or why it does not apply here.
+//!
+//! Deliberately not here: panics. A law that fails inside a rank's thread says so in words, so that proptest can shrink the
+//! case without a screen of backtraces.
+
+use std::error::Error;
+use std::fmt;
+
+/// The answer of a law, or of a step in it.
+pub type Outcome<R = ()> = Result<R, Verdict>;
+
+/// Why a law did not hold, or was not tried.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is broken.
+    Broken(String),
+    /// It does not apply to this backend, which has declared why.
+    Skipped(String),
+}
+
+impl Verdict {
+    /// The same with a word in front that says where.
+    #[must_use]
+    pub fn at(self, place: impl fmt::Display) -> Self {
+        match self {
+            Self::Broken(why) => Self::Broken(format!("{place}: {why}")),
+            skipped @ Self::Skipped(_) => skipped,
+        }
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Broken(why) => f.write_str(why),
+            Self::Skipped(why) => write!(f, "skipped: {why}"),
+        }
+    }
+}
+
+/// Any error inside a law breaks it. (`Verdict` is no error itself, or this could not be written.)
+impl<E: Error> From<E> for Verdict {
+    fn from(error: E) -> Self {
+        let mut text = error.to_string();
+        let mut source = error.source();
+        while let Some(inner) = source {
+            let inner_text = inner.to_string();
+            if !text.ends_with(&inner_text) {
+                text = format!("{text}: {inner_text}");
+            }
+            source = inner.source();
+        }
+        Self::Broken(text)
+    }
+}
+
+/// A broken law, from a format string.
+#[macro_export]
+macro_rules! broken {
+    ($($arg:tt)+) => { $crate::Verdict::Broken(format!($($arg)+)) };
+}
+
+/// Leaves the law, as broken, unless the condition holds.
+#[macro_export]
+macro_rules! ensure {
+    ($condition:expr, $($arg:tt)+) => {
+        // Not `!condition` at once: comparisons with NaN have to count as broken.
+        if $condition {} else { return Err($crate::broken!($($arg)+)); }
+    };
+}

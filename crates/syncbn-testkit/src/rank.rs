@@ -1,0 +1,222 @@
+//! Ranks as threads of the operating system, each with its device, its queue and its place in a group, and the few steps that
+//! every law takes with them.
+//!
+//! Deliberately not here: thread pools. A rank that waits for its peers would starve a pool.
+
+use std::any::Any;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use syncbn_core::{
+    Backend, Communicator, Config, Element, Error, Kernels, Layout, Param, ParamGradients, Saved, State,
+    Storage, SyncBatchNorm,
+};
+
+use crate::broken;
+use crate::harness::{Harness, Join};
+use crate::outcome::{Outcome, Verdict};
+use crate::tensor::{Placed, Tensor};
+
+/// A rank at work.
+pub struct Rank<B: Backend> {
+    /// Which thread this is, from 0; in the only group there is, also the communicator's rank.
+    pub index: usize,
+    /// The device.
+    pub backend: B,
+    /// The order in which it works.
+    pub queue: B::Queue,
+    /// The group.
+    pub communicator: Arc<dyn Communicator<B>>,
+}
+
+/// Runs `body` once for each rank of a new group, and gives the answers in the order of the ranks.
+pub fn ranks<H: Harness, R: Send>(
+    harness: &H,
+    world_size: usize,
+    body: impl Fn(&Rank<H::Backend>) -> Outcome<R> + Sync,
+) -> Outcome<Vec<R>> {
+    let world_size = NonZeroUsize::new(world_size).ok_or_else(|| broken!("a group of no ranks"))?;
+    ranks_of(harness, harness.group(world_size), body)
+}
+
+/// Runs `body` on one rank, alone.
+pub fn alone<H: Harness, R: Send>(
+    harness: &H,
+    body: impl Fn(&Rank<H::Backend>) -> Outcome<R> + Sync,
+) -> Outcome<R> {
+    ranks(harness, 1, body).map(|mut answers| answers.remove(0))
+}
+
+/// Runs `body` once for each place in one group or several.
+pub fn ranks_of<H: Harness, R: Send>(
+    harness: &H,
+    places: Vec<Join<H::Backend>>,
+    body: impl Fn(&Rank<H::Backend>) -> Outcome<R> + Sync,
+) -> Outcome<Vec<R>> {
+    let body = &body;
+    let answers: Vec<Outcome<R>> = std::thread::scope(|scope| {
+        let start = |(index, join): (usize, Join<H::Backend>)| {
+            scope.spawn(move || {
+                harness.surround(move || {
+                    let opened = harness.open(index);
+                    let (backend, queue) = opened.map_err(|why| broken!("the device went away: {why}"))?;
+                    let communicator = join(&backend, &queue)?;
+                    body(&Rank { index, backend, queue, communicator })
+                })
+            })
+        };
+        let threads: Vec<_> = places.into_iter().enumerate().map(start).collect();
+        let answer = |thread: std::thread::ScopedJoinHandle<'_, Outcome<R>>| {
+            thread.join().unwrap_or_else(|panic| Err(broken!("panicked: {}", panic_text(&*panic))))
+        };
+        threads.into_iter().map(answer).collect()
+    });
+    together(answers)
+}
+
+/// All answers, or everything that went wrong: when one rank fails, its peers fail too, and the cause may be any of them.
+fn together<R>(answers: Vec<Outcome<R>>) -> Outcome<Vec<R>> {
+    let mut good = Vec::new();
+    let mut wrong = Vec::new();
+    for (rank, answer) in answers.into_iter().enumerate() {
+        match answer {
+            Ok(answer) => good.push(answer),
+            Err(skipped @ Verdict::Skipped(_)) => return Err(skipped),
+            Err(Verdict::Broken(why)) => wrong.push(format!("rank {rank}: {why}")),
+        }
+    }
+    if wrong.is_empty() { Ok(good) } else { Err(Verdict::Broken(wrong.join("\n  "))) }
+}
+
+/// What a panic said.
+#[must_use]
+pub fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("(no text)")
+}
+
+/// What one rank's backward pass wrote.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Gradients<T: Element> {
+    /// The gradient of x.
+    pub dx: Tensor<T>,
+    /// This rank's gradient of the weight.
+    pub d_weight: Vec<T::Param>,
+    /// This rank's gradient of the bias.
+    pub d_bias: Vec<T::Param>,
+}
+
+/// What one rank's training step wrote.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step<T: Element> {
+    /// The activations.
+    pub y: Tensor<T>,
+    /// The gradients.
+    pub gradients: Gradients<T>,
+    /// Parameters and running statistics afterwards.
+    pub state: State<T::Param>,
+}
+
+impl<B: Storage> Rank<B> {
+    /// A layer in this rank's group.
+    pub fn layer<P: Param>(&self, config: Config, state: &State<P>) -> Result<SyncBatchNorm<B, P>, Error> {
+        self.layer_in(self.communicator.clone(), config, state)
+    }
+
+    /// A layer in another group.
+    pub fn layer_in<P: Param>(
+        &self,
+        communicator: Arc<dyn Communicator<B>>,
+        config: Config,
+        state: &State<P>,
+    ) -> Result<SyncBatchNorm<B, P>, Error> {
+        let mut layer = SyncBatchNorm::new("bn", config, self.backend.clone(), &self.queue, communicator)?;
+        layer.load_state(&self.queue, state)?;
+        Ok(layer)
+    }
+
+    /// One forward pass.
+    pub fn forward<T: Element>(
+        &self,
+        layer: &mut SyncBatchNorm<B, T::Param>,
+        x: &Placed<B, T>,
+        like: &Tensor<T>,
+    ) -> Outcome<(Saved<B>, Tensor<T>)>
+    where
+        B: Kernels<T>,
+    {
+        let mut y = Placed::blank(self, like, x.layout)?;
+        let saved = layer.forward(&self.queue, x.view(), y.view_mut())?;
+        Ok((saved, y.read(self)?))
+    }
+
+    /// One backward pass, with all gradients.
+    pub fn backward<T: Element>(
+        &self,
+        layer: &mut SyncBatchNorm<B, T::Param>,
+        saved: &Saved<B>,
+        x: &Placed<B, T>,
+        dy: &Tensor<T>,
+    ) -> Outcome<Gradients<T>>
+    where
+        B: Kernels<T>,
+    {
+        let placed = Placed::new(self, dy, x.layout)?;
+        let mut dx = Placed::blank(self, dy, x.layout)?;
+        let mut parameters = ParameterRoom::<B, T::Param>::new(self, dy.channels)?;
+        layer.backward(&self.queue, saved, x.view(), placed.view(), dx.view_mut(), parameters.borrow())?;
+        let (d_weight, d_bias) = parameters.read(self)?;
+        Ok(Gradients { dx: dx.read(self)?, d_weight, d_bias })
+    }
+
+    /// One training step of a layer, forward and backward.
+    pub fn train<T: Element>(
+        &self,
+        layer: &mut SyncBatchNorm<B, T::Param>,
+        x: &Tensor<T>,
+        dy: &Tensor<T>,
+        layout: Layout,
+    ) -> Outcome<Step<T>>
+    where
+        B: Kernels<T>,
+    {
+        let placed = Placed::new(self, x, layout)?;
+        let (saved, y) = self.forward(layer, &placed, x)?;
+        let gradients = self.backward(layer, &saved, &placed, dy)?;
+        if placed.read(self)?.in_memory(layout).iter().zip(x.in_memory(layout)).any(|(a, b)| !same(*a, b)) {
+            return Err(broken!("x was written to"));
+        }
+        Ok(Step { y, gradients, state: layer.state(&self.queue)? })
+    }
+}
+
+/// Whether two numbers are the same bits.
+pub fn same<T: Element>(a: T, b: T) -> bool {
+    a.to_le_bytes().as_ref() == b.to_le_bytes().as_ref()
+}
+
+/// Memory for the parameters' gradients.
+pub struct ParameterRoom<B: Storage, P: Param> {
+    weight: B::Buffer<P>,
+    bias: B::Buffer<P>,
+}
+
+impl<B: Storage, P: Param> ParameterRoom<B, P> {
+    /// Room for one gradient per channel, filled with what no gradient is.
+    pub fn new(rank: &Rank<B>, channels: usize) -> Outcome<Self> {
+        let filler = vec![P::from_f64(-77.0); channels];
+        let room = || rank.backend.upload(&rank.queue, &filler);
+        Ok(Self { weight: room()?, bias: room()? })
+    }
+
+    /// Borrowed to be written.
+    pub fn borrow(&mut self) -> ParamGradients<'_, B, P> {
+        ParamGradients { weight: Some(B::mem_mut(&mut self.weight)), bias: Some(B::mem_mut(&mut self.bias)) }
+    }
+
+    /// The gradients of weight and bias.
+    pub fn read(&self, rank: &Rank<B>) -> Outcome<(Vec<P>, Vec<P>)> {
+        let read = |buffer: &B::Buffer<P>| rank.backend.download(&rank.queue, buffer);
+        Ok((read(&self.weight)?, read(&self.bias)?))
+    }
+}
