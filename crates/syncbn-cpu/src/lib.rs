@@ -1,1 +1,65 @@
-//! Placeholder.
+#![doc = include_str!("../README.md")]
+//!
+//! # Design
+//!
+//! - **Two loops serve four kernels.** `moments` and `grad_sums` are two sums per channel (`reduce`); `normalize` and
+//!   `grad_input` are one output element per element (`map`). Each runs along a plane, or across channels where a channel's
+//!   neighbours are too few to fill a vector; which layout a tensor has is not asked anywhere else.
+//! - **Everything is computed in `f64`**, whatever the type of the activations: memory is what limits these kernels.
+//! - **Cuts depend on the shape alone** (`partition`), and their results are merged in order: any number of threads gives
+//!   the same bits.
+//! - Work runs on the rayon pool that the caller is in. No kernel waits for another rank, so a pool can never be starved by
+//!   a collective; a rank should be a thread of the operating system all the same.
+//!
+//! Deliberately not here: the order of steps, running averages' formulas and errors about arguments, which are core's.
+
+#![forbid(unsafe_code)]
+// The inner loops have to be compiled inside the function that has the vector instructions.
+#![allow(clippy::inline_always)]
+
+mod array;
+mod error;
+mod grad_input;
+mod grad_sums;
+mod map;
+mod memory;
+mod moments;
+mod normalize;
+mod number;
+mod partition;
+mod reduce;
+
+use syncbn_core::backend::{GradInputArgs, GradSumsArgs, NormalizeArgs};
+use syncbn_core::{Kernels, View, bf16, f16};
+
+pub use array::{ArrayGradients, backward_array, channels_last, channels_last_mut, forward_array};
+pub use error::CpuError;
+pub use memory::{Saved, Sums};
+
+/// The processor that the program runs on. Its queue is `()`: a kernel has done its work when it returns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cpu;
+
+macro_rules! kernels {
+    ($($type:ty),*) => {$(
+        impl Kernels<$type> for Cpu {
+            fn moments(&self, (): &(), x: View<'_, Self, $type>, out: &mut Sums) -> Result<(), CpuError> {
+                moments::moments(&x, out)
+            }
+
+            fn normalize(&self, (): &(), args: NormalizeArgs<'_, Self, $type>) -> Result<(), CpuError> {
+                normalize::normalize(args)
+            }
+
+            fn grad_sums(&self, (): &(), args: GradSumsArgs<'_, Self, $type>) -> Result<(), CpuError> {
+                grad_sums::grad_sums(args)
+            }
+
+            fn grad_input(&self, (): &(), args: GradInputArgs<'_, Self, $type>) -> Result<(), CpuError> {
+                grad_input::grad_input(args)
+            }
+        }
+    )*};
+}
+
+kernels!(f32, f64, f16, bf16);

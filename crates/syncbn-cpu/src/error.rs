@@ -1,0 +1,30 @@
+//! What can go wrong on a CPU.
+//!
+//! Deliberately not here: errors about arguments, which core reports before it calls a kernel.
+
+/// The failure of an operation of the [`Cpu`](crate::Cpu) backend.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CpuError {
+    /// Memory for scratch, saved statistics or parameters could not be had.
+    #[error("out of memory: {bytes} bytes for {what}")]
+    OutOfMemory {
+        /// What the memory was for.
+        what: &'static str,
+        /// Its size.
+        bytes: usize,
+    },
+    /// Values were to be copied between buffers of different lengths.
+    #[error("{what} has {got} elements, expected {expected}")]
+    Length {
+        /// The caller's of the two.
+        what: &'static str,
+        /// The length of the backend's.
+        expected: usize,
+        /// The length of the caller's.
+        got: usize,
+    },
+    /// A later version of core asks for statistics that this version of the backend does not know.
+    #[error("this version of the backend does not know the statistics asked for")]
+    UnknownSource,
+}

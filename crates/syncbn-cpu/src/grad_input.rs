@@ -1,0 +1,38 @@
+//! `dx = weight invstd (dy - sum_dy / M - (x - mean) invstd^2 sum_dy_xmu / M)`: one pass over x, dy and dx; with frozen
+//! statistics `dx = weight invstd dy`, and x is not looked at.
+
+use syncbn_core::Element;
+use syncbn_core::backend::{Grad, GradInputArgs};
+use syncbn_core::statistics::GradTerms;
+
+use crate::map::{Coefficients, Input, map};
+use crate::number::Number;
+use crate::{Cpu, CpuError};
+
+pub(crate) fn grad_input<T: Number>(args: GradInputArgs<'_, Cpu, T>) -> Result<(), CpuError> {
+    let GradInputArgs { x, mut grad, saved, sums, weight, .. } = args;
+    let geometry = *x.geometry();
+    let (dy, dx) = match &mut grad {
+        Grad::Apart { dy, dx } => (Input::Apart(dy.mem()), dx.mem_mut()),
+        Grad::InPlace(dy) => (Input::Output, dy.mem_mut()),
+    };
+    let terms = |channel: usize| {
+        let weight = weight.map_or(1.0, |weight| weight[channel].to_f64());
+        let sums = sums.map(|sums| sums.backward(channel));
+        GradTerms::new(weight, saved.invstd[channel], saved.count, sums)
+    };
+    if sums.is_none() {
+        let coefficients = Coefficients::new(&geometry, |channel| [terms(channel).scale])?;
+        map(&geometry, &coefficients, [dy], dx, |[dy], [scale]| scale * dy);
+        return Ok(());
+    }
+    let coefficients = Coefficients::new(&geometry, |channel| {
+        let GradTerms { scale, mean_dy, slope } = terms(channel);
+        [saved.mean[channel], scale, mean_dy, slope]
+    })?;
+    let inputs = [Input::Apart(x.mem()), dy];
+    map(&geometry, &coefficients, inputs, dx, |[x, dy], [mean, scale, mean_dy, slope]| {
+        scale * (dy - mean_dy - (x - mean) * slope)
+    });
+    Ok(())
+}

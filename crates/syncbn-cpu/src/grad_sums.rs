@@ -1,0 +1,46 @@
+//! `sum_dy` and `sum_dy_xmu = sum dy (x - mean)` per channel, and this rank's gradients of weight and bias: one pass over
+//! x and dy.
+
+use syncbn_core::Element;
+use syncbn_core::backend::GradSumsArgs;
+
+use crate::memory::{Sums, scratch};
+use crate::number::Number;
+use crate::partition::Tiles;
+use crate::{Cpu, CpuError, reduce};
+
+pub(crate) fn grad_sums<T: Number>(args: GradSumsArgs<'_, Cpu, T>) -> Result<(), CpuError> {
+    let GradSumsArgs { x, dy, saved, d_weight, d_bias, out, .. } = args;
+    let geometry = x.geometry();
+    let channels = geometry.channels();
+    let tiles = Tiles::new(geometry);
+    let Sums { message, partials, .. } = out;
+    let partials = scratch(partials, tiles.splits() * channels, "sums of tiles")?;
+    let inputs: [&[T]; 2] = [x.mem(), dy.mem()];
+    tiles.for_each(partials, |tile, partials| {
+        partials.fill([0.0; 2]);
+        let mean = |channel: usize| saved.mean[channel];
+        reduce::tile(geometry, tile, inputs, mean, partials, |[x, dy], mean| [dy, dy * (x - mean)]);
+    });
+
+    let (sum_dy, sum_dy_xmu) = message[..2 * channels].split_at_mut(channels);
+    sum_dy.fill(0.0);
+    sum_dy_xmu.fill(0.0);
+    for partials in partials.chunks(channels) {
+        for ((partial, sum_dy), sum_dy_xmu) in partials.iter().zip(&mut *sum_dy).zip(&mut *sum_dy_xmu) {
+            *sum_dy += partial[0];
+            *sum_dy_xmu += partial[1];
+        }
+    }
+    if let Some(d_bias) = d_bias {
+        for (d_bias, sum_dy) in d_bias.iter_mut().zip(sum_dy) {
+            *d_bias = T::Param::from_f64(*sum_dy);
+        }
+    }
+    if let Some(d_weight) = d_weight {
+        for ((d_weight, sum_dy_xmu), invstd) in d_weight.iter_mut().zip(sum_dy_xmu).zip(&saved.invstd) {
+            *d_weight = T::Param::from_f64(*sum_dy_xmu * invstd);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,60 @@
+//! Count, mean and M2 per channel: one pass over x.
+//!
+//! Each tile sums x - shift and its square in `f64`, the shift being the first of the channel's elements in the tile, so
+//! that nothing cancels however far the mean is from 0; tiles are merged in order (Chan, Golub and `LeVeque` 1983).
+
+use syncbn_core::statistics::Moments;
+use syncbn_core::{Geometry, Pass, View};
+
+use crate::memory::{Sums, scratch};
+use crate::number::Number;
+use crate::partition::{Tile, Tiles};
+use crate::{Cpu, CpuError, reduce};
+
+pub(crate) fn moments<T: Number>(x: &View<'_, Cpu, T>, out: &mut Sums) -> Result<(), CpuError> {
+    let geometry = x.geometry();
+    let tiles = Tiles::new(geometry);
+    let channels = geometry.channels();
+    let partials = scratch(&mut out.partials, tiles.splits() * channels, "sums of tiles")?;
+    tiles.for_each(partials, |tile, partials| of_tile(geometry, tile, x.mem(), partials));
+
+    out.local.fill(Moments::default());
+    for (split, partials) in partials.chunks(channels).enumerate() {
+        let count = tiles.count(split);
+        for (local, &[mean, m2]) in out.local.iter_mut().zip(partials) {
+            *local = local.merge(Moments { count, mean, m2 });
+        }
+    }
+    write_message(&out.local, geometry.per_channel() as f64, &mut out.message);
+    Ok(())
+}
+
+/// The mean and M2 of each of the tile's channels.
+fn of_tile<T: Number>(geometry: &Geometry, tile: &Tile, x: &[T], results: &mut [[f64; 2]]) {
+    let first = tile.outer.start * geometry.channels();
+    let shift = |channel: usize| x[(first + channel) * geometry.inner() + tile.inner.start].to_f64();
+    results.fill([0.0; 2]);
+    reduce::tile(geometry, tile, [x], shift, results, |[x], shift| {
+        let deviation = x - shift;
+        [deviation, deviation * deviation]
+    });
+
+    let count = (tile.outer.len() * tile.inner.len()) as f64;
+    for (channel, result) in tile.channels.clone().zip(results) {
+        let [sum, squares] = *result;
+        let m2 = squares - sum * sum / count;
+        // False for NaN, which thereby stays NaN.
+        let rounded_below = m2 < 0.0;
+        *result = [shift(channel) + sum / count, if rounded_below { 0.0 } else { m2 }];
+    }
+}
+
+fn write_message(local: &[Moments], count: f64, message: &mut [f64]) {
+    debug_assert_eq!(message.len(), Pass::Forward.message_len(local.len()));
+    let (first, sums) = message.split_at_mut(1);
+    first.fill(count);
+    let (sum, sum_of_squares) = sums.split_at_mut(local.len());
+    for ((local, sum), sum_of_squares) in local.iter().zip(sum).zip(sum_of_squares) {
+        (*sum, *sum_of_squares) = local.to_sums();
+    }
+}
