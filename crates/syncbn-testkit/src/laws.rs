@@ -5,4 +5,6 @@
 //!
 //! Deliberately not here: laws of host communicators, which need no backend (see [`comm`](crate::comm)).
 
+pub mod backward;
+pub mod evaluation;
 pub mod forward;

@@ -12,6 +12,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub mod bars;
+pub mod expected;
 pub mod harness;
 pub mod laws;
 pub mod macros;

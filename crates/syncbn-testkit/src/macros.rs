@@ -67,9 +67,57 @@ macro_rules! __laws_of_type {
 
             $crate::__laws!($harness, $type, forward: [
                 any_split_of_a_batch_gives_the_y_of_the_whole,
+                large_images_are_as_exact_as_small_ones,
+                many_channels_are_as_exact_as_few,
+                a_mean_of_1e4_with_a_deviation_of_1_costs_no_digits,
+                a_variance_of_1e_12_drowns_in_an_eps_of_1e_5,
+                one_rank_may_be_scaled_by_50,
+                two_axes_and_one_sample_a_rank_are_enough,
+                a_constant_channel_gives_bias,
+                a_single_element_on_several_ranks_gives_bias,
+                empty_batches_on_all_ranks_change_nothing,
+                an_empty_rank_takes_part_like_any_other,
+                what_is_not_finite_stays_in_its_channel,
+                subnormal_values_are_not_flushed,
+                large_values_do_not_overflow,
             ]);
+            $crate::__laws!($harness, $type, backward: [
+                any_split_of_a_batch_gives_the_gradients_of_the_whole,
+                parameters_gradients_of_all_ranks_add_up_to_the_whole,
+                in_place_gives_the_bits_of_apart,
+                a_rank_without_dx_still_takes_part,
+                gradients_of_parameters_are_optional,
+                a_layer_used_twice_keeps_its_uses_apart,
+                five_steps_of_descent_follow_the_whole_batch,
+            ]);
+            $crate::__laws!($harness, $type, evaluation: [
+                evaluation_uses_the_running_statistics,
+                a_frozen_layer_computes_what_an_evaluating_one_does,
+                evaluation_without_running_statistics_uses_the_ranks_own_batch,
+                evaluation_on_one_rank_needs_no_other,
+                an_evaluation_can_be_recomputed,
+            ]);
+            $crate::__laws_of_f64!($harness, $type);
         }
     };
+}
+
+/// The laws that only `f64` is exact enough for.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __laws_of_f64 {
+    ($harness:expr, f64) => {
+        #[test]
+        fn gradients_are_the_slopes_of_forward() {
+            $crate::macros::check(
+                &$harness,
+                env!("CARGO_PKG_NAME"),
+                concat!(module_path!(), "::gradients_are_the_slopes_of_forward"),
+                $crate::laws::backward::gradients_are_the_slopes_of_forward,
+            );
+        }
+    };
+    ($harness:expr, $type:ident) => {};
 }
 
 /// One subject's laws, as tests.

@@ -1,4 +1,4 @@
-//! What a layer has to compute, the slow and plain way: two passes, in `f64`, over the whole batch at once, one loop after another.
+//! What a layer has to compute, the slow and plain way: pass after pass, in `f64`, over the whole batch at once, one loop after another.
 //!
 //! It shares no code with `syncbn-core` or any backend, or it would share their mistakes. The one rule that is not a
 //! textbook's is the one for variances that the message cannot carry.
@@ -40,9 +40,13 @@ fn channel<T: Element>(values: &[T], group: bool) -> Channel {
         sum += x.to_f64();
         sum_abs += x.to_f64().abs();
     }
-    // A constant's mean is that constant, whatever rounding makes of the sum.
-    let constant = values.iter().all(|x| x == &values[0]);
-    let mean = if constant { values[0].to_f64() } else { sum / count };
+    // What is left around a rounded mean corrects it, and makes a constant's mean that constant.
+    let rough = sum / count;
+    let mut left = 0.0;
+    for x in values {
+        left += x.to_f64() - rough;
+    }
+    let mean = rough + left / count;
     let mut squares = 0.0;
     for x in values {
         squares += (x.to_f64() - mean) * (x.to_f64() - mean);

@@ -1,42 +1,32 @@
-//! What forward writes: y, against the oracle.
+//! What forward writes in training: y, against the oracle.
 //!
-//! Deliberately not here: running statistics, and how often ranks talk.
+//! Deliberately not here: running statistics, evaluation, and how often ranks talk.
 
-use syncbn_core::{Element, Kernels};
+use syncbn_core::{Element, Kernels, Layout};
 
-use crate::bars::check_y;
-use crate::harness::Harness;
-use crate::oracle::{self, Affine};
+use crate::ensure;
+use crate::expected::{Expected, train, train_on};
+use crate::harness::{Ability, Harness, need, need_ranks};
 use crate::outcome::Outcome;
 use crate::property::{CASES, for_all};
-use crate::rank::{Rank, ranks};
-use crate::strategies::{Case, case};
-use crate::tensor::{Placed, Tensor};
+use crate::rank::{Step, same};
+use crate::strategies::{Case, Values, case};
+use crate::tensor::Tensor;
 
-/// y of every rank together, in training.
-fn train_y<H: Harness, T: Element>(harness: &H, case: &Case) -> Outcome<Tensor<T>>
-where
-    H::Backend: Kernels<T>,
-{
-    let parts = ranks(harness, case.world_size(), |rank: &Rank<H::Backend>| {
-        let x = case.x::<T>(rank.index);
-        let mut layer = rank.layer(case.config(), &case.state())?;
-        let placed = Placed::new(rank, &x, case.layout)?;
-        rank.forward(&mut layer, &placed, &x).map(|(_, y)| y)
-    })?;
-    Ok(Tensor::concat(&parts))
+fn outputs<T: Element>(steps: &[Step<T>]) -> Vec<Tensor<T>> {
+    steps.iter().map(|step| step.y.clone()).collect()
 }
 
-fn check_training<H: Harness, T: Element>(harness: &H, case: &Case) -> Outcome
+fn check_case<H: Harness, T: Element>(harness: &H, case: &Case) -> Outcome
 where
     H::Backend: Kernels<T>,
 {
-    let got = train_y::<H, T>(harness, case)?;
-    let x = Tensor::concat(&case.all(Case::x::<T>));
-    let statistics = oracle::statistics(&x, case.world_size() > 1);
-    let state = case.state::<T::Param>();
-    let affine = Affine::new(case.channels, state.weight.as_ref(), state.bias.as_ref());
-    check_y(&got, &oracle::xhat(&x, &statistics, case.eps), &statistics, &affine, case.eps)
+    need_ranks(harness, case.world_size())?;
+    let steps = train::<H, T>(harness, case)?;
+    let expected = Expected::of(case);
+    expected.check_y(&outputs(&steps))?;
+    expected.check_gradients(&steps)?;
+    steps.iter().try_for_each(|step| expected.check_state(&step.state))
 }
 
 /// Any split of any batch, uneven and empty ones included, gives the y of the whole batch on one rank.
@@ -44,5 +34,242 @@ pub fn any_split_of_a_batch_gives_the_y_of_the_whole<H: Harness, T: Element>(har
 where
     H::Backend: Kernels<T>,
 {
-    for_all(CASES, &case(harness.max_world_size()), |case| check_training::<H, T>(harness, case))
+    for_all(CASES, &case(harness.max_world_size()), |case| {
+        Expected::of(case).check_y(&outputs(&train::<H, T>(harness, case)?))
+    })
+}
+
+/// 300 x 300 positions, in both layouts: longer than any block, chain or tile.
+pub fn large_images_are_as_exact_as_small_ones<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    for layout in [Layout::ChannelsFirst, Layout::ChannelsLast] {
+        let case = Case { layout, values: Values::Mixed, ..Case::plain(3, &[300, 300], &[1, 1]) };
+        check_case::<H, T>(harness, &case)?;
+    }
+    Ok(())
+}
+
+/// 1000 channels of 7 x 7, in both layouts.
+pub fn many_channels_are_as_exact_as_few<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    for layout in [Layout::ChannelsFirst, Layout::ChannelsLast] {
+        let case = Case { layout, values: Values::Mixed, ..Case::plain(1000, &[7, 7], &[2, 1]) };
+        check_case::<H, T>(harness, &case)?;
+    }
+    Ok(())
+}
+
+/// A mean of 1e4 beside a standard deviation of 1: y, gradients and running statistics keep to their bars.
+pub fn a_mean_of_1e4_with_a_deviation_of_1_costs_no_digits<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    let values = Values::Normal { mean: 1e4, std: 1.0 };
+    for (samples, layout) in [
+        (vec![8], Layout::ChannelsFirst),
+        (vec![3, 5], Layout::ChannelsFirst),
+        (vec![8], Layout::ChannelsLast),
+        (vec![1, 3], Layout::ChannelsLast),
+    ] {
+        let case = Case { values, layout, ..Case::plain(5, &[33, 31], &samples) };
+        check_case::<H, T>(harness, &case)?;
+    }
+    Ok(())
+}
+
+/// A variance of 1e-12 beside an eps of 1e-5.
+pub fn a_variance_of_1e_12_drowns_in_an_eps_of_1e_5<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    let values = Values::Normal { mean: 0.0, std: 1e-6 };
+    check_case::<H, T>(harness, &Case { values, ..Case::plain(4, &[5, 3], &[2, 3]) })
+}
+
+/// One rank's values are 50 times the others'.
+pub fn one_rank_may_be_scaled_by_50<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    need_ranks(harness, 3)?;
+    let case = Case::plain(4, &[6, 5], &[2, 2, 3]);
+    let mut x = case.all(Case::x::<T>);
+    x[1] = x[1].map(|x| T::from_f64(50.0 * x.to_f64()));
+    let steps = train_on(harness, &case, &x)?;
+    let expected = Expected::on(&case, &x);
+    expected.check_y(&outputs(&steps))?;
+    expected.check_gradients(&steps)?;
+    steps.iter().try_for_each(|step| expected.check_state(&step.state))
+}
+
+/// (N, C) with one sample a rank, the plainest shape and the smallest batch.
+pub fn two_axes_and_one_sample_a_rank_are_enough<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    check_case::<H, T>(harness, &Case::plain(5, &[], &[1, 1, 1]))
+}
+
+/// A constant channel has variance 0 and never less, so y is bias: exactly, but for `f64`, whose mean may be rounded.
+pub fn a_constant_channel_gives_bias<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    for constant in [0.1, -1e4, 3.0, 1e-3] {
+        for samples in [vec![7], vec![2, 0, 5]] {
+            let values = Values::Normal { mean: constant, std: 0.0 };
+            let case = Case { values, ..Case::plain(3, &[3, 11], &samples) };
+            check_case::<H, T>(harness, &case)?;
+            if size_of::<T>() < 8 {
+                check_equals_bias(&case, &outputs(&train::<H, T>(harness, &case)?))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One element per channel over all ranks: its y is bias, and not an error.
+pub fn a_single_element_on_several_ranks_gives_bias<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    let case = Case::plain(4, &[], &[0, 1, 0]);
+    check_case::<H, T>(harness, &case)?;
+    check_equals_bias(&case, &outputs(&train::<H, T>(harness, &case)?))
+}
+
+fn check_equals_bias<T: Element>(case: &Case, got: &[Tensor<T>]) -> Outcome {
+    let bias = case.state::<T::Param>().bias.unwrap_or_default();
+    for y in got {
+        for (c, bias) in bias.iter().enumerate() {
+            let expected = T::from_f64(bias.to_f64());
+            let exact = y.channel(c).into_iter().all(|y| y == expected);
+            ensure!(exact, "y of constant channel {c} is {:?}, expected {expected:?} exactly", y.channel(c));
+        }
+    }
+    Ok(())
+}
+
+/// No rank has an element: y is empty, gradients are 0, and no statistic moves.
+pub fn empty_batches_on_all_ranks_change_nothing<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    for samples in [vec![0], vec![0, 0, 0]] {
+        check_case::<H, T>(harness, &Case::plain(5, &[2, 2], &samples))?;
+    }
+    check_case::<H, T>(harness, &Case::plain(5, &[0, 2], &[3, 2]))
+}
+
+/// An empty rank takes part with zeros: its running statistics move, its gradients are 0, and nobody sees a NaN.
+pub fn an_empty_rank_takes_part_like_any_other<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    let case = Case::plain(3, &[4], &[0, 3, 0]);
+    check_case::<H, T>(harness, &case)?;
+    let steps = train::<H, T>(harness, &case)?;
+    ensure!(steps[0].state == steps[1].state, "the empty rank has other running statistics");
+    let zero = |values: &[T::Param]| values.iter().all(|v| v.to_f64() == 0.0);
+    let gradients = &steps[0].gradients;
+    ensure!(zero(&gradients.d_weight) && zero(&gradients.d_bias), "an empty rank's gradients are not 0");
+    Ok(())
+}
+
+/// NaN or infinity in a channel: its y, dx and running statistics are not finite, on any rank; the other channels have the same
+/// bits as without.
+pub fn what_is_not_finite_stays_in_its_channel<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    need(harness, Ability::NonFinite)?;
+    for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+        for samples in [vec![2, 1, 0], vec![3]] {
+            for layout in [Layout::ChannelsFirst, Layout::ChannelsLast] {
+                let case = Case { layout, ..Case::plain(5, &[3, 3], &samples) };
+                check_containment::<H, T>(harness, &case, bad)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_containment<H: Harness, T: Element>(harness: &H, case: &Case, bad: f64) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    const HURT: usize = 2;
+    let clean = train::<H, T>(harness, case)?;
+    let mut x = case.all(Case::x::<T>);
+    let positions = x[0].positions();
+    x[0].values[HURT * positions + 1] = T::from_f64(bad);
+    let hurt = train_on::<H, T>(harness, case, &x)?;
+    for (rank, (hurt, clean)) in hurt.iter().zip(&clean).enumerate() {
+        for c in 0..case.channels {
+            let values = [hurt.y.channel(c), hurt.gradients.dx.channel(c)].concat();
+            let running =
+                [&hurt.state.running_mean, &hurt.state.running_var].map(|v| v.as_ref().map(|v| v[c]));
+            let running_clean =
+                [&clean.state.running_mean, &clean.state.running_var].map(|v| v.as_ref().map(|v| v[c]));
+            if c == HURT {
+                let lost = values.iter().all(|v| !v.to_f64().is_finite());
+                ensure!(lost, "{bad} in channel {c}: y or dx is finite on rank {rank}: {values:?}");
+                let lost = running.iter().flatten().all(|v| !v.to_f64().is_finite());
+                ensure!(
+                    lost,
+                    "{bad} in channel {c}: running statistics are finite on rank {rank}: {running:?}"
+                );
+            } else {
+                let before = [clean.y.channel(c), clean.gradients.dx.channel(c)].concat();
+                let untouched =
+                    values.iter().zip(&before).all(|(a, b)| same(*a, *b)) && running == running_clean;
+                ensure!(untouched, "{bad} in channel {HURT} reaches channel {c} on rank {rank}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Numbers below the type's smallest normal one are numbers. `f64` cannot square them, and drowns them in eps, like the others.
+pub fn subnormal_values_are_not_flushed<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    need(harness, Ability::Subnormals)?;
+    let smallest = smallest_subnormal::<T>();
+    let case = Case { eps: 1e-300, ..Case::plain(3, &[5], &[3, 2]) };
+    let x: Vec<_> = case
+        .all(Case::x::<T>)
+        .iter()
+        .map(|x| x.map(|v| T::from_f64((v.to_f64() * 8.0).round() * smallest)))
+        .collect();
+    let steps = train_on(harness, &case, &x)?;
+    let expected = Expected::on(&case, &x);
+    expected.check_y(&outputs(&steps))
+}
+
+fn smallest_subnormal<T: Element>() -> f64 {
+    match T::DTYPE {
+        syncbn_core::Dtype::F16 => 2.0_f64.powi(-24),
+        syncbn_core::Dtype::Bf16 => 2.0_f64.powi(-133),
+        syncbn_core::Dtype::F32 => 2.0_f64.powi(-149),
+        _ => f64::from_bits(1),
+    }
+}
+
+/// Values near 1e30, whose squares only a wide accumulator holds; near half's largest for `f16`.
+pub fn large_values_do_not_overflow<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    need(harness, Ability::WideRange)?;
+    let std = if T::DTYPE == syncbn_core::Dtype::F16 { 1.6e4 } else { 1e30 };
+    let values = Values::Normal { mean: 0.0, std };
+    let case = Case { values, ..Case::plain(3, &[6, 5], &[2, 3]) };
+    let steps = train::<H, T>(harness, &case)?;
+    Expected::of(&case).check_y(&outputs(&steps))
 }

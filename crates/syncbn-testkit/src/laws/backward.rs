@@ -1,0 +1,351 @@
+//! What backward writes: dx of the whole batch, and each rank's own gradients of weight and bias.
+//!
+//! Deliberately not here: gradients of frozen statistics (see [`evaluation`](super::evaluation)).
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use syncbn_core::{Call, Config, Element, HostCommunicator, Kernels, Pass, State};
+
+use crate::expected::{Expected, train};
+use crate::harness::{Harness, need_ranks};
+use crate::oracle::{self, Affine};
+use crate::outcome::Outcome;
+use crate::property::{CASES, for_all};
+use crate::rank::{Gradients, ParameterRoom, Rank, ranks, same};
+use crate::strategies::{Case, Values, case};
+use crate::tensor::{Placed, Tensor};
+use crate::{ensure, threads};
+
+/// Any split of any batch gives the dx of the whole batch on one rank; each rank's `d_weight` and `d_bias` are its share.
+pub fn any_split_of_a_batch_gives_the_gradients_of_the_whole<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    for_all(CASES, &case(harness.max_world_size()), |case| {
+        Expected::of(case).check_gradients(&train::<H, T>(harness, case)?)
+    })
+}
+
+/// `d_weight` and `d_bias` of all ranks, added up, are those of the whole batch: no rank's holds another's share.
+pub fn parameters_gradients_of_all_ranks_add_up_to_the_whole<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    need_ranks(harness, 3)?;
+    let case = Case::plain(3, &[4, 3], &[3, 1, 2]);
+    let whole = Case { samples: vec![6], ..case.clone() };
+    let parts = train::<H, T>(harness, &case)?;
+    let added = |of: fn(&Gradients<T>) -> &Vec<T::Param>| -> Vec<T::Param> {
+        let sum = |c: usize| parts.iter().map(|part| of(&part.gradients)[c].to_f64()).sum();
+        (0..case.channels).map(|c| T::Param::from_f64(sum(c))).collect()
+    };
+    let (d_weight, d_bias) = (added(|g| &g.d_weight), added(|g| &g.d_bias));
+    Expected::<T>::of(&whole).check_rank_parameters(0, &d_weight, &d_bias)
+}
+
+/// dx written over dy has the bits of dx written apart, and so have the parameters' gradients.
+pub fn in_place_gives_the_bits_of_apart<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    for_all(CASES / 2, &case(harness.max_world_size()), |case| {
+        let differ = ranks(harness, case.world_size(), |rank: &Rank<H::Backend>| {
+            let (x, dy) = (case.x::<T>(rank.index), case.dy::<T>(rank.index));
+            let mut layer = rank.layer(case.config(), &case.state())?;
+            let placed = Placed::new(rank, &x, case.layout)?;
+            let (saved, _) = rank.forward(&mut layer, &placed, &x)?;
+            let apart = rank.backward(&mut layer, &saved, &placed, &dy)?;
+            let mut dx = Placed::new(rank, &dy, case.layout)?;
+            let mut room = ParameterRoom::new(rank, x.channels)?;
+            layer.backward_in_place(&rank.queue, &saved, placed.view(), dx.view_mut(), room.borrow())?;
+            let (d_weight, d_bias) = room.read(rank)?;
+            check_same_bits(&apart, &Gradients { dx: dx.read(rank)?, d_weight, d_bias })
+        });
+        differ.map(drop)
+    })
+}
+
+fn check_same_bits<T: Element>(a: &Gradients<T>, b: &Gradients<T>) -> Outcome {
+    let equal = a.dx.values.iter().zip(&b.dx.values).all(|(a, b)| same(*a, *b));
+    ensure!(equal, "dx differs");
+    ensure!(a.d_weight == b.d_weight, "d_weight differs: {:?} and {:?}", a.d_weight, b.d_weight);
+    ensure!(a.d_bias == b.d_bias, "d_bias differs: {:?} and {:?}", a.d_bias, b.d_bias);
+    Ok(())
+}
+
+/// A rank that needs no dx still takes part, so that its peers get theirs; what it does get has the same bits.
+pub fn a_rank_without_dx_still_takes_part<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    need_ranks(harness, 3)?;
+    let case = Case::plain(4, &[5], &[2, 2, 1]);
+    let all = train::<H, T>(harness, &case)?;
+    ranks(harness, case.world_size(), |rank: &Rank<H::Backend>| {
+        let (x, dy) = (case.x::<T>(rank.index), case.dy::<T>(rank.index));
+        let mut layer = rank.layer(case.config(), &case.state())?;
+        let placed = Placed::new(rank, &x, case.layout)?;
+        let (saved, _) = rank.forward(&mut layer, &placed, &x)?;
+        let gradients = &all[rank.index].gradients;
+        if rank.index != 1 {
+            return check_same_bits(&rank.backward(&mut layer, &saved, &placed, &dy)?, gradients);
+        }
+        let dy = Placed::new(rank, &dy, case.layout)?;
+        let mut room = ParameterRoom::new(rank, case.channels)?;
+        layer.backward_parameters(&rank.queue, &saved, placed.view(), dy.view(), room.borrow())?;
+        let (d_weight, d_bias) = room.read(rank)?;
+        ensure!(d_weight == gradients.d_weight && d_bias == gradients.d_bias, "gradients without dx differ");
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// Gradients that nobody asked for change nothing about those that somebody did.
+pub fn gradients_of_parameters_are_optional<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    let case = Case::plain(4, &[5], &[2, 1]);
+    let all = train::<H, T>(harness, &case)?;
+    ranks(harness, case.world_size(), |rank: &Rank<H::Backend>| {
+        let (x, dy) = (case.x::<T>(rank.index), case.dy::<T>(rank.index));
+        let mut layer = rank.layer(case.config(), &case.state())?;
+        let x_placed = Placed::new(rank, &x, case.layout)?;
+        let dy_placed = Placed::new(rank, &dy, case.layout)?;
+        let (saved, _) = rank.forward(&mut layer, &x_placed, &x)?;
+        for (weight, bias) in [(false, false), (true, false), (false, true)] {
+            let mut dx = Placed::blank(rank, &dy, case.layout)?;
+            let mut room = ParameterRoom::new(rank, case.channels)?;
+            let mut wanted = room.borrow();
+            wanted.weight = wanted.weight.filter(|_| weight);
+            wanted.bias = wanted.bias.filter(|_| bias);
+            let (x, dy) = (x_placed.view(), dy_placed.view());
+            layer.backward(&rank.queue, &saved, x, dy, dx.view_mut(), wanted)?;
+            let (d_weight, d_bias) = room.read(rank)?;
+            let expected = &all[rank.index].gradients;
+            ensure!(dx.read(rank)? == expected.dx, "dx depends on which parameters' gradients are asked for");
+            ensure!(!weight || d_weight == expected.d_weight, "d_weight depends on d_bias");
+            ensure!(!bias || d_bias == expected.d_bias, "d_bias depends on d_weight");
+        }
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// dx, `d_weight` and `d_bias` are the slopes of sum(dy y), by central differences of forward itself.
+pub fn gradients_are_the_slopes_of_forward<H: Harness>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<f64>,
+{
+    need_ranks(harness, 3)?;
+    let case = Case { eps: 1e-3, ..Case::plain(3, &[2, 2], &[2, 0, 1]) };
+    let x = case.all(Case::x::<f64>);
+    let dy = case.all(Case::dy::<f64>);
+    let steps = train::<H, f64>(harness, &case)?;
+    let loss = |x: &[Tensor<f64>], state: &State<f64>| -> Outcome<(f64, f64)> {
+        let y = ranks(harness, case.world_size(), |rank: &Rank<H::Backend>| {
+            let mut layer = rank.layer(case.config(), state)?;
+            let placed = Placed::new(rank, &x[rank.index], case.layout)?;
+            rank.forward(&mut layer, &placed, &x[rank.index]).map(|(_, y)| y)
+        })?;
+        let (y, dy) = (Tensor::concat(&y), Tensor::concat(&dy));
+        let terms = y.values.iter().zip(&dy.values).map(|(y, dy)| y * dy);
+        Ok(terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs())))
+    };
+    // With h near the cube root of the unit, truncation and rounding cost about as much: 1e-10 of the terms each.
+    let h = 1e-5;
+    let slope = |up: (f64, f64), down: (f64, f64)| ((up.0 - down.0) / (2.0 * h), up.1);
+    let check = |what: &str, got: f64, (expected, size): (f64, f64)| -> Outcome {
+        let (error, allowed) = ((got - expected).abs(), 1e-6 * size.max(1.0));
+        ensure!(
+            error <= allowed,
+            "{what} is {got}, the slope {expected}: off by {error:e}, allowed {allowed:e}"
+        );
+        Ok(())
+    };
+    let start = case.state::<f64>();
+    for rank in 0..x.len() {
+        for i in 0..x[rank].values.len() {
+            let moved = |by: f64| {
+                let mut x = x.clone();
+                x[rank].values[i] += by;
+                loss(&x, &start)
+            };
+            let slope = slope(moved(h)?, moved(-h)?);
+            check(&format!("dx[{i}] of rank {rank}"), steps[rank].gradients.dx.values[i], slope)?;
+        }
+    }
+    for c in 0..case.channels {
+        let moved = |by: f64, of: fn(&mut State<f64>) -> &mut Option<Vec<f64>>| {
+            let mut state = start.clone();
+            if let Some(values) = of(&mut state) {
+                values[c] += by;
+            }
+            loss(&x, &state)
+        };
+        let all =
+            |of: fn(&Gradients<f64>) -> &Vec<f64>| steps.iter().map(|s| of(&s.gradients)[c]).sum::<f64>();
+        let weight = slope(moved(h, |s| &mut s.weight)?, moved(-h, |s| &mut s.weight)?);
+        check(&format!("d_weight[{c}]"), all(|g| &g.d_weight), weight)?;
+        let bias = slope(moved(h, |s| &mut s.bias)?, moved(-h, |s| &mut s.bias)?);
+        check(&format!("d_bias[{c}]"), all(|g| &g.d_bias), bias)?;
+    }
+    Ok(())
+}
+
+/// The layer used twice before its first backward, in either order of the backwards, and recomputed between: gradients belong to
+/// their own use.
+pub fn a_layer_used_twice_keeps_its_uses_apart<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    need_ranks(harness, 2)?;
+    let first = Case::plain(3, &[4], &[2, 1]);
+    let values = Values::Normal { mean: -3.0, std: 5.0 };
+    let second = Case { values, ..Case::plain(3, &[2, 3], &[0, 3]) };
+    let expected = [train::<H, T>(harness, &first)?, train::<H, T>(harness, &second)?];
+    let states = ranks(harness, 2, |rank: &Rank<H::Backend>| {
+        let mut layer = rank.layer(first.config(), &first.state())?;
+        let x = [first.x::<T>(rank.index), second.x::<T>(rank.index)];
+        let dy = [first.dy::<T>(rank.index), second.dy::<T>(rank.index)];
+        let placed = [Placed::new(rank, &x[0], first.layout)?, Placed::new(rank, &x[1], second.layout)?];
+        let (saved_first, y_first) = rank.forward(&mut layer, &placed[0], &x[0])?;
+        let (saved_second, _) = rank.forward(&mut layer, &placed[1], &x[1])?;
+        let after_two = layer.state(&rank.queue)?;
+
+        let mut again = Placed::blank(rank, &x[0], first.layout)?;
+        layer.recompute(&rank.queue, &saved_first, placed[0].view(), again.view_mut())?;
+        ensure!(again.read(rank)? == y_first, "the recomputed y has other bits");
+        ensure!(y_first == expected[0][rank.index].y, "y of the first use differs");
+        for order in [[0, 1], [1, 0]] {
+            for i in order {
+                let saved = if i == 0 { &saved_first } else { &saved_second };
+                let got = rank.backward(&mut layer, saved, &placed[i], &dy[i])?;
+                check_same_bits(&got, &expected[i][rank.index].gradients)?;
+            }
+        }
+        let state = layer.state(&rank.queue)?;
+        ensure!(state == after_two, "recomputation or backward has changed the state");
+        Ok(state)
+    })?;
+    for state in states {
+        let seen = state.num_batches_tracked;
+        ensure!(seen == Some(5), "two uses after 3 batches are counted as {seen:?}, expected 5");
+    }
+    Ok(())
+}
+
+/// Five steps of gradient descent, affine or not, give the parameters of the whole batch on one rank after every step.
+pub fn five_steps_of_descent_follow_the_whole_batch<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    need_ranks(harness, 3)?;
+    for affine in [true, false] {
+        let case = Case { affine, ..Case::plain(3, &[3, 2], &[3, 0, 2]) };
+        let expected = descend_by_oracle::<T>(&case);
+        let sums = threads::host_group(NonZeroUsize::new(3).unwrap());
+        let got = ranks(harness, 3, |rank: &Rank<H::Backend>| descend(rank, &case, &sums[rank.index]))?;
+        for (rank, steps) in got.iter().enumerate() {
+            for (step, (got, expected)) in steps.iter().zip(&expected).enumerate() {
+                for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
+                    let allowed = descent_bar::<T>() * expected.abs().max(1.0);
+                    let near = (got - expected).abs() <= allowed;
+                    ensure!(
+                        near,
+                        "number {i} on rank {rank} after step {step} is {got}, expected {expected}"
+                    );
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+const STEPS: usize = 5;
+const RATE: f64 = 0.02;
+
+/// Each step feeds y, rounded to `T`, back as part of dy, so that a step's error grows into the next.
+fn descent_bar<T: Element>() -> f64 {
+    match size_of::<T>() {
+        8 => 1e-11,
+        4 => 5e-6,
+        _ => 0.05,
+    }
+}
+
+/// dy = y/2 - target; then all parameters and x move against their gradients. What is compared: weight, bias, `running_mean`,
+/// `running_var`.
+fn descend<B: Kernels<T> + syncbn_core::Storage, T: Element>(
+    rank: &Rank<B>,
+    case: &Case,
+    sums: &impl HostCommunicator,
+) -> Outcome<Vec<Vec<f64>>> {
+    let mut layer = rank.layer::<T::Param>(case.config(), &case.state())?;
+    let mut x = case.x::<T>(rank.index);
+    let target = case.dy::<T>(rank.index);
+    let mut trace = Vec::new();
+    for _ in 0..STEPS {
+        let placed = Placed::new(rank, &x, case.layout)?;
+        let (saved, y) = rank.forward(&mut layer, &placed, &x)?;
+        let dy = dy_of(&y, &target);
+        let gradients = rank.backward(&mut layer, &saved, &placed, &dy)?;
+        let mut both: Vec<f64> =
+            gradients.d_weight.iter().chain(&gradients.d_bias).map(|v| v.to_f64()).collect();
+        let call = Call { layer: Arc::from("descent"), pass: Pass::Backward, channels: case.channels };
+        sums.all_reduce_sum(&call, &mut both)?;
+        let mut state = layer.state(&rank.queue)?;
+        let mut parameters = state.weight.iter_mut().chain(&mut state.bias).flatten();
+        parameters.by_ref().zip(&both).for_each(|(p, d)| *p = T::Param::from_f64(p.to_f64() - RATE * d));
+        layer.load_state(&rank.queue, &state)?;
+        x = moved(&x, &gradients.dx.map(T::to_f64));
+        let tensors = [&state.weight, &state.bias, &state.running_mean, &state.running_var];
+        trace.push(tensors.into_iter().flatten().flatten().map(|v| v.to_f64()).collect());
+    }
+    Ok(trace)
+}
+
+fn dy_of<T: Element>(y: &Tensor<T>, target: &Tensor<T>) -> Tensor<T> {
+    Tensor::from_fn(y.samples, y.channels, &y.spatial, |n, c, s| {
+        T::from_f64(y.at(n, c, s).to_f64() / 2.0 - target.at(n, c, s).to_f64())
+    })
+}
+
+fn moved<T: Element>(x: &Tensor<T>, dx: &Tensor<f64>) -> Tensor<T> {
+    Tensor::from_fn(x.samples, x.channels, &x.spatial, |n, c, s| {
+        T::from_f64(x.at(n, c, s).to_f64() - RATE * dx.at(n, c, s))
+    })
+}
+
+fn descend_by_oracle<T: Element>(case: &Case) -> Vec<Vec<f64>> {
+    let mut x = Tensor::concat(&case.all(Case::x::<T>));
+    let target = Tensor::concat(&case.all(Case::dy::<T>));
+    let start = case.state::<T::Param>();
+    let mut affine = Affine::new(case.channels, start.weight.as_ref(), start.bias.as_ref());
+    let running = Affine::new(case.channels, start.running_var.as_ref(), start.running_mean.as_ref());
+    let (mut mean, mut var) = (running.bias, running.weight);
+    let Config { eps, .. } = case.config();
+    let a = case.momentum.unwrap_or_default();
+    let mut trace = Vec::new();
+    for _ in 0..STEPS {
+        let statistics = oracle::statistics(&x, true);
+        let xhat = oracle::xhat(&x, &statistics, eps);
+        let dy = dy_of(&oracle::y(&xhat, &affine).map(T::from_f64), &target);
+        let sums = oracle::grad_sums(&xhat, &dy);
+        let dx = oracle::dx(&xhat, &dy, &statistics, Some(&sums), &affine, eps);
+        for c in 0..case.channels {
+            if case.affine {
+                affine.weight[c] -= RATE * sums[c].dy_xhat;
+                affine.bias[c] -= RATE * sums[c].dy;
+            }
+            mean[c] = (1.0 - a) * mean[c] + a * statistics[c].mean;
+            var[c] = (1.0 - a) * var[c] + a * statistics[c].unbiased();
+        }
+        x = moved(&x, &dx.map(|dx| dx.0));
+        let parameters =
+            if case.affine { [&affine.weight[..], &affine.bias[..]] } else { [&[][..], &[][..]] };
+        trace.push([&parameters.concat()[..], &mean, &var].concat());
+    }
+    trace
+}

@@ -1,0 +1,137 @@
+//! Evaluation and frozen statistics: what is computed then, and that nothing moves.
+//!
+//! Deliberately not here: that no rank is asked (see [`collectives`](super::collectives)).
+
+use syncbn_core::{Element, Kernels};
+
+use crate::ensure;
+use crate::expected::{Expected, train};
+use crate::harness::{Harness, need_ranks};
+use crate::outcome::Outcome;
+use crate::property::{CASES, for_all};
+use crate::rank::{Rank, Step, alone, ranks, same};
+use crate::strategies::{Case, case};
+use crate::tensor::Placed;
+
+fn check_frozen<T: Element>(case: &Case, steps: &[Step<T>]) -> Outcome {
+    let expected = Expected::frozen(case);
+    expected.check_y(&steps.iter().map(|step| step.y.clone()).collect::<Vec<_>>())?;
+    expected.check_gradients(steps)?;
+    for step in steps {
+        ensure!(step.state == case.state(), "the state has changed: {:?}", step.state);
+    }
+    Ok(())
+}
+
+/// Evaluation uses the running statistics, changes nothing, and has the gradient `dx = weight invstd dy`.
+pub fn evaluation_uses_the_running_statistics<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    for_all(CASES / 2, &case(harness.max_world_size()), |case| {
+        let case = &Case { track: true, ..case.clone() };
+        let steps = ranks(harness, case.world_size(), |rank: &Rank<H::Backend>| {
+            let mut layer = rank.layer(case.config(), &case.state())?;
+            layer.set_training(false);
+            let (x, dy) = (case.x::<T>(rank.index), case.dy::<T>(rank.index));
+            rank.train(&mut layer, &x, &dy, case.layout)
+        })?;
+        check_frozen(case, &steps)
+    })
+}
+
+/// A frozen layer in training mode computes what an evaluating one does, to the bit; thawed, it trains again.
+pub fn a_frozen_layer_computes_what_an_evaluating_one_does<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    let case = Case::plain(5, &[3, 2], &[3, 2]);
+    let trained = train::<H, T>(harness, &case)?;
+    let frozen = ranks(harness, 2, |rank: &Rank<H::Backend>| {
+        let (x, dy) = (case.x::<T>(rank.index), case.dy::<T>(rank.index));
+        let mut layer = rank.layer(case.config(), &case.state())?;
+        layer.set_frozen(&rank.queue, true)?;
+        let frozen = rank.train(&mut layer, &x, &dy, case.layout)?;
+        layer.set_frozen(&rank.queue, false)?;
+        layer.set_training(false);
+        let evaluated = rank.train(&mut layer, &x, &dy, case.layout)?;
+        ensure!(frozen == evaluated, "frozen and evaluating differ");
+        layer.set_training(true);
+        let thawed = rank.train(&mut layer, &x, &dy, case.layout)?;
+        ensure!(thawed == trained[rank.index], "a thawed layer does not train as before");
+        Ok(frozen)
+    })?;
+    check_frozen(&case, &frozen)
+}
+
+/// Without running statistics, evaluation uses each rank's own batch, and differentiates it.
+pub fn evaluation_without_running_statistics_uses_the_ranks_own_batch<H: Harness, T: Element>(
+    harness: &H,
+) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    let case = Case { track: false, ..Case::plain(3, &[3, 2], &[3, 2]) };
+    let steps = ranks(harness, 2, |rank: &Rank<H::Backend>| {
+        let mut layer = rank.layer(case.config(), &case.state())?;
+        layer.set_training(false);
+        rank.train(&mut layer, &case.x::<T>(rank.index), &case.dy::<T>(rank.index), case.layout)
+    })?;
+    for (rank, step) in steps.iter().enumerate() {
+        let expected = Expected::local(&case, rank);
+        let step = std::slice::from_ref(step);
+        expected.check_y(&[step[0].y.clone()]).map_err(|why| why.at(format!("rank {rank}")))?;
+        expected.check_gradients(step).map_err(|why| why.at(format!("rank {rank}")))?;
+    }
+    Ok(())
+}
+
+/// Evaluation on one rank alone, while its peers do nothing: local batch norm, and no waiting.
+pub fn evaluation_on_one_rank_needs_no_other<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    need_ranks(harness, 3)?;
+    let case = Case::plain(4, &[3], &[2, 3, 1]);
+    let run = |rank: &Rank<H::Backend>| {
+        let mut layer = rank.layer(case.config(), &case.state())?;
+        layer.set_training(false);
+        rank.train(&mut layer, &case.x::<T>(1), &case.dy::<T>(1), case.layout)
+    };
+    let by_itself = alone(harness, run)?;
+    let among_others = ranks(
+        harness,
+        3,
+        |rank: &Rank<H::Backend>| {
+            if rank.index == 1 { run(rank).map(Some) } else { Ok(None) }
+        },
+    )?;
+    ensure!(
+        among_others[1].as_ref() == Some(&by_itself),
+        "evaluation among others differs from evaluation alone"
+    );
+    Ok(())
+}
+
+/// Recomputing an evaluation gives its bits.
+pub fn an_evaluation_can_be_recomputed<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    for track in [true, false] {
+        let case = Case { track, ..Case::plain(4, &[3], &[5]) };
+        alone(harness, |rank: &Rank<H::Backend>| {
+            let x = case.x::<T>(0);
+            let mut layer = rank.layer(case.config(), &case.state())?;
+            layer.set_training(false);
+            let placed = Placed::new(rank, &x, case.layout)?;
+            let (saved, y) = rank.forward(&mut layer, &placed, &x)?;
+            let mut again = Placed::blank(rank, &x, case.layout)?;
+            layer.recompute(&rank.queue, &saved, placed.view(), again.view_mut())?;
+            let equal = again.read(rank)?.values.iter().zip(&y.values).all(|(a, b)| same(*a, *b));
+            ensure!(equal, "the recomputed y has other bits (running statistics: {track})");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
