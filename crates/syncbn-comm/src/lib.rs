@@ -1,1 +1,13 @@
-//! Placeholder.
+#![doc = include_str!("../README.md")]
+//! # Map
+//!
+//! One file per way of reaching the other ranks; today that is [`threads`].
+//!
+//! Deliberately not here: communicators that work in a device's own memory, which live with their backend, and
+//! [`Staged`](syncbn_core::Staged), which puts those of this crate in every backend's service.
+
+#![forbid(unsafe_code)]
+
+pub mod threads;
+
+pub use threads::{ThreadComm, ThreadGroup};

@@ -1,0 +1,163 @@
+//! Ranks as operating-system threads of one process: for tests, demos, and several devices driven by one process.
+//!
+//! A rank holds a [`ThreadComm`]; when its last handle is dropped, the rank has left the group. Sums are added in the order
+//! of the ranks whoever comes first, so every rank and every run gets the same bits.
+//!
+//! `meeting` is where the ranks wait for each other; `failure` is what each of them is told when they cannot meet.
+//!
+//! Deliberately not here: tasks of a thread pool as ranks. A collective blocks its thread until the last rank has come, which
+//! would starve the pool.
+
+mod failure;
+mod meeting;
+
+use std::fmt;
+use std::io;
+use std::num::NonZeroUsize;
+use std::panic::resume_unwind;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use syncbn_core::{Call, CommError, CommErrorKind, HostCommunicator};
+
+use failure::Step;
+use meeting::{Meeting, State};
+
+/// The making of a group; what it makes is one [`ThreadComm`] per rank.
+#[derive(Debug)]
+pub enum ThreadGroup {}
+
+impl ThreadGroup {
+    /// The communicators of a new group, by rank.
+    ///
+    /// `timeout` is how long a rank waits in a collective for those that have not come: it has to cover the difference in the
+    /// ranks' speed. [`Duration::MAX`] waits for ever.
+    #[must_use]
+    #[expect(clippy::new_ret_no_self, reason = "a group is nothing besides its ranks' communicators")]
+    pub fn new(world_size: NonZeroUsize, timeout: Duration) -> Vec<ThreadComm> {
+        let meeting = Arc::new(Meeting::new(world_size, timeout));
+        (0..world_size.get()).map(|rank| ThreadComm { rank, meeting: Arc::clone(&meeting) }).collect()
+    }
+}
+
+/// One rank's place in a group of threads.
+///
+/// It may be sent to, and shared by, any threads, as long as its collectives come one after the other; two at once are
+/// an error ([`CommErrorKind::Disagree`]), since ranks could pair them differently.
+///
+/// Dropping it leaves the group: what the rank has taken part in stays valid, and whoever needs it for more is told
+/// [`CommErrorKind::Left`] at once.
+pub struct ThreadComm {
+    rank: usize,
+    meeting: Arc<Meeting>,
+}
+
+impl ThreadComm {
+    /// Divides the group, as MPI's `MPI_Comm_split`: ranks of one colour form a new group, ordered by key, and by old rank
+    /// where keys are equal. A rank without a colour belongs to none and gets `None`.
+    ///
+    /// Collective: every rank of the group calls it. The new groups have this one's time-out and are otherwise independent
+    /// of it and of each other: each can fail, or be left, on its own.
+    pub fn split(&self, color: Option<u32>, key: i64) -> Result<Option<Self>, CommError> {
+        let mut state = self.meeting.enter(self.rank, &Step::Split)?;
+        state.places[self.rank].side = color.map(|color| (color, key));
+        let timeout = self.meeting.timeout();
+        let mut state = self.meeting.meet(state, self.rank, &Step::Split, |state| deal(state, timeout))?;
+        Ok(state.places[self.rank].dealt.take())
+    }
+}
+
+impl HostCommunicator for ThreadComm {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn world_size(&self) -> NonZeroUsize {
+        self.meeting.world_size()
+    }
+
+    fn all_reduce_sum(&self, call: &Call, values: &mut [f64]) -> Result<(), CommError> {
+        let step = Step::AllReduce(call.clone());
+        let mut state = self.meeting.enter(self.rank, &step)?;
+        let (expected, got) = (call.pass.message_len(call.channels), values.len());
+        if expected != got {
+            let kind = CommErrorKind::MessageLength { expected, got };
+            return Err(self.meeting.fail(state, self.rank, &step, kind));
+        }
+        let message = &mut state.places[self.rank].message;
+        message.clear();
+        message.extend_from_slice(values);
+        let state = self.meeting.meet(state, self.rank, &step, sum)?;
+        // Of the same length: the ranks agreed on the call, and each message was as long as the call says.
+        values.copy_from_slice(&state.sum);
+        Ok(())
+    }
+
+    fn status(&self) -> Result<(), CommError> {
+        self.meeting.status(self.rank)
+    }
+}
+
+impl Drop for ThreadComm {
+    fn drop(&mut self) {
+        self.meeting.leave(self.rank, thread::panicking());
+    }
+}
+
+impl fmt::Debug for ThreadComm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ThreadComm(rank {} of {})", self.rank, self.world_size())
+    }
+}
+
+/// Adds the messages in the order of the ranks.
+fn sum(state: &mut State) {
+    state.sum.clear();
+    for (rank, place) in state.places.iter().enumerate() {
+        if rank == 0 {
+            state.sum.extend_from_slice(&place.message);
+        } else {
+            state.sum.iter_mut().zip(&place.message).for_each(|(sum, value)| *sum += value);
+        }
+    }
+}
+
+/// Makes a group for each colour and puts its communicators in their owners' places.
+fn deal(state: &mut State, timeout: Duration) {
+    let with_rank = |(rank, place): (usize, &meeting::Place)| {
+        let (color, key) = place.side?;
+        Some((color, key, rank))
+    };
+    let mut members: Vec<_> = state.places.iter().enumerate().filter_map(with_rank).collect();
+    members.sort_unstable();
+    for group in members.chunk_by(|(one, ..), (other, ..)| one == other) {
+        let Some(size) = NonZeroUsize::new(group.len()) else { continue };
+        for (&(.., rank), comm) in group.iter().zip(ThreadGroup::new(size, timeout)) {
+            state.places[rank].dealt = Some(comm);
+        }
+    }
+}
+
+/// Runs `body` on a thread of its own for each rank of a new group, waits for all, and returns what they returned, by rank.
+///
+/// A rank leaves the group when its body drops the communicator, at the latest by returning. If a body panics, the other
+/// ranks' collectives fail, and once all have ended the panic goes on in the caller (the lowest rank's, if several do). The
+/// error is the operating system's, if it cannot start as many threads.
+pub fn run<R: Send>(
+    world_size: NonZeroUsize,
+    timeout: Duration,
+    body: impl Fn(ThreadComm) -> R + Sync,
+) -> io::Result<Vec<R>> {
+    let body = &body;
+    thread::scope(|scope| {
+        // If one cannot be started, those that were not are dropped with their communicators, which releases the others.
+        let start = |comm: ThreadComm| {
+            thread::Builder::new().name(format!("rank {}", comm.rank)).spawn_scoped(scope, || body(comm))
+        };
+        let ranks: Vec<_> =
+            ThreadGroup::new(world_size, timeout).into_iter().map(start).collect::<io::Result<_>>()?;
+        let results: Vec<_> = ranks.into_iter().map(thread::ScopedJoinHandle::join).collect();
+        Ok(results.into_iter().map(|result| result.unwrap_or_else(|panic| resume_unwind(panic))).collect())
+    })
+}
