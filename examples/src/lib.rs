@@ -1,0 +1,27 @@
+//! The demo: batch norm on one process, on several ranks locally, and on several ranks synchronised, side by side.
+//!
+//! - [`demo`] runs both comparisons, prints them, and judges its claims: [`parity`] trains a toy model for a hundred steps,
+//!   [`digits`] a small network on real data.
+//! - Below them: [`world`] starts the ranks, [`gradients`] sums gradients over them, [`network`] trains on one of them,
+//!   [`layers`] is what networks are made of, [`device`] is where batch norm runs.
+//! - [`difference`], [`table`], [`chart`] and [`report`] say what came out.
+//!
+//! Everything but batch norm is the least that a training loop needs, in host memory; batch norm runs on any backend.
+//!
+//! Deliberately not here: anything that a user of the crates would have to depend on.
+
+pub mod chart;
+pub mod demo;
+pub mod device;
+pub mod difference;
+pub mod digits;
+pub mod gradients;
+pub mod layers;
+pub mod network;
+pub mod parity;
+pub mod report;
+pub mod table;
+pub mod world;
+
+/// The failure of any part, in words.
+pub type Result<R> = std::result::Result<R, Box<dyn std::error::Error + Send + Sync>>;

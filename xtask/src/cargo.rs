@@ -1,0 +1,39 @@
+//! Running cargo, and asking it about the workspace.
+//!
+//! Deliberately not here: what to run.
+
+use std::env;
+use std::ffi::OsString;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use cargo_metadata::{Metadata, MetadataCommand, Package};
+
+/// The cargo that runs us, with these arguments.
+pub(crate) fn cargo(args: impl IntoIterator<Item = impl Into<OsString>>) -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(args.into_iter().map(Into::into));
+    command
+}
+
+/// Runs it to its end, with our own input and output.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    let args: Vec<_> = command.get_args().map(|arg| arg.to_string_lossy().into_owned()).collect();
+    let line = format!("cargo {}", args.join(" "));
+    eprintln!("$ {line}");
+    let status = command.status().with_context(|| line.clone())?;
+    ensure!(status.success(), "`{line}` failed: {status}");
+    Ok(())
+}
+
+/// The workspace, with every optional dependency.
+pub(crate) fn metadata() -> Result<Metadata> {
+    use cargo_metadata::CargoOpt::AllFeatures;
+    Ok(MetadataCommand::new().features(AllFeatures).other_options(vec!["--locked".into()]).exec()?)
+}
+
+/// The crates that are for a registry.
+pub(crate) fn published(metadata: &Metadata) -> impl Iterator<Item = &Package> {
+    let kept_back = |package: &Package| package.publish.as_ref().is_some_and(Vec::is_empty);
+    metadata.workspace_packages().into_iter().filter(move |package| !kept_back(package))
+}

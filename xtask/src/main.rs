@@ -1,0 +1,41 @@
+//! The project's policy, as commands that run: `cargo xtask demo`, `cargo xtask test`, `cargo xtask ci`.
+//!
+//! One file per command. Whatever is built goes to cargo's one target directory.
+//!
+//! Deliberately not here: installing anything. `.ci/run` does that, and then runs `cargo xtask ci`.
+
+mod cargo;
+mod ci;
+mod demo;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// The project's policy, as commands.
+#[derive(Parser)]
+enum Command {
+    /// Single, local and synchronised batch norm side by side; fails when a claim does not hold.
+    #[command(disable_help_flag = true)]
+    Demo(demo::Args),
+    /// All tests that this machine can run, doctests and the README's lines among them.
+    Test,
+    /// Everything that a change has to pass.
+    Ci,
+}
+
+fn main() -> ExitCode {
+    let result = match Command::parse() {
+        Command::Demo(args) => demo::run_demo(&args),
+        Command::Test => test::run_tests(),
+        Command::Ci => ci::run_all(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
