@@ -1,0 +1,37 @@
+//! Every law of the test kit, on this backend, for all four types.
+
+use rayon::ThreadPoolBuilder;
+use syncbn_cpu::Cpu;
+use syncbn_testkit::{Harness, Opened, Unavailable};
+
+/// The processor, with the pool that all of the program shares, or so many threads for each rank.
+#[derive(Clone)]
+struct CpuHarness {
+    threads: Option<usize>,
+}
+
+impl Harness for CpuHarness {
+    type Backend = Cpu;
+
+    fn name(&self) -> &'static str {
+        "cpu"
+    }
+
+    fn open(&self, _rank: usize) -> Result<Opened<Cpu>, Unavailable> {
+        Ok((Cpu, ()))
+    }
+
+    fn variants(&self) -> Vec<Self> {
+        [1, 2, 5].map(|threads| Self { threads: Some(threads) }).to_vec()
+    }
+
+    // A pool of its own for each rank: in a shared one, a rank that waits for its peers would keep a thread that they need.
+    fn surround<R: Send>(&self, rank: impl FnOnce() -> R + Send) -> R {
+        match self.threads {
+            Some(threads) => ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(rank),
+            None => rank(),
+        }
+    }
+}
+
+syncbn_testkit::conformance!(cpu: CpuHarness { threads: None }, types: [f32, f64, f16, bf16]);
