@@ -44,7 +44,7 @@ pub fn draw(path: &Path, curves: [&[f64]; 3]) -> Result<()> {
     chart
         .configure_mesh()
         .x_desc("step")
-        .y_desc("cross-entropy of the batch")
+        .y_desc(format!("cross-entropy of the batch (bold: mean of {WINDOW} steps)"))
         .axis_desc_style(text(16))
         .label_style(text(14))
         .y_label_formatter(&|loss| format!("{loss:.1}"))
@@ -64,7 +64,7 @@ pub fn draw(path: &Path, curves: [&[f64]; 3]) -> Result<()> {
     }
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::UpperRight)
+        .position(SeriesLabelPosition::MiddleRight)
         .legend_area_size(34)
         .margin(14)
         .label_font(text(15))
