@@ -7,6 +7,7 @@ use syncbn_core::backend::GradSumsArgs;
 use crate::memory::{Sums, scratch};
 use crate::number::Number;
 use crate::partition::Tiles;
+use crate::vector::vector;
 use crate::{Cpu, CpuError, reduce};
 
 pub(crate) fn grad_sums<T: Number>(args: GradSumsArgs<'_, Cpu, T>) -> Result<(), CpuError> {
@@ -20,7 +21,12 @@ pub(crate) fn grad_sums<T: Number>(args: GradSumsArgs<'_, Cpu, T>) -> Result<(),
     tiles.for_each(partials, |tile, partials| {
         partials.fill([0.0; 2]);
         let mean = |channel: usize| saved.mean[channel];
-        reduce::tile(geometry, tile, inputs, mean, partials, |[x, dy], mean| [dy, dy * (x - mean)]);
+        vector(
+            #[inline(always)]
+            || {
+                reduce::tile(geometry, tile, inputs, mean, partials, |[x, dy], mean| [dy, dy * (x - mean)]);
+            },
+        );
     });
 
     let (sum_dy, sum_dy_xmu) = message[..2 * channels].split_at_mut(channels);

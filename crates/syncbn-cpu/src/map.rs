@@ -8,28 +8,39 @@ use syncbn_core::Geometry;
 
 use crate::CpuError;
 use crate::memory::filled;
-use crate::number::{BLOCK, Block, Lane, Number};
+use crate::number::{BLOCK, Block, Lane, Number, STRIP};
 use crate::partition::{by_planes, for_each_piece};
+use crate::vector::vector;
 
-/// The `K` coefficients of every lane: of every channel where vectors run along planes, of every element of a row where
-/// they run across channels. One vector per coefficient.
-pub(crate) struct Coefficients<const K: usize>([Vec<f64>; K]);
+/// The `K` coefficients of every lane, one vector per coefficient: where vectors run along planes, of every channel; where
+/// they run across channels, of every element of a row, or of as many rows as fit into a block.
+pub(crate) struct Coefficients<const K: usize> {
+    vectors: [Vec<f64>; K],
+    /// The elements after which the pattern moves on to the next channel, or starts again.
+    period: usize,
+}
 
 impl<const K: usize> Coefficients<K> {
     /// Calls `of` once per channel, in order.
     pub(crate) fn new(geometry: &Geometry, mut of: impl FnMut(usize) -> [f64; K]) -> Result<Self, CpuError> {
-        let copies = if by_planes(geometry) { 1 } else { geometry.inner() };
+        let (channels, inner) = (geometry.channels(), geometry.inner());
+        let (copies, rows) =
+            if by_planes(geometry) { (1, 1) } else { (inner, (BLOCK / (channels * inner)).max(1)) };
+        let row = channels * copies;
         let mut vectors = [const { Vec::new() }; K];
         for vector in &mut vectors {
-            *vector = filled(0.0, geometry.channels() * copies, "coefficients")?;
+            *vector = filled(0.0, row * rows, "coefficients")?;
         }
-        for channel in 0..geometry.channels() {
+        for channel in 0..channels {
             let values = of(channel);
             for (vector, value) in vectors.iter_mut().zip(values) {
                 vector[channel * copies..(channel + 1) * copies].fill(value);
             }
         }
-        Ok(Self(vectors))
+        for vector in &mut vectors {
+            (1..rows).for_each(|copy| vector.copy_within(..row, copy * row));
+        }
+        Ok(Self { vectors, period: if by_planes(geometry) { inner } else { row * rows } })
     }
 }
 
@@ -50,12 +61,15 @@ pub(crate) fn map<T: Number, const N: usize, const K: usize>(
     output: &mut [T],
     of: impl Fn([f64; N], [f64; K]) -> f64 + Sync,
 ) {
-    for_each_piece(geometry, &mut output[..geometry.len()], |start, output| {
+    for_each_piece(coefficients.period, &mut output[..geometry.len()], |start, output| {
         let inputs = inputs.map(|input| match input {
             Input::Apart(memory) => Input::Apart(&memory[start..start + output.len()]),
             Input::Output => Input::Output,
         });
-        piece(geometry, coefficients, start, inputs, output, &of);
+        vector(
+            #[inline(always)]
+            || piece(geometry, coefficients, start, inputs, output, &of),
+        );
     });
 }
 
@@ -70,29 +84,32 @@ fn piece<T: Number, const N: usize, const K: usize>(
     of: &impl Fn([f64; N], [f64; K]) -> f64,
 ) {
     let planes = by_planes(geometry);
-    let (channels, inner) = (geometry.channels(), geometry.inner());
-    let whole = if planes { inner } else { channels * inner };
+    let period = coefficients.period;
     let mut buffers = [[T::Lane::default(); BLOCK]; N];
     let mut result = [T::Lane::default(); BLOCK];
-    let (mut at, mut within, mut channel) = (0, start % whole, start / inner % channels);
+    let (mut at, mut within) = (0, start % period);
+    let mut channel = start / geometry.inner() % geometry.channels();
     while at < output.len() {
-        let len = BLOCK.min(whole - within).min(output.len() - at);
+        let len = BLOCK.min(period - within).min(output.len() - at);
         let output = &mut output[at..at + len];
         let lanes = decode(inputs, at, output, &mut buffers);
-        T::encode(output, &mut result, |output| {
-            if planes {
-                let coefficients = array::from_fn(|k| coefficients.0[k][channel]);
-                block(lanes, output, |_| coefficients, of);
-            } else {
-                let coefficients: [&[f64]; K] = array::from_fn(|k| &coefficients.0[k][within..within + len]);
-                block(lanes, output, |i| array::from_fn(|k| coefficients[k][i]), of);
-            }
-        });
+        T::encode(
+            output,
+            &mut result,
+            #[inline(always)]
+            |output| {
+                if planes {
+                    along(lanes, output, coefficients, channel, of);
+                } else {
+                    across(lanes, output, coefficients, within, of);
+                }
+            },
+        );
         at += len;
         within += len;
-        if within == whole {
+        if within == period {
             within = 0;
-            channel = if channel + 1 == channels { 0 } else { channel + 1 };
+            channel = if channel + 1 == geometry.channels() { 0 } else { channel + 1 };
         }
     }
 }
@@ -105,23 +122,60 @@ fn decode<'s, T: Number, const N: usize>(
     output: &[T],
     buffers: &'s mut [Block<T::Lane>; N],
 ) -> [&'s [T::Lane]; N] {
-    let mut buffers = buffers.iter_mut();
-    inputs.map(|input| match (input, buffers.next()) {
-        (Input::Apart(memory), Some(buffer)) => T::decode(&memory[at..at + output.len()], buffer),
-        (Input::Output, Some(buffer)) => T::copy_out(output, buffer),
-        (_, None) => &[],
-    })
+    let mut lanes: [&[T::Lane]; N] = [&[]; N];
+    for ((lanes, input), buffer) in lanes.iter_mut().zip(inputs).zip(buffers) {
+        *lanes = match input {
+            Input::Apart(memory) => T::decode(&memory[at..at + output.len()], buffer),
+            Input::Output => T::copy_out(output, buffer),
+        };
+    }
+    lanes
 }
 
+/// A block of one channel.
 #[inline(always)]
-fn block<L: Lane, const N: usize, const K: usize>(
-    lanes: [&[L]; N],
+fn along<L: Lane, const N: usize, const K: usize>(
+    mut lanes: [&[L]; N],
     output: &mut [L],
-    coefficients: impl Fn(usize) -> [f64; K],
+    coefficients: &Coefficients<K>,
+    channel: usize,
     of: &impl Fn([f64; N], [f64; K]) -> f64,
 ) {
-    let lanes = lanes.map(|lanes| &lanes[..output.len()]);
-    for (i, output) in output.iter_mut().enumerate() {
-        *output = L::narrow(of(array::from_fn(|n| lanes[n][i].widen()), coefficients(i)));
+    let len = output.len();
+    for lanes in &mut lanes {
+        *lanes = &lanes[..len];
+    }
+    let coefficients: [f64; K] = array::from_fn(|k| coefficients.vectors[k][channel]);
+    let whole = len - len % STRIP;
+    for start in (0..whole).step_by(STRIP) {
+        for i in start..start + STRIP {
+            output[i] = L::narrow(of(array::from_fn(|n| lanes[n][i].widen()), coefficients));
+        }
+    }
+    for i in whole..len {
+        output[i] = L::narrow(of(array::from_fn(|n| lanes[n][i].widen()), coefficients));
+    }
+}
+
+/// A block of a row, whose lanes have coefficients of their own.
+#[inline(always)]
+fn across<L: Lane, const N: usize, const K: usize>(
+    mut lanes: [&[L]; N],
+    output: &mut [L],
+    coefficients: &Coefficients<K>,
+    within: usize,
+    of: &impl Fn([f64; N], [f64; K]) -> f64,
+) {
+    let len = output.len();
+    for lanes in &mut lanes {
+        *lanes = &lanes[..len];
+    }
+    let mut vectors: [&[f64]; K] = [&[]; K];
+    for (short, vector) in vectors.iter_mut().zip(&coefficients.vectors) {
+        *short = &vector[within..within + len];
+    }
+    for i in 0..len {
+        let coefficients = array::from_fn(|k| vectors[k][i]);
+        output[i] = L::narrow(of(array::from_fn(|n| lanes[n][i].widen()), coefficients));
     }
 }

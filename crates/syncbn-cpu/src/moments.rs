@@ -9,6 +9,7 @@ use syncbn_core::{Geometry, Pass, View};
 use crate::memory::{Sums, scratch};
 use crate::number::Number;
 use crate::partition::{Tile, Tiles};
+use crate::vector::vector;
 use crate::{Cpu, CpuError, reduce};
 
 pub(crate) fn moments<T: Number>(x: &View<'_, Cpu, T>, out: &mut Sums) -> Result<(), CpuError> {
@@ -16,7 +17,13 @@ pub(crate) fn moments<T: Number>(x: &View<'_, Cpu, T>, out: &mut Sums) -> Result
     let tiles = Tiles::new(geometry);
     let channels = geometry.channels();
     let partials = scratch(&mut out.partials, tiles.splits() * channels, "sums of tiles")?;
-    tiles.for_each(partials, |tile, partials| of_tile(geometry, tile, x.mem(), partials));
+    let x: &[T] = x.mem();
+    tiles.for_each(partials, |tile, partials| {
+        vector(
+            #[inline(always)]
+            || of_tile(geometry, tile, x, partials),
+        );
+    });
 
     out.local.fill(Moments::default());
     for (split, partials) in partials.chunks(channels).enumerate() {
@@ -30,6 +37,7 @@ pub(crate) fn moments<T: Number>(x: &View<'_, Cpu, T>, out: &mut Sums) -> Result
 }
 
 /// The mean and M2 of each of the tile's channels.
+#[inline(always)]
 fn of_tile<T: Number>(geometry: &Geometry, tile: &Tile, x: &[T], results: &mut [[f64; 2]]) {
     let first = tile.outer.start * geometry.channels();
     let shift = |channel: usize| x[(first + channel) * geometry.inner() + tile.inner.start].to_f64();

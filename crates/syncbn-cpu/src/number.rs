@@ -9,6 +9,9 @@ use syncbn_core::{Element, bf16, f16};
 /// The most neighbouring elements that are worked on at a time.
 pub(crate) const BLOCK: usize = 1024;
 
+/// A vector's worth of neighbours: planes are often so short that what a wider unrolled loop leaves over would dominate.
+pub(crate) const STRIP: usize = 8;
+
 /// Room for one block.
 pub(crate) type Block<L> = [L; BLOCK];
 

@@ -93,15 +93,14 @@ impl Tiles {
     }
 }
 
-/// Runs `work` for every piece of a tensor's memory, with the offset at which the piece begins.
+/// Runs `work` for every piece of a tensor's memory, with the offset at which the piece begins. Cuts are between planes or
+/// rows, `period` elements long, where these are small enough: that keeps the inner loops whole.
 pub(crate) fn for_each_piece<T: Send>(
-    geometry: &Geometry,
+    period: usize,
     memory: &mut [T],
     work: impl Fn(usize, &mut [T]) + Sync,
 ) {
-    // Cuts between planes or rows, where these are small enough, keep the inner loops whole.
-    let whole = if by_planes(geometry) { geometry.inner() } else { geometry.channels() * geometry.inner() };
-    let piece = if whole <= PIECE { PIECE / whole * whole } else { PIECE };
+    let piece = if period <= PIECE { PIECE / period * period } else { PIECE };
     if memory.len() < SERIAL {
         memory.chunks_mut(piece).enumerate().for_each(|(index, chunk)| work(index * piece, chunk));
     } else {

@@ -6,11 +6,14 @@ use std::array;
 
 use syncbn_core::Geometry;
 
-use crate::number::{BLOCK, Block, Lane, Number};
+use crate::number::{BLOCK, Block, Lane, Number, STRIP};
 use crate::partition::{Tile, by_planes};
 
 /// The independent chains of sums along a plane.
 const CHAINS: usize = 32;
+
+/// The rows that are added at a time.
+const ROWS: usize = 4;
 
 /// Adds, for every element of the tile, the two numbers that `term` makes of the inputs' elements and the channel's
 /// `shift`, to the channel's sums. `shifts` and `sums` have one entry per channel of the tile.
@@ -45,16 +48,15 @@ fn planes<T: Number, const N: usize>(
             let shift = shifts(channel);
             let plane = (outer * geometry.channels() + channel) * geometry.inner();
             let (mut start, end) = (plane + tile.inner.start, plane + tile.inner.end);
-            let mut chains = [[0.0; CHAINS]; 2];
+            let mut totals = [0.0; 2];
             while start < end {
                 let len = BLOCK.min(end - start);
                 let lanes = decode(inputs, start, len, &mut buffers);
-                along(lanes, len, shift, &mut chains, &term);
+                let [first, second] = along(lanes, len, shift, &term);
+                totals = [totals[0] + first, totals[1] + second];
                 start += len;
             }
-            for (sum, chain) in sums.iter_mut().zip(chains) {
-                *sum += total(chain);
-            }
+            *sums = [sums[0] + totals[0], sums[1] + totals[1]];
         }
     }
 }
@@ -70,16 +72,26 @@ fn rows<T: Number, const N: usize>(
 ) {
     let inner = geometry.inner();
     let len = tile.channels.len() * inner;
-    let mut buffers = [[T::Lane::default(); BLOCK]; N];
+    let mut buffers = [[[T::Lane::default(); BLOCK]; N]; ROWS];
     let mut shift = [0.0; BLOCK];
     for (channel, lanes) in tile.channels.clone().zip(shift.chunks_mut(inner)) {
         lanes.fill(shifts(channel));
     }
     let [mut first, mut second] = [[0.0; BLOCK]; 2];
-    for outer in tile.outer.clone() {
-        let start = (outer * geometry.channels() + tile.channels.start) * inner;
-        let lanes = decode(inputs, start, len, &mut buffers);
-        across(lanes, &shift[..len], &mut first[..len], &mut second[..len], &term);
+    let at = |outer: usize| (outer * geometry.channels() + tile.channels.start) * inner;
+    let mut outer = tile.outer.start;
+    while outer < tile.outer.end {
+        let (shift, first, second) = (&shift[..len], &mut first[..len], &mut second[..len]);
+        if outer + ROWS <= tile.outer.end {
+            let lanes =
+                decode_rows(inputs, array::from_fn::<_, ROWS, _>(|row| at(outer + row)), len, &mut buffers);
+            across(lanes, shift, first, second, &term);
+            outer += ROWS;
+        } else {
+            let lanes = decode_rows(inputs, [at(outer)], len, &mut buffers);
+            across(lanes, shift, first, second, &term);
+            outer += 1;
+        }
     }
     for ((sums, first), second) in sums.iter_mut().zip(first.chunks(inner)).zip(second.chunks(inner)) {
         *sums = [first.iter().sum(), second.iter().sum()];
@@ -94,52 +106,87 @@ fn decode<'s, T: Number, const N: usize>(
     len: usize,
     buffers: &'s mut [Block<T::Lane>; N],
 ) -> [&'s [T::Lane]; N] {
-    let mut buffers = buffers.iter_mut();
-    inputs.map(|input| match buffers.next() {
-        Some(buffer) => T::decode(&input[start..start + len], buffer),
-        None => &[],
-    })
+    let mut lanes: [&[T::Lane]; N] = [&[]; N];
+    for ((lanes, input), buffer) in lanes.iter_mut().zip(inputs).zip(buffers) {
+        *lanes = T::decode(&input[start..start + len], buffer);
+    }
+    lanes
 }
 
-/// Along one channel: element i belongs to chain i modulo [`CHAINS`].
+/// Along one channel: element i belongs to chain i modulo [`CHAINS`], but for a tail that fills no strip.
 #[inline(always)]
 fn along<L: Lane, const N: usize>(
-    lanes: [&[L]; N],
+    mut lanes: [&[L]; N],
     len: usize,
     shift: f64,
-    chains: &mut [[f64; CHAINS]; 2],
     term: &impl Fn([f64; N], f64) -> [f64; 2],
-) {
-    let [first, second] = chains;
-    let mut start = 0;
-    while start < len {
-        let count = CHAINS.min(len - start);
-        let block = lanes.map(|lanes| &lanes[start..start + count]);
-        for i in 0..count {
-            let [a, b] = term(array::from_fn(|n| block[n][i].widen()), shift);
-            first[i] += a;
-            second[i] += b;
-        }
-        start += count;
+) -> [f64; 2] {
+    for lanes in &mut lanes {
+        *lanes = &lanes[..len];
     }
+    let at = |i: usize| term(array::from_fn(|n| lanes[n][i].widen()), shift);
+    // Indexed by constants only, these stay in registers.
+    let mut chains = [[0.0; CHAINS]; 2];
+    let whole = len - len % CHAINS;
+    for start in (0..whole).step_by(CHAINS) {
+        for i in 0..CHAINS {
+            let [a, b] = at(start + i);
+            chains[0][i] += a;
+            chains[1][i] += b;
+        }
+    }
+    let strips = len - len % STRIP;
+    for start in (whole..strips).step_by(STRIP) {
+        for i in 0..STRIP {
+            let [a, b] = at(start + i);
+            chains[0][i] += a;
+            chains[1][i] += b;
+        }
+    }
+    let mut sums = chains.map(total);
+    for i in strips..len {
+        let [a, b] = at(i);
+        sums = [sums[0] + a, sums[1] + b];
+    }
+    sums
 }
 
-/// Across channels: every lane has sums and a shift of its own.
+/// The same lanes of every input in several rows.
 #[inline(always)]
-fn across<L: Lane, const N: usize>(
-    lanes: [&[L]; N],
+fn decode_rows<'s, T: Number, const N: usize, const R: usize>(
+    inputs: [&'s [T]; N],
+    starts: [usize; R],
+    len: usize,
+    buffers: &'s mut [[Block<T::Lane>; N]; ROWS],
+) -> [[&'s [T::Lane]; N]; R] {
+    let mut rows: [[&[T::Lane]; N]; R] = [[&[]; N]; R];
+    for ((row, start), buffers) in rows.iter_mut().zip(starts).zip(buffers) {
+        *row = decode(inputs, start, len, buffers);
+    }
+    rows
+}
+
+/// Across channels: every lane has sums and a shift of its own, which several rows share one look at.
+#[inline(always)]
+fn across<L: Lane, const N: usize, const R: usize>(
+    mut rows: [[&[L]; N]; R],
     shift: &[f64],
     first: &mut [f64],
     second: &mut [f64],
     term: &impl Fn([f64; N], f64) -> [f64; 2],
 ) {
     let len = shift.len();
-    let lanes = lanes.map(|lanes| &lanes[..len]);
+    for lanes in rows.iter_mut().flatten() {
+        *lanes = &lanes[..len];
+    }
     let (first, second) = (&mut first[..len], &mut second[..len]);
     for i in 0..len {
-        let [a, b] = term(array::from_fn(|n| lanes[n][i].widen()), shift[i]);
-        first[i] += a;
-        second[i] += b;
+        let mut sums = [first[i], second[i]];
+        for lanes in &rows {
+            let [a, b] = term(array::from_fn(|n| lanes[n][i].widen()), shift[i]);
+            sums = [sums[0] + a, sums[1] + b];
+        }
+        [first[i], second[i]] = sums;
     }
 }
 
