@@ -20,6 +20,7 @@ pub mod oracle;
 pub mod outcome;
 pub mod property;
 pub mod rank;
+pub mod spies;
 pub mod strategies;
 pub mod tensor;
 mod threads;

@@ -97,6 +97,44 @@ macro_rules! __laws_of_type {
                 evaluation_on_one_rank_needs_no_other,
                 an_evaluation_can_be_recomputed,
             ]);
+            $crate::__laws!($harness, $type, running: [
+                any_split_of_a_batch_moves_every_ranks_statistics_alike,
+                ranks_of_very_different_size_are_weighted_by_count,
+                without_momentum_statistics_are_the_average_of_all_batches,
+                the_counter_counts_by_one_however_large_it_is,
+            ]);
+            $crate::__laws!($harness, $type, collectives: [
+                a_training_step_sums_2c_plus_1_numbers_and_2c_numbers,
+                messages_hold_counts_sums_and_squares_of_the_rank,
+                nobody_is_asked_without_need,
+                groups_do_not_hear_of_each_other,
+                a_failed_forward_changes_nothing_and_poisons_the_group,
+                a_failed_backward_changes_nothing,
+                after_a_late_failure_a_state_has_to_be_loaded,
+            ]);
+            $crate::__laws!($harness, $type, layouts: [
+                every_number_of_axes_works_in_both_layouts,
+                x_and_dy_in_any_pair_of_layouts_are_right_or_refused,
+                y_in_another_layout_is_right_or_refused,
+                strides_are_read_as_the_layout_they_mean,
+            ]);
+            $crate::__laws!($harness, $type, errors: [
+                one_element_alone_is_refused_before_any_work,
+                settings_out_of_range_are_refused,
+                tensors_that_do_not_fit_are_refused,
+                saved_statistics_of_another_layer_are_refused,
+                states_that_do_not_fit_are_refused,
+                arbitrary_tensors_never_panic,
+            ]);
+            $crate::__laws!($harness, $type, determinism: [
+                two_runs_give_the_same_bits,
+                variants_give_the_same_bits,
+            ]);
+            $crate::__laws!($harness, $type, state: [
+                a_loaded_run_goes_on_bit_identically,
+                a_state_comes_back_as_it_was_loaded,
+                a_new_layer_starts_from_the_defaults,
+            ]);
             $crate::__laws_of_f64!($harness, $type);
         }
     };

@@ -169,6 +169,11 @@ impl<B: Storage, T: Element> Placed<B, T> {
         &self.buffer
     }
 
+    /// The memory itself, to be written.
+    pub fn buffer_mut(&mut self) -> &mut B::Buffer<T> {
+        &mut self.buffer
+    }
+
     /// Waits, copies the values out, and checks that the guard is whole.
     pub fn read(&self, rank: &Rank<B>) -> Outcome<Tensor<T>> {
         let memory = rank.backend.download(&rank.queue, &self.buffer)?;

@@ -2,7 +2,6 @@
 //!
 //! Deliberately not here: gradients of frozen statistics (see [`evaluation`](super::evaluation)).
 
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use syncbn_core::{Call, Config, Element, HostCommunicator, Kernels, Pass, State};
@@ -245,7 +244,7 @@ where
     for affine in [true, false] {
         let case = Case { affine, ..Case::plain(3, &[3, 2], &[3, 0, 2]) };
         let expected = descend_by_oracle::<T>(&case);
-        let sums = threads::host_group(NonZeroUsize::new(3).unwrap());
+        let sums = threads::host_group(3);
         let got = ranks(harness, 3, |rank: &Rank<H::Backend>| descend(rank, &case, &sums[rank.index]))?;
         for (rank, steps) in got.iter().enumerate() {
             for (step, (got, expected)) in steps.iter().zip(&expected).enumerate() {

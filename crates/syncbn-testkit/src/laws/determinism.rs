@@ -1,0 +1,52 @@
+//! The same bits, every time and everywhere.
+//!
+//! Deliberately not here: recomputation and writing in place, which have their bits compared beside what they do.
+
+use syncbn_core::{Element, Kernels};
+
+use crate::ensure;
+use crate::expected::train;
+use crate::harness::Harness;
+use crate::outcome::Outcome;
+use crate::property::{CASES, for_all};
+use crate::strategies::{Case, Values, case};
+
+/// Two runs of one case give the same bits.
+pub fn two_runs_give_the_same_bits<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    for_all(CASES / 4, &case(harness.max_world_size()), |case| {
+        let (one, other) = (train::<H, T>(harness, case)?, train::<H, T>(harness, case)?);
+        ensure!(one == other, "two runs differ");
+        Ok(())
+    })?;
+    let large = Case { values: Values::Mixed, ..Case::plain(3, &[97, 89], &[2, 1]) };
+    let first = train::<H, T>(harness, &large)?;
+    for _ in 0..3 {
+        ensure!(train::<H, T>(harness, &large)? == first, "two runs of a large case differ");
+    }
+    Ok(())
+}
+
+/// What must not matter, such as the number of threads, does not: a harness names it in [`Harness::variants`].
+pub fn variants_give_the_same_bits<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    let variants = harness.variants();
+    if variants.is_empty() {
+        return Err(crate::Verdict::Skipped("the harness names no variants".into()));
+    }
+    for case in [
+        Case { values: Values::Mixed, ..Case::plain(5, &[61, 67], &[2, 0, 1]) },
+        Case { layout: syncbn_core::Layout::ChannelsLast, ..Case::plain(67, &[31, 29], &[3]) },
+        Case::plain(1000, &[], &[40, 3]),
+    ] {
+        let expected = train::<H, T>(harness, &case)?;
+        for (i, variant) in variants.iter().enumerate() {
+            ensure!(train::<H, T>(variant, &case)? == expected, "variant {i} differs, on {case:?}");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,127 @@
+//! What training does to the running statistics and the counter.
+//!
+//! Deliberately not here: that evaluation leaves them alone (see [`evaluation`](super::evaluation)).
+
+use syncbn_core::{Element, Kernels, State};
+
+use crate::bars::check_running;
+use crate::ensure;
+use crate::expected::{Expected, train};
+use crate::harness::{Harness, need_ranks};
+use crate::oracle;
+use crate::outcome::Outcome;
+use crate::property::{CASES, for_all};
+use crate::rank::{Rank, alone, ranks};
+use crate::strategies::{Case, case};
+use crate::tensor::{Placed, Tensor};
+
+/// Any split of any batch moves the running statistics as the whole batch would, to the same bits on every rank.
+pub fn any_split_of_a_batch_moves_every_ranks_statistics_alike<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    for_all(CASES, &case(harness.max_world_size()), |case| {
+        let steps = train::<H, T>(harness, case)?;
+        let expected = Expected::<T>::of(case);
+        steps.iter().try_for_each(|step| {
+            ensure!(step.state == steps[0].state, "ranks have different states");
+            expected.check_state(&step.state)
+        })
+    })
+}
+
+/// Ranks of 10, 100, 1000 and 10 000 elements, momentum 0.99, 100 steps: the pooled mean and unbiased variance.
+pub fn ranks_of_very_different_size_are_weighted_by_count<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    need_ranks(harness, 4)?;
+    let case = Case { momentum: Some(0.99), ..Case::plain(2, &[10], &[1, 10, 100, 1000]) };
+    let mut x = case.all(Case::x::<T>);
+    for (rank, x) in x.iter_mut().enumerate() {
+        *x = x.map(|v| T::from_f64(v.to_f64() + 3.0 * rank as f64));
+    }
+    let pooled = oracle::statistics(&Tensor::concat(&x), true);
+    let states = ranks(harness, 4, |rank: &Rank<H::Backend>| {
+        let x = &x[rank.index];
+        let placed = Placed::new(rank, x, case.layout)?;
+        let mut y = Placed::blank(rank, x, case.layout)?;
+        let mut layer = rank.layer(case.config(), &case.state())?;
+        for _ in 0..100 {
+            layer.forward(&rank.queue, placed.view(), y.view_mut())?;
+        }
+        Ok(layer.state(&rank.queue)?)
+    })?;
+    for state in states {
+        ensure!(state.num_batches_tracked == Some(103), "counted {:?}", state.num_batches_tracked);
+        let zeros = vec![T::Param::default(); 2];
+        check_vectors(&state, &zeros, &pooled, 1.0)?;
+    }
+    Ok(())
+}
+
+fn check_vectors<P: syncbn_core::Param>(
+    state: &State<P>,
+    before: &[P],
+    statistics: &[oracle::Channel],
+    share: f64,
+) -> Outcome {
+    let (mean, var) = (state.running_mean.as_deref(), state.running_var.as_deref());
+    check_running((mean.unwrap_or_default(), var.unwrap_or_default()), (before, before), statistics, share)
+}
+
+/// Without a momentum the running statistics are the plain average of all batches, and what was there before is forgotten.
+pub fn without_momentum_statistics_are_the_average_of_all_batches<H: Harness, T: Element>(
+    harness: &H,
+) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    let batch = |seed| Case { seed, momentum: None, ..Case::plain(3, &[4], &[3]) };
+    let start = State { num_batches_tracked: Some(0), ..batch(1).state::<T::Param>() };
+    let states = alone(harness, |rank: &Rank<H::Backend>| {
+        let mut layer = rank.layer(batch(1).config(), &start)?;
+        let mut states = Vec::new();
+        for seed in 1..=4 {
+            let x = batch(seed).x::<T>(0);
+            rank.forward(&mut layer, &Placed::new(rank, &x, batch(1).layout)?, &x)?;
+            states.push(layer.state(&rank.queue)?);
+        }
+        Ok(states)
+    })?;
+    let mut sums = vec![(0.0, 0.0); 3];
+    for (i, state) in states.iter().enumerate() {
+        let statistics = oracle::statistics(&batch(i as u64 + 1).x::<T>(0), false);
+        for (c, (sum, channel)) in sums.iter_mut().zip(&statistics).enumerate() {
+            sum.0 += channel.mean;
+            sum.1 += channel.unbiased();
+            let n = i as f64 + 1.0;
+            let bar = if size_of::<T::Param>() == 8 { 1e-12 } else { 2e-6 };
+            let got = [&state.running_mean, &state.running_var]
+                .map(|v| v.as_ref().map_or(f64::NAN, |v| v[c].to_f64()));
+            crate::bars::check_number("running_mean", c, got[0], sum.0 / n, bar * (1.0 + sum.0.abs()))?;
+            crate::bars::check_number("running_var", c, got[1], sum.1 / n, bar * (1.0 + sum.1))?;
+        }
+    }
+    Ok(())
+}
+
+/// The counter is an integer of 64 bits: past 2^40 it still counts by one.
+pub fn the_counter_counts_by_one_however_large_it_is<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    let case = Case::plain(2, &[3], &[3]);
+    for seen in [0, (1_i64 << 24) + 1, (1 << 31) - 1, (1 << 32) - 1, 1 << 40, (1 << 53) + 1] {
+        let start = State { num_batches_tracked: Some(seen), ..case.state::<T::Param>() };
+        let state = alone(harness, |rank: &Rank<H::Backend>| {
+            let x = case.x::<T>(0);
+            let mut layer = rank.layer(case.config(), &start)?;
+            rank.forward(&mut layer, &Placed::new(rank, &x, case.layout)?, &x)?;
+            Ok(layer.state(&rank.queue)?)
+        })?;
+        let got = state.num_batches_tracked;
+        ensure!(got == Some(seen + 1), "after {seen} comes {got:?}");
+    }
+    Ok(())
+}
