@@ -215,7 +215,7 @@ fn hash(words: [u64; 5]) -> u64 {
 
 /// A standard normal number, by Box and Muller, cut off at 4 so that values which must fit a half do.
 fn normal(hash: u64) -> f64 {
-    let unit = |bits: u64| (bits as u32 as f64 + 0.5) / 4_294_967_296.0;
+    let unit = |bits: u64| (f64::from(bits as u32) + 0.5) / 4_294_967_296.0;
     let (u, v) = (unit(hash >> 32), unit(hash));
     ((-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()).clamp(-4.0, 4.0)
 }

@@ -106,7 +106,7 @@ impl<T: Copy> Tensor<T> {
     }
 
     /// The tensor of this one's shape whose memory holds these values.
-    fn from_memory(&self, layout: Layout, memory: &[T]) -> Self {
+    fn filled_from(&self, layout: Layout, memory: &[T]) -> Self {
         let (channels, positions) = (self.channels, self.positions());
         Self::from_fn(self.samples, channels, &self.spatial, |n, c, s| match layout {
             Layout::ChannelsFirst => memory[(n * channels + c) * positions + s],
@@ -182,6 +182,6 @@ impl<B: Storage, T: Element> Placed<B, T> {
         let (values, guard) = memory.split_at(len);
         let whole = guard.iter().all(|&v| v == T::from_f64(FILLER));
         ensure!(whole, "memory behind the tensor was overwritten: {guard:?}");
-        Ok(self.like.from_memory(self.layout, values))
+        Ok(self.like.filled_from(self.layout, values))
     }
 }

@@ -75,7 +75,7 @@ where
         (vec![8], Layout::ChannelsLast),
         (vec![1, 3], Layout::ChannelsLast),
     ] {
-        let case = Case { values, layout, ..Case::plain(5, &[33, 31], &samples) };
+        let case = Case { layout, values, ..Case::plain(5, &[33, 31], &samples) };
         check_case::<H, T>(harness, &case)?;
     }
     Ok(())

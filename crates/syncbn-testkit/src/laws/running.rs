@@ -89,7 +89,7 @@ where
         }
         Ok(states)
     })?;
-    let mut sums = vec![(0.0, 0.0); 3];
+    let mut sums = [(0.0, 0.0); 3];
     for (i, state) in states.iter().enumerate() {
         let statistics = oracle::statistics(&batch(i as u64 + 1).x::<T>(0), false);
         for (c, (sum, channel)) in sums.iter_mut().zip(&statistics).enumerate() {
