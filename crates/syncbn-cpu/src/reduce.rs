@@ -9,8 +9,8 @@ use syncbn_core::Geometry;
 use crate::number::{BLOCK, Block, Lane, Number, STRIP};
 use crate::partition::{Tile, by_planes};
 
-/// The independent chains of sums along a plane.
-const CHAINS: usize = 32;
+/// The independent strips of sums along a plane: enough to hide how long an addition takes.
+const CHAINS: usize = 4;
 
 /// The rows that are added at a time.
 const ROWS: usize = 4;
@@ -113,42 +113,57 @@ fn decode<'s, T: Number, const N: usize>(
     lanes
 }
 
-/// Along one channel: element i belongs to chain i modulo [`CHAINS`], but for a tail that fills no strip.
+/// Along one channel: of whole blocks of chains, then of whole strips, element i belongs to chain i modulo their length.
 #[inline(always)]
 fn along<L: Lane, const N: usize>(
-    mut lanes: [&[L]; N],
+    lanes: [&[L]; N],
     len: usize,
     shift: f64,
     term: &impl Fn([f64; N], f64) -> [f64; 2],
 ) -> [f64; 2] {
-    for lanes in &mut lanes {
-        *lanes = &lanes[..len];
+    let mut sums = [[[0.0; STRIP]; 2]; CHAINS];
+    let mut start = 0;
+    while start + CHAINS * STRIP <= len {
+        for (chain, sums) in sums.iter_mut().enumerate() {
+            *sums = strip(lanes, start + chain * STRIP, shift, *sums, term);
+        }
+        start += CHAINS * STRIP;
     }
-    let at = |i: usize| term(array::from_fn(|n| lanes[n][i].widen()), shift);
-    // Indexed by constants only, these stay in registers.
-    let mut chains = [[0.0; CHAINS]; 2];
-    let whole = len - len % CHAINS;
-    for start in (0..whole).step_by(CHAINS) {
-        for i in 0..CHAINS {
-            let [a, b] = at(start + i);
-            chains[0][i] += a;
-            chains[1][i] += b;
+    let mut sum = sums.into_iter().fold([[0.0; STRIP]; 2], add);
+    while start + STRIP <= len {
+        sum = strip(lanes, start, shift, sum, term);
+        start += STRIP;
+    }
+    let mut sum = sum.map(|strip| strip.iter().sum::<f64>());
+    for i in start..len {
+        let [a, b] = term(array::from_fn(|n| lanes[n][i].widen()), shift);
+        sum = [sum[0] + a, sum[1] + b];
+    }
+    sum
+}
+
+/// Adds the terms of a strip: a length that the compiler knows, so that the sums stay in a register.
+#[inline(always)]
+fn strip<L: Lane, const N: usize>(
+    lanes: [&[L]; N],
+    start: usize,
+    shift: f64,
+    sums: [[f64; STRIP]; 2],
+    term: &impl Fn([f64; N], f64) -> [f64; 2],
+) -> [[f64; STRIP]; 2] {
+    let mut values = [[0.0; N]; STRIP];
+    for (n, lanes) in lanes.iter().enumerate() {
+        for (values, lane) in values.iter_mut().zip(&lanes[start..start + STRIP]) {
+            values[n] = lane.widen();
         }
     }
-    let strips = len - len % STRIP;
-    for start in (whole..strips).step_by(STRIP) {
-        for i in 0..STRIP {
-            let [a, b] = at(start + i);
-            chains[0][i] += a;
-            chains[1][i] += b;
-        }
-    }
-    let mut sums = chains.map(total);
-    for i in strips..len {
-        let [a, b] = at(i);
-        sums = [sums[0] + a, sums[1] + b];
-    }
-    sums
+    let terms = values.map(|values| term(values, shift));
+    add(sums, [terms.map(|[a, _]| a), terms.map(|[_, b]| b)])
+}
+
+#[inline(always)]
+fn add(a: [[f64; STRIP]; 2], b: [[f64; STRIP]; 2]) -> [[f64; STRIP]; 2] {
+    array::from_fn(|k| array::from_fn(|i| a[k][i] + b[k][i]))
 }
 
 /// The same lanes of every input in several rows.
@@ -188,17 +203,4 @@ fn across<L: Lane, const N: usize, const R: usize>(
         }
         [first[i], second[i]] = sums;
     }
-}
-
-/// The sum of the chains, in halves: the order in which vectors add up.
-#[inline(always)]
-fn total(mut chain: [f64; CHAINS]) -> f64 {
-    let mut half = CHAINS / 2;
-    while half > 0 {
-        for i in 0..half {
-            chain[i] += chain[i + half];
-        }
-        half /= 2;
-    }
-    chain[0]
 }

@@ -1,0 +1,35 @@
+//! The measurement of one case on any device: a copy of x, and every group's forward and backward pass.
+//!
+//! Deliberately not here: which types a device has kernels for; [`cpu`](crate::cpu) and its siblings know.
+
+use anyhow::Result;
+use syncbn_core::{Element, Kernels};
+
+use crate::results::Row;
+use crate::shapes::Case;
+use crate::step::Step;
+use crate::timing::Device;
+
+/// The rows of one case: `forward`, `backward`, and where the device has its own time, `forward_host` and `backward_host`.
+pub fn measure<D: Device, T: Element>(device: &D, case: &Case) -> Result<Vec<Row>>
+where
+    D::Backend: Kernels<T>,
+{
+    let mut rows = Vec::new();
+    for (name, group) in device.groups() {
+        let mut step = Step::<D::Backend, T>::new(device.backend(), device.queue(), group, case.geometry)?;
+        let copy = device.device_time(&mut || device.copy(&step.x, &mut step.y))?;
+        let forward = device.device_time(&mut || step.forward())?;
+        let backward = device.device_time(&mut || step.backward())?;
+        step.check()?;
+        rows.push(Row::new(name, "forward", case, forward, Some(copy)));
+        rows.push(Row::new(name, "backward", case, backward, Some(copy)));
+        if let Some(host) = device.host_time(&mut || step.forward())? {
+            rows.push(Row::new(name, "forward_host", case, host, None));
+        }
+        if let Some(host) = device.host_time(&mut || step.backward())? {
+            rows.push(Row::new(name, "backward_host", case, host, None));
+        }
+    }
+    Ok(rows)
+}
