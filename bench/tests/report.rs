@@ -44,6 +44,7 @@ fn two_runs() -> Vec<Run> {
     vec![run("Card 1", "syncbn", ours), run("Card 1", "torch", peers)]
 }
 
+#[expect(clippy::unwrap_used, reason = "a helper of tests")]
 fn table(runs: Vec<Run>) -> String {
     write(&join(runs).unwrap(), tempdir().unwrap().path()).unwrap()
 }

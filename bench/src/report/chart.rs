@@ -79,7 +79,7 @@ fn legend(area: &Area<'_>, names: &[&str]) -> Result<()> {
     let mut left = 24;
     for (name, color) in names.iter().zip(COLORS.iter().cycle()) {
         area.draw(&Rectangle::new([(left, 72), (left + 14, 86)], color.filled()))?;
-        area.draw_text(name, &text(15), (left + 20, 71))?;
+        area.draw_text(name, &text(15), (left + 20, 72))?;
         left += 48 + 9 * i32::try_from(name.len())?;
     }
     Ok(())
@@ -101,7 +101,7 @@ fn panel(area: &Area<'_>, panel: &Panel<'_>) -> Result<()> {
         .y_desc(format!("{op}, time / copy"))
         .axis_desc_style(text(16))
         .label_style(text(14))
-        .y_label_formatter(&|ratio| format!("{ratio:.0}"))
+        .y_label_formatter(&|ratio| format!("{ratio:.1}"))
         .axis_style(GREY)
         .bold_line_style(GREY.mix(0.18))
         .light_line_style(TRANSPARENT)
