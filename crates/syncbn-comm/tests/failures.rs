@@ -217,6 +217,16 @@ fn a_message_of_a_wrong_length_is_the_senders_error_and_poisons_its_peers() {
 }
 
 #[test]
+fn a_number_of_channels_that_no_message_can_have_is_an_error_of_its_length() {
+    for pass in [Pass::Forward, Pass::Backward] {
+        let [comm] = group();
+        let call = Call { layer: "bn".into(), pass, channels: usize::MAX };
+        let error = comm.all_reduce_sum(&call, &mut [0.0; 3]).unwrap_err();
+        let CommErrorKind::MessageLength { expected: usize::MAX, got: 3 } = error.kind else { panic!("{error}") };
+    }
+}
+
+#[test]
 fn a_split_beside_a_sum_is_a_disagreement_on_both_sides() {
     let [zero, one] = group();
     let (sums, splits) = at_once(|| {

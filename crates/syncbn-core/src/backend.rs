@@ -32,12 +32,13 @@ pub enum Pass {
 }
 
 impl Pass {
-    /// The number of `f64` values that are summed over the ranks.
+    /// The number of `f64` values that are summed over the ranks. It saturates, so that no message has the length that an
+    /// impossible number of channels asks for.
     #[must_use]
     pub fn message_len(self, channels: usize) -> usize {
         match self {
-            Self::Forward => 2 * channels + 1,
-            Self::Backward => 2 * channels,
+            Self::Forward => channels.saturating_mul(2).saturating_add(1),
+            Self::Backward => channels.saturating_mul(2),
         }
     }
 }
