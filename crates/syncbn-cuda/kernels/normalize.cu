@@ -1,0 +1,143 @@
+// y = (x - mean) invstd weight + bias. The first blocks of the grid walk no tensor: they own the state, one channel a
+// thread, and write the saved and the running statistics; the others finalise what they need for themselves.
+
+enum Source { GROUP, LOCAL, FROZEN, SAVED };
+
+struct NormalizeArgs {
+    Tile tile;
+    const void* x;
+    void* y;
+    const Param* weight; // null: 1
+    const Param* bias;   // null: 0
+    const f64* message;
+    const f64* m2;
+    const Param* frozen_mean;
+    const Param* frozen_var;
+    f64* saved; // [mean | invstd | M]
+    Param* running_mean; // null: nothing tracked
+    Param* running_var;
+    long long* num_batches_tracked;
+    unsigned* ticket;
+    f64 eps;
+    f64 momentum; // below 0: cumulative average
+    int source;
+    int owners;
+};
+
+struct Batch { f64 count, mean, var; };
+
+// As statistics.rs of the core has it.
+__device__ Batch batch(const NormalizeArgs& args, long long channel) {
+    Batch b = {args.message[0], 0, 0};
+    if (b.count == 0) return b;
+    b.mean = args.message[1 + channel] / b.count;
+    if (args.source == LOCAL) {
+        b.var = args.m2[channel] / b.count;
+        return b;
+    }
+    f64 square = args.message[1 + args.tile.channels + channel] / b.count;
+    b.var = fma(-b.mean, b.mean, square);
+    if (b.var <= square * (1.0 / 281474976710656.0)) b.var = 0; // false for NaN
+    return b;
+}
+
+__device__ void mean_and_invstd(const NormalizeArgs& args, long long channel, f64& mean, f64& invstd) {
+    if (args.source == SAVED) {
+        mean = args.saved[channel];
+        invstd = args.saved[args.tile.channels + channel];
+    } else if (args.source == FROZEN) {
+        mean = args.frozen_mean[channel];
+        invstd = 1.0 / sqrt((f64)args.frozen_var[channel] + args.eps);
+    } else {
+        Batch b = batch(args, channel);
+        mean = b.mean;
+        invstd = b.count == 0 ? 0 : 1.0 / sqrt(b.var + args.eps);
+    }
+}
+
+__device__ Param blend(Param old, f64 fresh, f64 weight) { return (Param)((1.0 - weight) * old + weight * fresh); }
+
+__device__ void update_running(const NormalizeArgs& args, long long channel, const Batch& b) {
+    long long number = *args.num_batches_tracked;
+    number += number < 0x7fffffffffffffffll ? 1 : 0;
+    f64 weight = args.momentum < 0 ? 1.0 / (f64)number : args.momentum;
+    if (channel < args.tile.channels) {
+        args.running_mean[channel] = blend(args.running_mean[channel], b.mean, weight);
+        if (b.count > 1) {
+            f64 unbiased = b.var * (b.count / (b.count - 1.0));
+            args.running_var[channel] = blend(args.running_var[channel], unbiased, weight);
+        } else if (!isfinite(b.var)) {
+            args.running_var[channel] = (Param)(b.var - b.var); // NaN
+        }
+    }
+    // The last block to have read the counter moves it on.
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence();
+        if (atomicInc(args.ticket, args.owners - 1) == (unsigned)(args.owners - 1)) *args.num_batches_tracked = number;
+    }
+}
+
+__device__ void own_state(const NormalizeArgs& args) {
+    long long channel = (long long)blockIdx.x * THREADS + threadIdx.x;
+    long long channels = args.tile.channels;
+    Batch b = {0, 0, 0};
+    if (channel < channels) {
+        f64 mean, invstd;
+        mean_and_invstd(args, channel, mean, invstd);
+        args.saved[channel] = mean;
+        args.saved[channels + channel] = invstd;
+        if (args.source != FROZEN) b = batch(args, channel);
+        if (channel == 0) args.saved[2 * channels] = args.source == FROZEN ? 0 : b.count;
+    }
+    if (args.running_mean && args.message[0] != 0) update_running(args, channel, b);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) normalize(const __grid_constant__ NormalizeArgs args) {
+    if (blockIdx.x < args.owners) return own_state(args);
+    const Tile& tile = args.tile;
+    Place place(tile, gridDim.x - 1 - blockIdx.x);
+
+    __shared__ Math mean_high[THREADS], mean_low[THREADS], scale[THREADS], shift[THREADS];
+    long long channel = place.first_channel() + threadIdx.x;
+    if (threadIdx.x < place.slots * WIDTH && channel < tile.channels) {
+        f64 mean, invstd;
+        mean_and_invstd(args, channel, mean, invstd);
+        mean_high[threadIdx.x] = (Math)mean;
+        mean_low[threadIdx.x] = (Math)(mean - (f64)(Math)mean);
+        scale[threadIdx.x] = (Math)(args.weight ? args.weight[channel] * invstd : invstd);
+        shift[threadIdx.x] = args.bias ? args.bias[channel] : 0;
+    }
+    __syncthreads();
+    Walk<true> walk(tile, place);
+    if (!walk.more()) return;
+    Math high[WIDTH], low[WIDTH], a[WIDTH], b[WIDTH];
+#pragma unroll
+    for (int w = 0; w < WIDTH; w++) {
+        int s = place.slot * WIDTH + w;
+        high[w] = mean_high[s];
+        low[w] = mean_low[s];
+        a[w] = scale[s];
+        b[w] = shift[s];
+    }
+    while (walk.more()) {
+        long long indices[UNROLL];
+        Vector x[UNROLL];
+        int taken = walk.take(indices);
+#pragma unroll
+        for (int u = 0; u < UNROLL; u++) {
+            if (u < taken) x[u].raw = load_constant(args.x, indices[u]);
+        }
+#pragma unroll
+        for (int u = 0; u < UNROLL; u++) {
+            if (u >= taken) continue;
+#pragma unroll
+            for (int j = 0; j < VEC; j++) {
+                int w = COLUMNS ? j : 0;
+                Math xmu = (widen(x[u].element[j]) - high[w]) - low[w];
+                narrow(xmu * a[w] + b[w], x[u].element[j]);
+            }
+            store(args.y, indices[u], x[u].raw);
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! The handle on a device: opened once, cloned freely.
+//!
+//! Deliberately not here: streams, which are the caller's.
+
+use std::fmt;
+use std::sync::Arc;
+
+use cudarc::driver::sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+use cudarc::driver::{CudaContext, CudaStream};
+use syncbn_core::Element;
+
+use crate::error::CudaError;
+use crate::module::{Key, Modules};
+use crate::raw::driver::{self, Function};
+use crate::raw::memory::Place;
+use crate::scratch::Pool;
+use crate::tile::Plan;
+
+/// A CUDA device as a backend. Cheap to clone; its queues are `Arc<CudaStream>`.
+#[derive(Clone)]
+pub struct Cuda(Arc<Device>);
+
+struct Device {
+    context: Arc<CudaContext>,
+    multiprocessors: usize,
+    modules: Modules,
+    pool: Arc<Pool>,
+}
+
+impl fmt::Debug for Cuda {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Cuda({})", self.0.context.ordinal())
+    }
+}
+
+impl Cuda {
+    /// The device of this ordinal, through its primary context.
+    pub fn open(ordinal: usize) -> Result<Self, CudaError> {
+        if !driver::is_driver_present() {
+            return Err(CudaError::MissingLibrary {
+                library: "libcuda",
+                reason: "the loader does not find it".into(),
+                install: "NVIDIA's driver",
+            });
+        }
+        let count = CudaContext::device_count().map_err(CudaError::driver("counting devices"))?;
+        let found = usize::try_from(count).unwrap_or(0);
+        if ordinal >= found {
+            return Err(CudaError::NoDevice { ordinal, found });
+        }
+        Self::new(CudaContext::new(ordinal).map_err(CudaError::driver("opening the device"))?)
+    }
+
+    /// The device of a context that the caller has.
+    pub fn new(context: Arc<CudaContext>) -> Result<Self, CudaError> {
+        let during = "asking for the device's properties";
+        let (major, minor) = context.compute_capability().map_err(CudaError::driver(during))?;
+        if major < 7 {
+            return Err(CudaError::TooOld { ordinal: context.ordinal(), major, minor });
+        }
+        let count =
+            context.attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT).map_err(CudaError::driver(during))?;
+        let multiprocessors = usize::try_from(count).unwrap_or(1).max(1);
+        let modules = Modules::new(10 * major + minor)?;
+        let pool = Arc::new(Pool::new(context.clone()));
+        Ok(Self(Arc::new(Device { context, multiprocessors, modules, pool })))
+    }
+
+    /// The context that all memory and streams have to belong to.
+    #[must_use]
+    pub fn context(&self) -> &Arc<CudaContext> {
+        &self.0.context
+    }
+
+    pub(crate) fn multiprocessors(&self) -> usize {
+        self.0.multiprocessors
+    }
+
+    pub(crate) fn pool(&self) -> &Arc<Pool> {
+        &self.0.pool
+    }
+
+    pub(crate) fn kernel<T: Element>(
+        &self,
+        kernel: &'static str,
+        plan: &Plan,
+    ) -> Result<Function, CudaError> {
+        let key = Key { kernel, dtype: T::DTYPE, vec: plan.vec, columns: plan.columns };
+        self.0.modules.get(&self.0.context, key)
+    }
+
+    pub(crate) fn check_queue(&self, queue: &CudaStream) -> Result<(), CudaError> {
+        if queue.context().cu_ctx() == self.0.context.cu_ctx() {
+            return Ok(());
+        }
+        Err(CudaError::OtherQueue { ordinal: self.0.context.ordinal() })
+    }
+
+    /// The pointer, if this device and queue may use it.
+    pub(crate) fn pointer(
+        &self,
+        queue: &CudaStream,
+        tensor: &'static str,
+        place: Place,
+    ) -> Result<u64, CudaError> {
+        if place.context != self.0.context.cu_ctx() as usize {
+            return Err(CudaError::OtherDevice { tensor, ordinal: self.0.context.ordinal() });
+        }
+        if place.stream.is_some_and(|stream| stream != queue.cu_stream() as usize) {
+            return Err(CudaError::OtherStream { what: tensor });
+        }
+        Ok(place.pointer)
+    }
+}

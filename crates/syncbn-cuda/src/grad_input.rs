@@ -1,0 +1,56 @@
+//! Enqueues `kernels/grad_input.cu`.
+
+use std::sync::Arc;
+
+use cudarc::driver::CudaStream;
+use syncbn_core::Element;
+use syncbn_core::backend::{Grad, GradInputArgs};
+
+use crate::device::Cuda;
+use crate::error::CudaError;
+use crate::raw::driver::launch;
+use crate::tile::{Plan, Tile, Work};
+
+/// `GradInputArgs` of `grad_input.cu`.
+#[repr(C)]
+pub(crate) struct GradInputParams {
+    tile: Tile,
+    x: u64,
+    dy: u64,
+    dx: u64,
+    saved: u64,
+    message: u64,
+    weight: u64,
+}
+
+pub(crate) fn enqueue<T: Element>(
+    cuda: &Cuda,
+    queue: &Arc<CudaStream>,
+    args: GradInputArgs<'_, Cuda, T>,
+) -> Result<(), CudaError> {
+    cuda.check_queue(queue)?;
+    let GradInputArgs { x, grad, saved, sums, weight, .. } = args;
+    let geometry = *x.geometry();
+    let x = cuda.pointer(queue, "x", x.mem().place)?;
+    let (dy, dx) = match grad {
+        Grad::Apart { dy, mut dx } => {
+            (cuda.pointer(queue, "dy", dy.mem().place)?, cuda.pointer(queue, "dx", dx.mem_mut().place)?)
+        }
+        Grad::InPlace(mut dy) => {
+            let dy = cuda.pointer(queue, "dy", dy.mem_mut().place)?;
+            (dy, dy)
+        }
+    };
+    if let Some(sums) = sums {
+        sums.check(queue)?;
+    }
+    let weight = weight.map_or(Ok(0), |mem| cuda.pointer(queue, "weight", mem.place))?;
+    let saved = saved.pointer(queue)?;
+    let plan = Plan::new(&geometry, size_of::<T>(), &[x, dy, dx], cuda.multiprocessors(), Work::Write)?;
+    if plan.blocks == 0 {
+        return Ok(());
+    }
+    let message = sums.map_or(0, crate::scratch::Sums::message);
+    let params = GradInputParams { tile: plan.tile, x, dy, dx, saved, message, weight };
+    launch(queue, cuda.kernel::<T>("grad_input", &plan)?, plan.blocks, params)
+}

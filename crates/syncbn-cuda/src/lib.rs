@@ -1,0 +1,38 @@
+//! The CUDA backend of syncbn: four kernels, compiled by NVRTC at first use, and NCCL in the device's own order.
+//!
+//! It builds without CUDA. At run time it needs the driver (libcuda), NVRTC (libnvrtc), and NCCL (libnccl) for [`Nccl`]
+//! only; what is missing is an error that says what to install.
+//!
+//! - Sums, messages and saved statistics are `f64`. Chains of at most 64 elements are summed in `f32` (`f64` for `f64`
+//!   activations), shifted by their first element, and merged in `f64`. No float atomics: every run gives the same bits.
+//! - From a call to its return the host never waits for the device, and allocates nothing once a shape has been seen on a
+//!   stream: a step can be captured in a CUDA graph. Memory that the caller borrows from cudarc must then be
+//!   untracked (`CudaContext::disable_event_tracking` before it was allocated), since cudarc's events break a capture.
+//! - Squares of `f32`, `f16` and `bf16` data have to fit an `f32`: differences of 1e19 within 64 neighbours are out of range.
+//!
+//! `raw` is the only module with unsafe code.
+//!
+//! Deliberately not here: autograd, streams of our own, and any launch but the four kernels.
+
+#![deny(unsafe_code)]
+
+mod backend;
+mod cache;
+mod device;
+pub mod error;
+mod grad_input;
+mod grad_sums;
+mod module;
+mod moments;
+mod normalize;
+#[allow(unsafe_code)]
+mod raw;
+mod scratch;
+mod tile;
+
+pub use cudarc;
+pub use device::Cuda;
+pub use error::CudaError;
+pub use module::compile_all;
+pub use raw::memory::{Buffer, Mem, MemMut};
+pub use scratch::{Saved, Sums};

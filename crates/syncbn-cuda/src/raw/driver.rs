@@ -1,0 +1,206 @@
+//! The driver's calls that cudarc's safe layer has no untracked form of: allocation, copies, modules and launches.
+
+use std::ffi::{CString, c_void};
+use std::sync::Arc;
+
+use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
+
+use crate::error::CudaError;
+use crate::grad_input::GradInputParams;
+use crate::grad_sums::GradSumsParams;
+use crate::moments::MomentsParams;
+use crate::normalize::NormalizeParams;
+use crate::tile::THREADS;
+
+/// Whether the driver's library is there; cudarc would panic without it.
+pub(crate) fn is_driver_present() -> bool {
+    // SAFETY: the call only asks the loader for the library, whose initialisers are those of NVIDIA's driver.
+    unsafe { sys::is_culib_present() }
+}
+
+/// Device memory that waits for the device when it is freed, so that no work can outlive it. Not tracked by events.
+#[derive(Debug)]
+pub(crate) struct DeviceMemory {
+    context: Arc<CudaContext>,
+    pointer: u64,
+}
+
+impl DeviceMemory {
+    /// At least `bytes` bytes of unset memory.
+    pub(crate) fn new(context: &Arc<CudaContext>, bytes: usize) -> Result<Self, CudaError> {
+        context.bind_to_thread().map_err(CudaError::driver("binding the context"))?;
+        let _relaxed = RelaxedCapture::begin()?;
+        // SAFETY: the context is current; the pointer is freed once, by Drop.
+        let pointer = unsafe { result::malloc_sync(bytes.max(1)) }.map_err(|source| match source.0 {
+            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => CudaError::OutOfMemory { bytes },
+            _ => CudaError::Driver { during: "allocating", source },
+        })?;
+        Ok(Self { context: context.clone(), pointer })
+    }
+
+    pub(crate) fn context(&self) -> &Arc<CudaContext> {
+        &self.context
+    }
+
+    pub(crate) fn pointer(&self) -> u64 {
+        self.pointer
+    }
+}
+
+impl Drop for DeviceMemory {
+    fn drop(&mut self) {
+        let free = || {
+            self.context.bind_to_thread()?;
+            // SAFETY: the pointer came from malloc_sync and nobody else frees it. cuMemFree waits for work in flight.
+            unsafe { result::free_sync(self.pointer) }
+        };
+        // A failure here is an earlier one's echo; cudarc reports it at the context's next use.
+        self.context.record_err(free());
+    }
+}
+
+/// Allows allocation and module loading, which touch no stream, while this thread captures a graph.
+struct RelaxedCapture(sys::CUstreamCaptureMode);
+
+impl RelaxedCapture {
+    fn begin() -> Result<Self, CudaError> {
+        let mode = exchange(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED)
+            .map_err(CudaError::driver("allowing allocation during capture"))?;
+        Ok(Self(mode))
+    }
+}
+
+impl Drop for RelaxedCapture {
+    fn drop(&mut self) {
+        let restored = exchange(self.0);
+        debug_assert!(restored.is_ok());
+    }
+}
+
+fn exchange(mut mode: sys::CUstreamCaptureMode) -> Result<sys::CUstreamCaptureMode, DriverError> {
+    // SAFETY: the driver reads and writes the one value that the pointer is for.
+    unsafe { sys::cuThreadExchangeStreamCaptureMode(&raw mut mode) }.result()?;
+    Ok(mode)
+}
+
+/// Sets bytes to 0, in stream order.
+pub(crate) fn zero(stream: &CudaStream, memory: &mut DeviceMemory, bytes: usize) -> Result<(), CudaError> {
+    // SAFETY: the memory was allocated with at least this many bytes, and is borrowed mutably.
+    unsafe { result::memset_d8_async(memory.pointer, 0, bytes, stream.cu_stream()) }
+        .map_err(CudaError::driver("clearing memory"))
+}
+
+/// Copies to the device and waits.
+///
+/// # Safety
+/// `pointer` has room for the values, on the stream's device, and nothing else uses that memory meanwhile.
+pub(crate) unsafe fn upload<T>(stream: &CudaStream, pointer: u64, values: &[T]) -> Result<(), CudaError> {
+    stream.context().bind_to_thread().map_err(CudaError::driver("binding the context"))?;
+    if values.is_empty() {
+        return Ok(());
+    }
+    // SAFETY: the caller's promise; the values live until the wait below is over.
+    let copied = unsafe { result::memcpy_htod_async(pointer, values, stream.cu_stream()) };
+    copied.and_then(|()| stream.synchronize()).map_err(CudaError::driver("copying to the device"))
+}
+
+/// Waits, and copies from the device.
+///
+/// # Safety
+/// `pointer` holds as many values, on the stream's device, and nothing writes that memory meanwhile.
+pub(crate) unsafe fn download<T>(
+    stream: &CudaStream,
+    pointer: u64,
+    values: &mut [T],
+) -> Result<(), CudaError> {
+    stream.context().bind_to_thread().map_err(CudaError::driver("binding the context"))?;
+    if values.is_empty() {
+        return stream.synchronize().map_err(CudaError::driver("waiting for the stream"));
+    }
+    // SAFETY: the caller's promise; the values live until the wait below is over.
+    let copied = unsafe { result::memcpy_dtoh_async(values, pointer, stream.cu_stream()) };
+    copied.and_then(|()| stream.synchronize()).map_err(CudaError::driver("copying from the device"))
+}
+
+/// Whether the stream is capturing a graph.
+pub(crate) fn is_capturing(stream: &CudaStream) -> Result<bool, CudaError> {
+    let status = stream.capture_status().map_err(CudaError::driver("asking for the capture's status"))?;
+    Ok(status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
+}
+
+/// A compiled kernel on a device. It is never unloaded: graphs may hold it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Function(sys::CUfunction);
+
+// SAFETY: a CUfunction is a handle that the driver lets every thread use, at any time while its module is loaded; modules
+// are never unloaded before their context goes, and every launch goes through a stream that keeps the context.
+unsafe impl Send for Function {}
+// SAFETY: as for Send: the driver's launch does not write through the handle.
+unsafe impl Sync for Function {}
+
+impl Function {
+    /// Loads the kernel of this name from a cubin, or from PTX that ends in a 0 byte.
+    pub(crate) fn load(context: &CudaContext, image: &[u8], name: &str) -> Result<Self, CudaError> {
+        context.bind_to_thread().map_err(CudaError::driver("binding the context"))?;
+        let _relaxed = RelaxedCapture::begin()?;
+        // SAFETY: the image is a whole cubin, whose header gives its length, or PTX that ends in 0.
+        let module = unsafe { result::module::load_data(image.as_ptr().cast()) }
+            .map_err(CudaError::driver("loading a kernel"))?;
+        let name = CString::new(name).unwrap_or_default();
+        // SAFETY: the module was just loaded.
+        let function = unsafe { result::module::get_function(module, name) }
+            .map_err(CudaError::driver("finding a kernel"))?;
+        Ok(Self(function))
+    }
+}
+
+/// A kernel's only parameter: a struct that has the same bytes in Rust and in CUDA.
+///
+/// # Safety
+/// The type is `repr(C)` and equals the struct that kernel [`Params::KERNEL`] takes; its pointers are device memory that
+/// is good for what the kernel does with them.
+pub(crate) unsafe trait Params {
+    const KERNEL: &'static str;
+}
+
+// SAFETY: MomentsArgs of moments.cu, field for field; filled in by moments.rs from checked views and scratch.
+unsafe impl Params for MomentsParams {
+    const KERNEL: &'static str = "moments";
+}
+// SAFETY: NormalizeArgs of normalize.cu, field for field; filled in by normalize.rs from checked views and scratch.
+unsafe impl Params for NormalizeParams {
+    const KERNEL: &'static str = "normalize";
+}
+// SAFETY: GradSumsArgs of grad_sums.cu, field for field; filled in by grad_sums.rs from checked views and scratch.
+unsafe impl Params for GradSumsParams {
+    const KERNEL: &'static str = "grad_sums";
+}
+// SAFETY: GradInputArgs of grad_input.cu, field for field; filled in by grad_input.rs from checked views and scratch.
+unsafe impl Params for GradInputParams {
+    const KERNEL: &'static str = "grad_input";
+}
+
+/// Enqueues one kernel.
+pub(crate) fn launch<P: Params>(
+    stream: &CudaStream,
+    function: Function,
+    blocks: u32,
+    mut params: P,
+) -> Result<(), CudaError> {
+    stream.context().bind_to_thread().map_err(CudaError::driver("binding the context"))?;
+    let mut pointers: [*mut c_void; 1] = [(&raw mut params).cast()];
+    let threads = THREADS as u32;
+    // SAFETY: by `Params` the struct is what the kernel takes; the driver copies it before it returns. The context
+    // is current, and the function belongs to it, since backend and stream were compared before.
+    unsafe {
+        result::launch_kernel(
+            function.0,
+            (blocks, 1, 1),
+            (threads, 1, 1),
+            0,
+            stream.cu_stream(),
+            &mut pointers,
+        )
+    }
+    .map_err(CudaError::driver(P::KERNEL))
+}

@@ -1,0 +1,7 @@
+//! All unsafe code of the crate: memory, launches, and the libraries behind them.
+//!
+//! Deliberately not here: decisions. What is launched, with which arguments and on which grid, is the other files' business.
+
+pub(crate) mod driver;
+pub(crate) mod memory;
+pub(crate) mod nvrtc;
