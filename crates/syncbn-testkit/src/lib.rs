@@ -14,6 +14,7 @@
 #![allow(clippy::needless_range_loop, clippy::must_use_candidate)]
 
 pub mod bars;
+pub mod comm;
 pub mod expected;
 pub mod harness;
 pub mod laws;
@@ -27,5 +28,6 @@ pub mod strategies;
 pub mod tensor;
 mod threads;
 
+pub use comm::CommHarness;
 pub use harness::{Ability, Gap, Harness, Join, Opened, Unavailable, need, need_ranks};
 pub use outcome::{Outcome, Verdict};

@@ -181,6 +181,72 @@ macro_rules! __laws {
     };
 }
 
+/// Tests a communicator in host memory against every law of [`comm`](crate::comm).
+///
+/// ```ignore
+/// syncbn_testkit::communicator_conformance!(threads: ThreadHarness);
+/// ```
+#[macro_export]
+macro_rules! communicator_conformance {
+    ($name:ident: $harness:expr $(,)?) => {
+        mod $name {
+            #[allow(unused_imports)]
+            use super::*;
+            $crate::__communicator_laws!(
+                $harness,
+                [
+                    ranks_know_their_place,
+                    a_sum_has_the_bits_of_the_ranks_order_whoever_comes_first,
+                    thousands_of_sums_in_a_row_stay_right,
+                    a_world_of_one_is_its_own_sum,
+                    a_rank_that_leaves_is_told_to_its_peers_at_once,
+                    a_rank_that_panics_is_told_to_its_peers_at_once,
+                    a_rank_that_never_comes_ends_the_wait,
+                    ranks_that_disagree_all_fail,
+                    a_message_of_another_length_is_refused,
+                    a_poisoned_group_answers_at_once_and_a_new_one_works,
+                    a_split_orders_by_key_and_then_by_old_rank,
+                    several_groups_work_at_once,
+                ]
+            );
+        }
+    };
+}
+
+/// The laws of a communicator, as tests.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __communicator_laws {
+    ($harness:expr, [$($law:ident),* $(,)?]) => {$(
+        #[test]
+        fn $law() {
+            $crate::macros::check_communicator(
+                &$harness,
+                env!("CARGO_PKG_NAME"),
+                concat!(module_path!(), "::", stringify!($law)),
+                $crate::comm::$law,
+            );
+        }
+    )*};
+}
+
+/// Runs a communicator's law as a test.
+pub fn check_communicator<H: crate::CommHarness>(
+    harness: &H,
+    package: &str,
+    path: &str,
+    law: impl Fn(&H) -> Outcome,
+) {
+    let outcome = match harness.available() {
+        Ok(()) => law(harness),
+        Err(why) if required(harness.name()) => {
+            Err(Verdict::Broken(format!("SYNCBN_REQUIRE asks for {}: {why}", harness.name())))
+        }
+        Err(why) => Err(Verdict::Skipped(format!("no {} here: {why}", harness.name()))),
+    };
+    report(package, path, outcome);
+}
+
 /// Whether these are the names of all four types, each once.
 #[must_use]
 pub const fn all_types(names: &[&str]) -> bool {

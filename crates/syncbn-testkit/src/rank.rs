@@ -75,7 +75,7 @@ pub fn ranks_of<H: Harness, R: Send>(
 }
 
 /// All answers, or everything that went wrong: when one rank fails, its peers fail too, and the cause may be any of them.
-fn together<R>(answers: Vec<Outcome<R>>) -> Outcome<Vec<R>> {
+pub(crate) fn together<R>(answers: Vec<Outcome<R>>) -> Outcome<Vec<R>> {
     let mut good = Vec::new();
     let mut wrong = Vec::new();
     for (rank, answer) in answers.into_iter().enumerate() {

@@ -2,6 +2,8 @@
 //!
 //! Deliberately not here: speed, and any way of setting a flaw outside these tests.
 
+#![allow(clippy::mut_mut)] // `Backend::reborrow_mut` of a `MemMut` that is a `&mut` itself
+
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -218,7 +220,7 @@ impl<T: Element> Kernels<T> for Plain {
                 saved.invstd = var.iter().map(|v| (v.to_f64() + eps).sqrt().recip()).collect();
                 saved
             }
-            Source::Batch { sums, group, saved, running, .. } => {
+            Source::Batch { sums, group, saved, mut running, .. } => {
                 let (mean, var) = self.finalise(sums, group);
                 saved.count = sums.count;
                 saved.invstd = match self.0 {
@@ -233,7 +235,7 @@ impl<T: Element> Kernels<T> for Plain {
                 if sums.count == 0.0 {
                     saved.invstd.fill(0.0);
                 } else if silent {
-                } else if let Some(running) = running {
+                } else if let Some(running) = &mut running {
                     self.update::<T::Param>(running, sums.count, &mean, &var);
                 }
                 written = saved.clone();
@@ -338,7 +340,7 @@ impl Plain {
     }
 
     /// Mean and biased variance per channel.
-    fn finalise(&self, sums: &Sums, group: bool) -> (Vec<f64>, Vec<f64>) {
+    fn finalise(self, sums: &Sums, group: bool) -> (Vec<f64>, Vec<f64>) {
         let mut count = sums.count.max(1.0);
         if group && self.0 == Flaw::LocalCount {
             count = (count / 2.0).max(1.0);
@@ -366,7 +368,13 @@ impl Plain {
         (mean, var)
     }
 
-    fn update<P: Element>(&self, running: RunningMut<'_, Self, P>, count: f64, mean: &[f64], var: &[f64]) {
+    fn update<P: Element>(
+        self,
+        running: &mut RunningMut<'_, Self, P>,
+        count: f64,
+        mean: &[f64],
+        var: &[f64],
+    ) {
         let seen = running.num_batches_tracked[0] + 1;
         match self.0 {
             Flaw::CounterForgotten => {}

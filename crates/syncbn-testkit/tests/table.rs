@@ -1,0 +1,26 @@
+//! The table of laws in `macros.rs` is whole: a law that is written is a law that is run.
+
+use std::fs;
+use std::path::Path;
+
+#[test]
+fn every_law_is_in_the_table() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let table = fs::read_to_string(src.join("macros.rs")).unwrap();
+    let mut files: Vec<_> =
+        fs::read_dir(src.join("laws")).unwrap().map(|file| file.unwrap().path()).collect();
+    files.push(src.join("comm.rs"));
+    let mut laws = 0;
+    for file in files {
+        let text = fs::read_to_string(&file).unwrap();
+        for line in text.lines().filter_map(|line| line.strip_prefix("pub fn ")) {
+            let name = line.split(['<', '(']).next().unwrap();
+            if name == "on_threads" {
+                continue;
+            }
+            laws += 1;
+            assert!(table.contains(&format!(" {name}")), "`{name}` of {} is not run", file.display());
+        }
+    }
+    assert!(laws > 60, "only {laws} laws were found");
+}
