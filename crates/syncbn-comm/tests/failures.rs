@@ -222,7 +222,9 @@ fn a_number_of_channels_that_no_message_can_have_is_an_error_of_its_length() {
         let [comm] = group();
         let call = Call { layer: "bn".into(), pass, channels: usize::MAX };
         let error = comm.all_reduce_sum(&call, &mut [0.0; 3]).unwrap_err();
-        let CommErrorKind::MessageLength { expected: usize::MAX, got: 3 } = error.kind else { panic!("{error}") };
+        let CommErrorKind::MessageLength { expected: usize::MAX, got: 3 } = error.kind else {
+            panic!("{error}")
+        };
     }
 }
 
