@@ -7,10 +7,14 @@ use std::array;
 use syncbn_core::Geometry;
 
 use crate::number::{BLOCK, Block, Lane, Number, STRIP};
-use crate::partition::{Tile, by_planes};
+use crate::partition::Tile;
 
 /// The independent strips of sums along a plane: enough to hide how long an addition takes.
 const CHAINS: usize = 4;
+
+/// From this many neighbours on, sums run along planes. A sum has to be drawn together at the end of each plane, so that
+/// short ones are cheaper to add across channels.
+const PLANE: usize = BLOCK / 4;
 
 /// The rows that are added at a time.
 const ROWS: usize = 4;
@@ -26,7 +30,7 @@ pub(crate) fn tile<T: Number, const N: usize>(
     sums: &mut [[f64; 2]],
     term: impl Fn([f64; N], f64) -> [f64; 2],
 ) {
-    if by_planes(geometry) {
+    if geometry.inner() >= PLANE {
         planes(geometry, tile, inputs, shifts, sums, term);
     } else {
         rows(geometry, tile, inputs, shifts, sums, term);
@@ -134,12 +138,11 @@ fn along<L: Lane, const N: usize>(
         sum = strip(lanes, start, shift, sum, term);
         start += STRIP;
     }
-    let mut sum = sum.map(|strip| strip.iter().sum::<f64>());
-    for i in start..len {
+    let sum = sum.map(|strip| strip.iter().sum::<f64>());
+    (start..len).fold(sum, |sum, i| {
         let [a, b] = term(array::from_fn(|n| lanes[n][i].widen()), shift);
-        sum = [sum[0] + a, sum[1] + b];
-    }
-    sum
+        [sum[0] + a, sum[1] + b]
+    })
 }
 
 /// Adds the terms of a strip: a length that the compiler knows, so that the sums stay in a register.

@@ -1,5 +1,7 @@
 //! Every law of the test kit, on this backend, for all four types.
 
+#![allow(clippy::unwrap_used)] // tests panic
+
 use rayon::ThreadPoolBuilder;
 use syncbn_cpu::Cpu;
 use syncbn_testkit::{Harness, Opened, Unavailable};

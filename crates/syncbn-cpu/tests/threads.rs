@@ -1,5 +1,7 @@
 //! Any number of threads gives the same bits.
 
+#![allow(clippy::unwrap_used)] // tests panic
+
 mod common;
 
 use common::{cases, noise, step, typed};
