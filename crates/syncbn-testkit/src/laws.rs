@@ -11,6 +11,7 @@ pub mod determinism;
 pub mod errors;
 pub mod evaluation;
 pub mod forward;
+pub mod golden;
 pub mod layouts;
 pub mod running;
 pub mod state;

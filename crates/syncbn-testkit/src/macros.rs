@@ -135,6 +135,7 @@ macro_rules! __laws_of_type {
                 a_state_comes_back_as_it_was_loaded,
                 a_new_layer_starts_from_the_defaults,
             ]);
+            $crate::__laws!($harness, $type, golden: [pytorch_computes_the_same, onnx_node_tests_pass]);
             $crate::__laws_of_f64!($harness, $type);
         }
     };

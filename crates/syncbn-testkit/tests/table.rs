@@ -7,6 +7,7 @@ use std::path::Path;
 fn every_law_is_in_the_table() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let table = fs::read_to_string(src.join("macros.rs")).unwrap();
+    let words: Vec<&str> = table.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
     let mut files: Vec<_> =
         fs::read_dir(src.join("laws")).unwrap().map(|file| file.unwrap().path()).collect();
     files.push(src.join("comm.rs"));
@@ -19,7 +20,7 @@ fn every_law_is_in_the_table() {
                 continue;
             }
             laws += 1;
-            assert!(table.contains(&format!(" {name}")), "`{name}` of {} is not run", file.display());
+            assert!(words.contains(&name), "`{name}` of {} is not run", file.display());
         }
     }
     assert!(laws > 60, "only {laws} laws were found");
