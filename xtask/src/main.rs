@@ -4,6 +4,7 @@
 //!
 //! Deliberately not here: installing anything. `.ci/run` does that, and then runs `cargo xtask ci`.
 
+mod bench;
 mod cargo;
 mod ci;
 mod demo;
@@ -21,6 +22,12 @@ enum Command {
     Demo(demo::Args),
     /// All tests that this machine can run, doctests and the README's lines among them.
     Test,
+    /// Times forward and backward of a backend, and writes results.json.
+    #[command(disable_help_flag = true)]
+    Bench(bench::Args),
+    /// Joins directories of results, ours and the peers', into a table and charts.
+    #[command(disable_help_flag = true)]
+    BenchReport(bench::Args),
     /// Everything that a change has to pass.
     Ci,
 }
@@ -29,6 +36,8 @@ fn main() -> ExitCode {
     let result = match Command::parse() {
         Command::Demo(args) => demo::run_demo(&args),
         Command::Test => test::run_tests(),
+        Command::Bench(args) => bench::run_bench(&args),
+        Command::BenchReport(args) => bench::run_report(&args),
         Command::Ci => ci::run_all(),
     };
     match result {

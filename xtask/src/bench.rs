@@ -1,0 +1,27 @@
+//! `cargo xtask bench` and `cargo xtask bench-report`: build the bench with optimisation and run it where the caller is.
+//!
+//! Deliberately not here: the options, which `--help` shows, and the peers' scripts, which are Python's.
+
+use anyhow::Result;
+
+use crate::cargo::{cargo, run};
+
+/// What is passed on to the bench.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    args: Vec<String>,
+}
+
+pub(crate) fn run_bench(args: &Args) -> Result<()> {
+    run_bin("--bin=syncbn-bench", args)
+}
+
+pub(crate) fn run_report(args: &Args) -> Result<()> {
+    run_bin("--bin=bench-report", args)
+}
+
+fn run_bin(bin: &str, args: &Args) -> Result<()> {
+    let bench = ["run", "--quiet", "--locked", "--release", "--package=syncbn-bench", bin, "--"];
+    run(&mut cargo(bench.into_iter().map(String::from).chain(args.args.iter().cloned())))
+}
