@@ -30,7 +30,7 @@ pub struct Options {
 pub fn run(device: &impl Device, options: &Options) -> Result<Report> {
     let parity = show_parity(device, options)?;
     let digits = show_digits(device, options)?;
-    let svg = std::path::absolute(&options.svg)?;
+    let svg = fs::canonicalize(&options.svg)?;
     println!("  loss curves: {}\n", svg.display());
     Ok(Report { parity, digits, svg })
 }
