@@ -242,7 +242,8 @@ pub fn a_poisoned_group_answers_at_once_and_a_new_one_works<H: CommHarness>(harn
 pub fn a_split_orders_by_key_and_then_by_old_rank<H: CommHarness>(harness: &H) -> Outcome {
     run(harness, 6, &|comm| {
         // Colour and key of each old rank, and the place it should get.
-        let plan: [(Option<u32>, i64, Option<(usize, usize)>); 6] = [
+        // Colour and key, and the rank and size of what comes of them.
+        let plan: [(_, i64, Option<(usize, usize)>); 6] = [
             (Some(7), 1, Some((1, 3))),
             (Some(2), 0, Some((0, 2))),
             (Some(7), 1, Some((2, 3))),

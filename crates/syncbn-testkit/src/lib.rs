@@ -1,7 +1,7 @@
 //! Proves a new backend or communicator in one line.
 //!
 //! A backend's `tests/conformance.rs` says how to open the device ([`Harness`]) and calls [`conformance!`]; every
-//! law of [`laws`] becomes a test for every type. The laws hold a backend against a naive two-pass oracle in `f64`
+//! law of [`laws`] becomes a test for every type; a communicator's calls [`communicator_conformance!`]. The laws hold a backend against a naive two-pass oracle in `f64`
 //! ([`oracle`]), on drawn cases ([`strategies`]), over ranks that are threads of the operating system ([`rank`]).
 //!
 //! This crate is for tests, and tests panic: that is what its `allow`s below are for.

@@ -1,0 +1,117 @@
+//! Communicators that are broken on purpose: the kit has to fail each, by the law that is named here.
+
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use syncbn_comm::threads::{ThreadComm, ThreadGroup};
+use syncbn_core::{Call, CommError, HostCommunicator};
+use syncbn_testkit::comm::{self, Body, on_threads};
+use syncbn_testkit::{CommHarness, Outcome, Verdict};
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Flaw {
+    None,
+    ForgetsTheLastRank,
+    OneRankGetsOtherBits,
+    AddsInReverse,
+    SwallowsFailures,
+    SaysItIsSound,
+    WaitsTooLittle,
+    SplitForgetsKeys,
+    NobodyIsLeftOut,
+    TellsAllTheyAreFirst,
+}
+
+struct Broken(Flaw);
+
+struct BrokenComm(ThreadComm, Flaw);
+
+impl HostCommunicator for BrokenComm {
+    fn rank(&self) -> usize {
+        if self.1 == Flaw::TellsAllTheyAreFirst { 0 } else { self.0.rank() }
+    }
+    fn world_size(&self) -> NonZeroUsize {
+        self.0.world_size()
+    }
+    fn status(&self) -> Result<(), CommError> {
+        if self.1 == Flaw::SaysItIsSound { Ok(()) } else { self.0.status() }
+    }
+    fn all_reduce_sum(&self, call: &Call, values: &mut [f64]) -> Result<(), CommError> {
+        let (rank, size) = (self.0.rank(), self.world_size().get());
+        if self.1 == Flaw::ForgetsTheLastRank && rank + 1 == size && size > 1 {
+            values.fill(0.0);
+        }
+        if self.1 == Flaw::AddsInReverse {
+            return self.add_in_reverse(call, values);
+        }
+        match self.0.all_reduce_sum(call, values) {
+            Err(_) if self.1 == Flaw::SwallowsFailures => return Ok(()),
+            other => other?,
+        }
+        if self.1 == Flaw::OneRankGetsOtherBits && rank == 1 {
+            values[0] = f64::from_bits(values[0].to_bits() ^ 1);
+        }
+        Ok(())
+    }
+}
+
+impl BrokenComm {
+    /// Collects every rank's part, one sum each, and adds them from the last to the first.
+    fn add_in_reverse(&self, call: &Call, values: &mut [f64]) -> Result<(), CommError> {
+        let mine = values.to_vec();
+        values.fill(0.0);
+        for rank in (0..self.world_size().get()).rev() {
+            let mut part = if rank == self.0.rank() { mine.clone() } else { vec![0.0; mine.len()] };
+            self.0.all_reduce_sum(call, &mut part)?;
+            values.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+        }
+        Ok(())
+    }
+}
+
+impl CommHarness for Broken {
+    type Comm = BrokenComm;
+
+    fn name(&self) -> &'static str {
+        "broken"
+    }
+    fn run(&self, world_size: NonZeroUsize, timeout: Duration, body: &Body<'_, BrokenComm>) -> Outcome {
+        let timeout = if self.0 == Flaw::WaitsTooLittle { timeout / 20 } else { timeout };
+        let group = ThreadGroup::new(world_size, timeout);
+        on_threads(group.into_iter().map(|comm| BrokenComm(comm, self.0)).collect(), body)
+    }
+    fn split(&self, comm: &BrokenComm, color: Option<u32>, key: i64) -> Outcome<Option<BrokenComm>> {
+        let (color, key) = match self.0 {
+            Flaw::SplitForgetsKeys => (color, 0),
+            Flaw::NobodyIsLeftOut => (color.or(Some(0)), key),
+            _ => (color, key),
+        };
+        Ok(comm.0.split(color, key)?.map(|group| BrokenComm(group, self.0)))
+    }
+}
+
+macro_rules! sabotage {
+    ($($test:ident: $flaw:ident, $law:ident;)*) => {$(
+        #[test]
+        fn $test() {
+            comm::$law(&Broken(Flaw::None)).unwrap();
+            let outcome = comm::$law(&Broken(Flaw::$flaw));
+            assert!(matches!(outcome, Err(Verdict::Broken(_))), "the law lets it pass: {outcome:?}");
+        }
+    )*};
+}
+
+sabotage! {
+    a_sum_that_forgets_the_last_rank: ForgetsTheLastRank, thousands_of_sums_in_a_row_stay_right;
+    one_rank_that_gets_other_bits: OneRankGetsOtherBits, a_sum_has_the_bits_of_the_ranks_order_whoever_comes_first;
+    a_sum_in_the_wrong_order: AddsInReverse, a_sum_has_the_bits_of_the_ranks_order_whoever_comes_first;
+    failures_that_nobody_hears_of: SwallowsFailures, a_rank_that_leaves_is_told_to_its_peers_at_once;
+    disagreement_that_nobody_hears_of: SwallowsFailures, ranks_that_disagree_all_fail;
+    a_wrong_length_that_nobody_hears_of: SwallowsFailures, a_message_of_another_length_is_refused;
+    a_poisoned_group_that_answers: SwallowsFailures, a_poisoned_group_answers_at_once_and_a_new_one_works;
+    a_status_that_is_always_good: SaysItIsSound, a_rank_that_panics_is_told_to_its_peers_at_once;
+    a_wait_that_ends_too_soon: WaitsTooLittle, a_rank_that_never_comes_ends_the_wait;
+    a_split_that_forgets_keys: SplitForgetsKeys, a_split_orders_by_key_and_then_by_old_rank;
+    a_split_that_leaves_nobody_out: NobodyIsLeftOut, a_split_orders_by_key_and_then_by_old_rank;
+    ranks_that_are_all_the_first: TellsAllTheyAreFirst, ranks_know_their_place;
+}
