@@ -1,4 +1,4 @@
-//! Enqueues kernels/grad_sums.cu.
+//! Enqueues `kernels/grad_sums.cu`.
 
 use std::sync::Arc;
 

@@ -1,7 +1,7 @@
-//! The CUDA backend of syncbn: four kernels, compiled by NVRTC at first use, and NCCL in the device's own order.
+//! The CUDA backend of syncbn: four kernels, compiled by NVRTC at first use.
 //!
-//! It builds without CUDA. At run time it needs the driver (libcuda), NVRTC (libnvrtc), and NCCL (libnccl) for [`Nccl`]
-//! only; what is missing is an error that says what to install.
+//! It builds without CUDA. At run time it needs the driver (libcuda) and NVRTC (libnvrtc); what is missing is an error that
+//! says what to install.
 //!
 //! - Sums, messages and saved statistics are `f64`. Chains of at most 64 elements are summed in `f32` (`f64` for `f64`
 //!   activations), shifted by their first element, and merged in `f64`. No float atomics: every run gives the same bits.
@@ -12,7 +12,8 @@
 //!
 //! `raw` is the only module with unsafe code.
 //!
-//! Deliberately not here: autograd, streams of our own, and any launch but the four kernels.
+//! Deliberately not here: autograd, streams of our own, and any launch but the four kernels. A device-native communicator
+//! (NCCL) is to come; until then ranks meet through [`Staged`](syncbn_core::Staged).
 
 #![deny(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! Enqueues kernels/moments.cu.
+//! Enqueues `kernels/moments.cu`.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Enqueues kernels/normalize.cu.
+//! Enqueues `kernels/normalize.cu`.
 
 use std::sync::Arc;
 

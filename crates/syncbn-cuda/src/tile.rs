@@ -130,6 +130,7 @@ fn vector_width(period: usize, size: usize, pointers: &[u64]) -> usize {
 }
 
 #[cfg(test)]
+#[expect(clippy::cast_sign_loss, reason = "every field of a plan was a usize")]
 mod tests {
     use super::*;
 

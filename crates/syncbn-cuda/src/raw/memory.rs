@@ -53,7 +53,7 @@ impl<'a, T: Scalar> Mem<'a, T> {
         Self { place: place(&context, pointer, len, Some(stream)), _guard: Some(guard), marker: PhantomData }
     }
 
-    /// Borrows memory of another library (DLPack, `PyTorch`, candle): `len` elements from a device pointer on.
+    /// Borrows memory of another library (`DLPack`, `PyTorch`, candle): `len` elements from a device pointer on.
     ///
     /// # Safety
     /// - Lifetime: the memory stays allocated for `'a` and until the work enqueued with it has run.
@@ -65,7 +65,7 @@ impl<'a, T: Scalar> Mem<'a, T> {
         Self { place: place(cuda.context(), pointer, len, None), _guard: None, marker: PhantomData }
     }
 
-    pub(crate) fn reborrow<'s>(&'s self) -> Mem<'s, T> {
+    pub(crate) fn reborrow(&self) -> Mem<'_, T> {
         Mem { place: self.place, _guard: None, marker: PhantomData }
     }
 }
@@ -80,7 +80,7 @@ impl<'a, T: Scalar> MemMut<'a, T> {
         Self { place: place(&context, pointer, len, Some(stream)), _guard: Some(guard), marker: PhantomData }
     }
 
-    /// Borrows memory of another library (DLPack, `PyTorch`, candle): `len` elements from a device pointer on.
+    /// Borrows memory of another library (`DLPack`, `PyTorch`, candle): `len` elements from a device pointer on.
     ///
     /// # Safety
     /// As [`Mem::from_raw`], and: the memory is writable, and nothing else reads or writes it until the work enqueued with
@@ -90,11 +90,11 @@ impl<'a, T: Scalar> MemMut<'a, T> {
         Self { place: place(cuda.context(), pointer, len, None), _guard: None, marker: PhantomData }
     }
 
-    pub(crate) fn reborrow_mut<'s>(&'s mut self) -> MemMut<'s, T> {
+    pub(crate) fn reborrow_mut(&mut self) -> MemMut<'_, T> {
         MemMut { place: self.place, _guard: None, marker: PhantomData }
     }
 
-    pub(crate) fn as_mem<'s>(&'s self) -> Mem<'s, T> {
+    pub(crate) fn as_mem(&self) -> Mem<'_, T> {
         Mem { place: self.place, _guard: None, marker: PhantomData }
     }
 }

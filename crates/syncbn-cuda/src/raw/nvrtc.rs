@@ -67,7 +67,7 @@ impl Nvrtc {
         if code == 0 { Ok((major, minor)) } else { Err(format!("nvrtcVersion gave {code}")) }
     }
 
-    /// The architectures that it can compile for, as 80 for sm_80.
+    /// The architectures that it can compile for, as 80 for `sm_80`.
     pub(crate) fn architectures(&self) -> Result<Vec<i32>, CudaError> {
         type Count = unsafe extern "C" fn(*mut c_int) -> c_int;
         let mut count = 0;
