@@ -15,7 +15,7 @@ use crate::broken;
 use crate::outcome::{Outcome, Verdict};
 
 /// Cases of a law that runs ranks, without `SYNCBN_CASES`.
-pub const CASES: u32 = 40;
+pub const CASES: u32 = 100;
 
 /// Tries the law on so many drawn cases, times `SYNCBN_CASES`.
 pub fn for_all<C: Debug>(
