@@ -82,7 +82,9 @@ impl Batch {
         }
         let mean = sum / count;
         let square = sum_of_squares / count;
-        let var = mean.mul_add(-mean, square);
+        // sum = count mean + rest, exactly: the rounding of the mean then costs the variance nothing, only that of the sums.
+        let rest = mean.mul_add(-count, sum);
+        let var = (sum.mul_add(-mean, sum_of_squares) - mean * rest) / count;
         // False for NaN, which thereby stays NaN.
         let unresolved = var <= UNRESOLVED * square;
         Self { count, mean, var: if unresolved { 0.0 } else { var } }

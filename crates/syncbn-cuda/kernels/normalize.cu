@@ -35,9 +35,10 @@ __device__ Batch batch(const NormalizeArgs& args, long long channel) {
         b.var = args.m2[channel] / b.count;
         return b;
     }
-    f64 square = args.message[1 + args.tile.channels + channel] / b.count;
-    b.var = fma(-b.mean, b.mean, square);
-    if (b.var <= square * (1.0 / 281474976710656.0)) b.var = 0; // false for NaN
+    f64 sum = args.message[1 + channel], squares = args.message[1 + args.tile.channels + channel];
+    f64 rest = fma(-b.mean, b.count, sum);
+    b.var = (fma(-sum, b.mean, squares) - b.mean * rest) / b.count;
+    if (b.var <= squares / b.count * (1.0 / 281474976710656.0)) b.var = 0; // false for NaN
     return b;
 }
 
