@@ -63,7 +63,11 @@ struct Moments {
         }
         sum_over_members(squares, place, members);
 #pragma unroll
-        for (int w = 0; w < WIDTH; w++) m2[w] = squares[w];
+        for (int w = 0; w < WIDTH; w++) {
+            // What the common mean's rounding makes of a constant channel, whose M2 is 0; false for NaN.
+            bool rounding = squares[w] <= total * mean[w] * mean[w] * 0x1p-100;
+            m2[w] = rounding ? 0 : squares[w];
+        }
         count = total;
     }
 };
