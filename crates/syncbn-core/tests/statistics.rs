@@ -62,6 +62,14 @@ fn what_rounding_leaves_of_no_variance_is_zero_and_what_data_can_resolve_is_kept
 }
 
 #[test]
+fn the_rounding_of_the_mean_costs_the_variance_nothing() {
+    // 2^20, 2^20 + 1, 2^20 + 1: both sums are exact, the mean is not, and the variance is 2/9.
+    let low = f64::from(1 << 20);
+    let (s1, s2) = (3.0 * low + 2.0, low * low + 2.0 * (low + 1.0).powi(2));
+    assert!(close(Batch::from_sums(3.0, s1, s2).var, 2.0 / 9.0, 1e-14));
+}
+
+#[test]
 fn nan_and_infinity_come_through() {
     for (s1, s2) in [(f64::NAN, f64::NAN), (f64::INFINITY, f64::INFINITY), (f64::INFINITY, f64::NAN)] {
         let batch = Batch::from_sums(4.0, s1, s2);
