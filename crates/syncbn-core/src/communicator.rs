@@ -194,6 +194,13 @@ pub enum CommErrorKind {
         /// The time that was waited.
         timeout: Duration,
     },
+    /// The sum was enqueued on the device and did not end in time: a rank is missing, late, or in another collective, and
+    /// the device cannot tell which.
+    #[error("not summed within {timeout:?}: a rank is missing, late, or in another collective")]
+    Unfinished {
+        /// The time that was waited.
+        timeout: Duration,
+    },
     /// Another rank is in another collective.
     #[error("out of step: rank {other_rank} is in {other}")]
     OutOfStep {
