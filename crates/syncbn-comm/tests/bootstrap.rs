@@ -1,5 +1,7 @@
 //! Processes, played by threads, become ranks.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
+
 use std::net::TcpListener;
 use std::num::NonZeroUsize;
 use std::thread;
@@ -19,8 +21,12 @@ fn place(rank: usize, world_size: usize, port: u16) -> Place {
     Place { rank, world_size: NonZeroUsize::new(world_size).unwrap(), local_rank: rank, meeting }
 }
 
-fn bytes() -> Result<[u8; 128], BootstrapError> {
-    Ok(std::array::from_fn(|i| i as u8))
+fn bytes() -> [u8; 128] {
+    std::array::from_fn(|i| i as u8)
+}
+
+fn meet(place: &Place, timeout: Duration) -> Result<[u8; 128], BootstrapError> {
+    share(place, timeout, || Ok(bytes()))
 }
 
 #[test]
@@ -30,8 +36,8 @@ fn every_rank_gets_rank_0s_bytes_whoever_comes_first() {
         for rank in 0..4 {
             scope.spawn(move || {
                 thread::sleep(Duration::from_millis(30 * [3, 0, 5, 1][rank]));
-                let got = share(&place(rank, 4, port), PATIENCE, bytes).unwrap();
-                assert_eq!(got, bytes().unwrap(), "rank {rank}");
+                let got = meet(&place(rank, 4, port), PATIENCE).unwrap();
+                assert_eq!(got, bytes(), "rank {rank}");
             });
         }
     });
@@ -39,7 +45,7 @@ fn every_rank_gets_rank_0s_bytes_whoever_comes_first() {
 
 #[test]
 fn a_world_of_one_asks_no_network() {
-    assert_eq!(share(&place(0, 1, 0), Duration::ZERO, bytes).unwrap(), bytes().unwrap());
+    assert_eq!(meet(&place(0, 1, 0), Duration::ZERO).unwrap(), bytes());
 }
 
 #[test]
@@ -47,8 +53,8 @@ fn ranks_that_do_not_come_are_named() {
     let port = free_port();
     let timeout = Duration::from_millis(400);
     thread::scope(|scope| {
-        let zero = scope.spawn(|| share(&place(0, 4, port), timeout, bytes));
-        let two = scope.spawn(|| share(&place(2, 4, port), timeout, bytes));
+        let zero = scope.spawn(|| meet(&place(0, 4, port), timeout));
+        let two = scope.spawn(|| meet(&place(2, 4, port), timeout));
         match zero.join().unwrap().unwrap_err() {
             BootstrapError::Missing { missing, world_size: 4, .. } => assert_eq!(missing, [1, 3]),
             other => panic!("{other}"),
@@ -61,7 +67,7 @@ fn ranks_that_do_not_come_are_named() {
 #[test]
 fn a_rank_without_a_rank_0_gives_up_in_time() {
     let began = Instant::now();
-    let error = share(&place(1, 2, free_port()), Duration::from_millis(200), bytes).unwrap_err();
+    let error = meet(&place(1, 2, free_port()), Duration::from_millis(200)).unwrap_err();
     assert!(began.elapsed() < PATIENCE, "{error}");
 }
 
@@ -69,8 +75,8 @@ fn a_rank_without_a_rank_0_gives_up_in_time() {
 fn a_process_of_another_world_is_an_error() {
     let port = free_port();
     thread::scope(|scope| {
-        let zero = scope.spawn(|| share(&place(0, 2, port), PATIENCE, bytes));
-        scope.spawn(|| share(&place(1, 3, port), Duration::from_secs(1), bytes));
+        let zero = scope.spawn(|| meet(&place(0, 2, port), PATIENCE));
+        scope.spawn(|| meet(&place(1, 3, port), Duration::from_secs(1)));
         let error = zero.join().unwrap().unwrap_err();
         assert!(matches!(error, BootstrapError::Stranger { rank: 1, got: 3, expected: 2 }), "{error}");
     });
@@ -80,6 +86,6 @@ fn a_process_of_another_world_is_an_error() {
 fn a_port_in_use_is_named_with_the_way_out() {
     let taken = TcpListener::bind("0.0.0.0:0").unwrap();
     let port = taken.local_addr().unwrap().port();
-    let error = share(&place(0, 2, port), PATIENCE, bytes).unwrap_err();
+    let error = meet(&place(0, 2, port), PATIENCE).unwrap_err();
     assert!(error.to_string().contains("SYNCBN_PORT"), "{error}");
 }
