@@ -15,7 +15,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let world_size = NonZeroUsize::new(ranks).unwrap_or(NonZeroUsize::MIN);
         let start = Instant::now();
         let results = threads::run(world_size, Duration::from_secs(60), |comm| {
-            let call = Call { layer: "bn".into(), pass: Pass::Forward, channels: CHANNELS };
+            let call = Call::new("bn", Pass::Forward, CHANNELS);
             let mut values = vec![0.0; call.pass.message_len(CHANNELS)];
             (0..CALLS).try_for_each(|_| comm.all_reduce_sum(&call, &mut values))
         })?;

@@ -68,7 +68,10 @@ fn a_rank_that_drops_its_communicator_is_reported_to_those_who_wait_for_it() {
         })
     });
     assert!(matches!(error.kind, CommErrorKind::Left { rank: 1, panicked: false }), "{error}");
-    assert_eq!(error.to_string(), "rank 0 of 2, backward of layer `bn` (1 channels): rank 1 left the group");
+    assert_eq!(
+        error.to_string(),
+        "rank 0 of 2, backward of layer `bn` (1 channels, use 0): rank 1 left the group"
+    );
 }
 
 #[test]
@@ -176,9 +179,11 @@ fn ranks_in_different_layers_each_learn_of_another_and_where_it_is() {
 }
 
 #[test]
-fn ranks_that_differ_in_pass_or_channels_are_out_of_step() {
-    let forward = Call { layer: "bn".into(), pass: Pass::Forward, channels: 4 };
-    for other in [backward("bn", 4), Call { channels: 5, ..forward.clone() }] {
+fn ranks_that_differ_in_pass_channels_or_use_are_out_of_step() {
+    let forward = Call::new("bn", Pass::Forward, 4);
+    for other in
+        [backward("bn", 4), Call { channels: 5, ..forward.clone() }, Call { sequence: 1, ..forward.clone() }]
+    {
         let comms = group::<2>();
         for error in errors(&comms, [forward.clone(), other.clone()]) {
             assert!(matches!(error.kind, CommErrorKind::OutOfStep { .. }), "{error}");
@@ -220,7 +225,7 @@ fn a_message_of_a_wrong_length_is_the_senders_error_and_poisons_its_peers() {
 fn a_number_of_channels_that_no_message_can_have_is_an_error_of_its_length() {
     for pass in [Pass::Forward, Pass::Backward] {
         let [comm] = group();
-        let call = Call { layer: "bn".into(), pass, channels: usize::MAX };
+        let call = Call::new("bn", pass, usize::MAX);
         let error = comm.all_reduce_sum(&call, &mut [0.0; 3]).unwrap_err();
         let CommErrorKind::MessageLength { expected: usize::MAX, got: 3 } = error.kind else {
             panic!("{error}")
@@ -238,7 +243,7 @@ fn a_split_beside_a_sum_is_a_disagreement_on_both_sides() {
             (sums.join().unwrap(), splits)
         })
     });
-    let summing = "backward of layer `bn` (2 channels)";
+    let summing = "backward of layer `bn` (2 channels, use 0)";
     let splitting = "a split of the group";
     assert_eq!(
         sums.to_string(),

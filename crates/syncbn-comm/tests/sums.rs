@@ -68,7 +68,7 @@ fn thousands_of_calls_in_a_row_keep_their_sums_apart() {
     let failed = threads::run(size(3), PATIENT, |comm| {
         (0..3000_usize).find(|&turn| {
             let pass = if turn % 2 == 0 { Pass::Forward } else { Pass::Backward };
-            let call = Call { layer: "bn".into(), pass, channels: turn % 5 };
+            let call = Call::new("bn", pass, turn % 5);
             let mut values = vec![(turn * (comm.rank() + 1)) as f64; pass.message_len(call.channels)];
             let result = comm.all_reduce_sum(&call, &mut values);
             result.is_err() || values.iter().any(|&value| value != (6 * turn) as f64)

@@ -98,7 +98,6 @@ pub fn backward<B: Kernels<T>, T: Element>(
     check(&step, &args)?;
     let Backward { saved, x, mut gradients, weight, mut d_weight, mut d_bias } = args;
     step.length(Tensor::Sums, saved.geometry.channels(), sums.channels)?;
-    let sums = &mut sums.inner;
     let needs_sums = match saved.scope {
         Scope::Group => true,
         Scope::Local => !matches!(gradients, Gradients::ParametersOnly { .. }),
@@ -115,12 +114,12 @@ pub fn backward<B: Kernels<T>, T: Element>(
             saved: &saved.inner,
             d_weight: shorter_mut::<B, _>(d_weight.as_mut()),
             d_bias: shorter_mut::<B, _>(d_bias.as_mut()),
-            out: &mut *sums,
+            out: &mut sums.inner,
         };
         step.device(Stage::GradSums, site.backend.grad_sums(site.queue, args))?;
     }
     if saved.scope == Scope::Group {
-        step.all_reduce(Pass::Backward, saved.geometry.channels(), sums)?;
+        step.all_reduce(Pass::Backward, saved.sequence, sums)?;
     }
     let Some(grad) = gradients.as_args() else {
         return Ok(());
@@ -129,7 +128,7 @@ pub fn backward<B: Kernels<T>, T: Element>(
         x: x.reborrow(),
         grad,
         saved: &saved.inner,
-        sums: needs_sums.then_some(&*sums),
+        sums: needs_sums.then_some(&sums.inner),
         weight: shorter::<B, _>(weight.as_ref()),
     };
     step.device(Stage::GradInput, site.backend.grad_input(site.queue, args))

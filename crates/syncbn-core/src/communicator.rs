@@ -15,6 +15,13 @@ use std::time::Duration;
 use crate::backend::{Backend, Pass};
 
 /// Which collective a rank is about to take part in. Ranks whose calls differ have fallen out of step.
+///
+/// ```
+/// use syncbn_core::{Call, Pass};
+///
+/// let third = Call { sequence: 2, ..Call::new("bn1", Pass::Backward, 64) };
+/// assert_eq!(third.to_string(), "backward of layer `bn1` (64 channels, use 2)");
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Call {
     /// The layer's name.
@@ -23,11 +30,23 @@ pub struct Call {
     pub pass: Pass,
     /// The layer's channels; with the pass, the length of the message.
     pub channels: usize,
+    /// Which use of the layer in its group, from 0; backward has the number of its forward. So a rank that has left out a use, or
+    /// goes back through two of them in another order, is told apart from its peers.
+    pub sequence: u64,
+}
+
+impl Call {
+    /// The first use of a layer.
+    #[must_use]
+    pub fn new(layer: impl Into<Arc<str>>, pass: Pass, channels: usize) -> Self {
+        Self { layer: layer.into(), pass, channels, sequence: 0 }
+    }
 }
 
 impl fmt::Display for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} of layer `{}` ({} channels)", self.pass, self.layer, self.channels)
+        let Self { layer, pass, channels, sequence } = self;
+        write!(f, "{pass} of layer `{layer}` ({channels} channels, use {sequence})")
     }
 }
 

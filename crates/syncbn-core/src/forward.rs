@@ -31,13 +31,15 @@ pub enum Scope {
 pub struct Saved<B: Backend> {
     pub(crate) layer: LayerTag,
     pub(crate) scope: Scope,
+    /// Which use of the layer in its group, if the group was asked.
+    pub(crate) sequence: u64,
     pub(crate) geometry: Geometry,
     pub(crate) inner: B::Saved,
 }
 
 impl<B: Backend> fmt::Debug for Saved<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { layer, scope, geometry, inner: _ } = self;
+        let Self { layer, scope, geometry, sequence: _, inner: _ } = self;
         write!(f, "Saved({} of {geometry:?}, {scope:?})", layer.name())
     }
 }
@@ -131,7 +133,6 @@ pub fn forward<B: Kernels<T>, T: Element>(
     let Forward { x, mut y, mut statistics, weight, bias, eps } = args;
     let geometry = *x.geometry();
     step.length(Tensor::Sums, geometry.channels(), sums.channels)?;
-    let sums = &mut sums.inner;
     let scope = statistics.scope();
     if scope == Scope::Group {
         step.group_works()?;
@@ -139,11 +140,14 @@ pub fn forward<B: Kernels<T>, T: Element>(
 
     let mut inner = step.device(Stage::Allocation, site.backend.saved(site.queue, geometry.channels()))?;
     if scope != Scope::Frozen {
-        step.device(Stage::Moments, site.backend.moments(site.queue, x.reborrow(), sums))?;
+        step.device(Stage::Moments, site.backend.moments(site.queue, x.reborrow(), &mut sums.inner))?;
     }
+    let mut sequence = 0;
     if scope == Scope::Group {
-        step.all_reduce(Pass::Forward, geometry.channels(), sums)?;
+        sequence = sums.next_use();
+        step.all_reduce(Pass::Forward, sequence, sums)?;
     }
+    let sums = &sums.inner;
     let source = match &mut statistics {
         Statistics::Group { running } => Source::Batch {
             sums,
@@ -165,7 +169,7 @@ pub fn forward<B: Kernels<T>, T: Element>(
         eps,
     };
     step.device(Stage::Normalize, site.backend.normalize(site.queue, args))?;
-    Ok(Saved { layer: site.layer.clone(), scope, geometry, inner })
+    Ok(Saved { layer: site.layer.clone(), scope, sequence, geometry, inner })
 }
 
 /// The arguments of [`recompute`].

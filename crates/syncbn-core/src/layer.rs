@@ -129,11 +129,13 @@ impl<B: Storage, P: Param> SyncBatchNorm<B, P> {
         self.frozen
     }
 
-    /// Puts the layer into another group: after a failure, or when the number of ranks changes.
+    /// Puts the layer into another group: after a failure, or when the number of ranks changes. Its uses count from 0 again
+    /// ([`Call::sequence`](crate::Call::sequence)), so every rank of the new group does this, or makes a new layer.
     pub fn set_communicator(&mut self, communicator: Arc<dyn Communicator<B>>) {
         if self.failed_since().is_some() {
             self.trust = Trust::Lost;
         }
+        self.sums.restart();
         self.place.communicator = communicator;
     }
 

@@ -50,16 +50,32 @@ pub struct Site<'a, B: Backend> {
     pub communicator: &'a dyn Communicator<B>,
 }
 
-/// The scratch in which a layer sums, with the number of channels that it is for.
+/// The scratch in which a layer sums, with the number of channels that it is for, and the count of the layer's collective uses.
+///
+/// The count tells ranks apart that have fallen out of step (see [`Call::sequence`]), so the ranks of a group make theirs, or
+/// [`restart`](Self::restart) it, at the same point of their work.
 pub struct Sums<B: Backend> {
     pub(crate) channels: usize,
     pub(crate) inner: B::Sums,
+    uses: u64,
 }
 
 impl<B: Backend> Sums<B> {
     /// Scratch on the device for this number of channels.
     pub fn new(backend: &B, queue: &B::Queue, channels: usize) -> Result<Self, B::Error> {
-        Ok(Self { channels, inner: backend.sums(queue, channels)? })
+        Ok(Self { channels, inner: backend.sums(queue, channels)?, uses: 0 })
+    }
+
+    /// Counts from 0 again: for a new group, some of whose ranks may be new themselves.
+    pub fn restart(&mut self) {
+        self.uses = 0;
+    }
+
+    /// The number of the use that begins.
+    pub(crate) fn next_use(&mut self) -> u64 {
+        let this = self.uses;
+        self.uses = this.wrapping_add(1);
+        this
     }
 }
 
@@ -105,10 +121,12 @@ impl<B: Backend> Step<'_, B> {
         self.communication(self.site.communicator.status())
     }
 
-    pub(crate) fn all_reduce(&self, pass: Pass, channels: usize, sums: &mut B::Sums) -> Result<(), Error> {
-        let call = Call { layer: self.site.layer.name.clone(), pass, channels };
+    /// The group's sums in place of this rank's; `sequence` numbers the layer's use.
+    pub(crate) fn all_reduce(&self, pass: Pass, sequence: u64, sums: &mut Sums<B>) -> Result<(), Error> {
+        let call = Call { layer: self.site.layer.name.clone(), pass, channels: sums.channels, sequence };
         let site = &self.site;
-        self.communication(site.communicator.all_reduce_sum(&call, site.backend, site.queue, sums))
+        let result = site.communicator.all_reduce_sum(&call, site.backend, site.queue, &mut sums.inner);
+        self.communication(result)
     }
 
     pub(crate) fn view<'v, T: Element>(

@@ -8,7 +8,6 @@
 
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -67,7 +66,7 @@ fn run<H: CommHarness>(harness: &H, world_size: usize, body: &Body<'_, H::Comm>)
 }
 
 fn call(channels: usize) -> Call {
-    Call { layer: Arc::from("bn"), pass: Pass::Backward, channels }
+    Call::new("bn", Pass::Backward, channels)
 }
 
 /// What a rank contributes: numbers whose sum depends on the order in which they are added.

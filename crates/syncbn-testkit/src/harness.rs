@@ -81,6 +81,9 @@ pub enum Ability {
     Subnormals,
     /// Squares of data near 1e30 fit the accumulator.
     WideRange,
+    /// The group of [`Harness::group`] compares its ranks' [`Call`](syncbn_core::Call)s, and refuses those that differ: a group in
+    /// host memory can, one that sums in a device's memory does not see its peers' calls.
+    ComparesCalls,
 }
 
 /// An ability that a backend lacks, and why.

@@ -21,6 +21,7 @@ enum GroupFlaw {
     DoesNotSum,
     RanksGetOtherBits,
     SumsTwice,
+    ForgetsTheUse,
 }
 
 #[derive(Clone)]
@@ -91,6 +92,8 @@ impl Communicator<Plain> for BrokenGroup {
             }
             _ => {}
         }
+        let use_forgotten = Call { sequence: 0, ..call.clone() };
+        let call = if self.1 == GroupFlaw::ForgetsTheUse { &use_forgotten } else { call };
         self.0.all_reduce_sum(call, plain, &(), sums)?;
         match self.1 {
             GroupFlaw::SumsTwice if !alone => sums.scale(2.0),
@@ -105,7 +108,10 @@ type Law = fn(&Broken) -> Outcome;
 
 fn fails(backend: Flaw, group: GroupFlaw, law: Law) {
     let outcome = law(&Broken(backend, group));
-    assert!(matches!(outcome, Err(Verdict::Broken(_))), "the law lets {backend:?} pass: {outcome:?}");
+    assert!(
+        matches!(outcome, Err(Verdict::Broken(_))),
+        "the law lets {backend:?} with {group:?} pass: {outcome:?}"
+    );
 }
 
 macro_rules! sabotage {
@@ -167,6 +173,7 @@ group_sabotage! {
     a_sum_that_drops_the_last_rank: DropsTheLastRank, forward::any_split_of_a_batch_gives_the_y_of_the_whole;
     a_sum_that_is_the_ranks_own: DoesNotSum, forward::one_rank_may_be_scaled_by_50;
     a_sum_that_differs_between_ranks: RanksGetOtherBits, running::any_split_of_a_batch_moves_every_ranks_statistics_alike;
+    a_group_that_cannot_tell_two_uses_apart: ForgetsTheUse, collectives::ranks_that_go_back_in_another_order_all_fail;
     a_sum_that_counts_all_ranks_twice: SumsTwice, running::any_split_of_a_batch_moves_every_ranks_statistics_alike;
 }
 

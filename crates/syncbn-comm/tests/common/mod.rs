@@ -26,7 +26,7 @@ pub(crate) fn group<const N: usize>() -> [ThreadComm; N] {
 
 /// The backward sum of a layer: 2 numbers per channel.
 pub(crate) fn backward(layer: &str, channels: usize) -> Call {
-    Call { layer: layer.into(), pass: Pass::Backward, channels }
+    Call::new(layer, Pass::Backward, channels)
 }
 
 /// Sums `values` in layer `bn`.

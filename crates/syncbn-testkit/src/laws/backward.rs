@@ -2,8 +2,6 @@
 //!
 //! Deliberately not here: gradients of frozen statistics (see [`evaluation`](super::evaluation)).
 
-use std::sync::Arc;
-
 use syncbn_core::{Call, Config, Element, HostCommunicator, Kernels, Pass, State};
 
 use crate::expected::{Expected, train};
@@ -292,7 +290,7 @@ fn descend<B: Kernels<T> + syncbn_core::Storage, T: Element>(
         let gradients = rank.backward(&mut layer, &saved, &placed, &dy)?;
         let mut both: Vec<f64> =
             gradients.d_weight.iter().chain(&gradients.d_bias).map(|v| v.to_f64()).collect();
-        let call = Call { layer: Arc::from("descent"), pass: Pass::Backward, channels: case.channels };
+        let call = Call::new("descent", Pass::Backward, case.channels);
         sums.all_reduce_sum(&call, &mut both)?;
         let mut state = layer.state(&rank.queue)?;
         let mut parameters = state.weight.iter_mut().chain(&mut state.bias).flatten();

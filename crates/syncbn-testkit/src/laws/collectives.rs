@@ -12,10 +12,10 @@ use syncbn_core::{CommErrorKind, Element, Error, ErrorKind, Kernels, Pass, Solo,
 
 use crate::bars::check_number;
 use crate::expected::train;
-use crate::harness::{Harness, need_ranks};
+use crate::harness::{Ability, Harness, need, need_ranks};
 use crate::oracle;
 use crate::outcome::Outcome;
-use crate::rank::{ParameterRoom, Rank, ranks, ranks_of};
+use crate::rank::{ParameterRoom, Rank, alone, ranks, ranks_of};
 use crate::spies::{Recorder, Spy};
 use crate::strategies::Case;
 use crate::tensor::Placed;
@@ -91,6 +91,65 @@ where
             }
         }
     }
+    Ok(())
+}
+
+/// Each collective use of a layer has the next number, and its backward the same one, in whatever order; a new group starts at 0.
+pub fn calls_number_the_uses_of_a_layer<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    let case = Case::plain(3, &[4], &[2]);
+    alone(harness, |rank: &Rank<H::Backend>| {
+        let spy = Spy::new(rank.communicator.clone());
+        let (x, dy) = (case.x::<T>(0), case.dy::<T>(0));
+        let placed = Placed::new(rank, &x, case.layout)?;
+        let mut layer = rank.layer_in(spy.clone(), case.config(), &case.state())?;
+        for _ in 0..2 {
+            let (first, _) = rank.forward(&mut layer, &placed, &x)?;
+            layer.set_training(false);
+            rank.forward(&mut layer, &placed, &x)?;
+            layer.set_training(true);
+            let (second, _) = rank.forward(&mut layer, &placed, &x)?;
+            rank.backward(&mut layer, &second, &placed, &dy)?;
+            rank.backward(&mut layer, &first, &placed, &dy)?;
+            rank.forward(&mut layer, &placed, &x)?;
+            let numbers: Vec<_> = spy.take_calls().iter().map(|call| call.sequence).collect();
+            ensure!(
+                numbers == [0, 1, 1, 0, 2],
+                "the uses are numbered {numbers:?}, expected [0, 1, 1, 0, 2]"
+            );
+            layer.set_communicator(spy.clone());
+        }
+        Ok(())
+    })
+}
+
+/// Two ranks go back through two uses of one layer in opposite orders: their sums would be of different batches, and both fail.
+pub fn ranks_that_go_back_in_another_order_all_fail<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    need_ranks(harness, 2)?;
+    need(harness, Ability::ComparesCalls)?;
+    let case = Case::plain(3, &[4], &[2, 1]);
+    ranks(harness, 2, |rank: &Rank<H::Backend>| {
+        let (x, dy) = (case.x::<T>(rank.index), case.dy::<T>(rank.index));
+        let mut layer = rank.layer(case.config(), &case.state())?;
+        let placed = Placed::new(rank, &x, case.layout)?;
+        let (first, _) = rank.forward(&mut layer, &placed, &x)?;
+        let (second, _) = rank.forward(&mut layer, &placed, &x)?;
+        let saved = if rank.index == 0 { &second } else { &first };
+        let dy = Placed::new(rank, &dy, case.layout)?;
+        let mut dx = Placed::blank(rank, &x, case.layout)?;
+        let mut room = ParameterRoom::new(rank, 3)?;
+        let (x, dy) = (placed.view(), dy.view());
+        let Err(error) = layer.backward(&rank.queue, saved, x, dy, dx.view_mut(), room.borrow()) else {
+            return Err(crate::broken!("backward through use {} succeeded beside the other", 1 - rank.index));
+        };
+        ensure!(is_communicators(&error, |_| true), "not a communicator's error: {error}");
+        Ok(())
+    })?;
     Ok(())
 }
 
