@@ -1,18 +1,19 @@
 //! Runs a law on drawn cases: how many, from which seed, and how a failure is told.
 //!
-//! `SYNCBN_CASES` multiplies the number of cases, `SYNCBN_SEED` draws others; without them every run draws the same, so that a
-//! red test is red for everyone.
+//! `SYNCBN_CASES` multiplies the number of cases, by 20 or by 0.1 (one is left at least); `SYNCBN_SEED` draws others. Without
+//! them every run draws the same, so that a red test is red for everyone.
 //!
 //! Deliberately not here: files of past failures. A failure prints the seed that brings it back.
 
 use std::env;
 use std::fmt::Debug;
+use std::str::FromStr;
 
 use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 
-use crate::broken;
 use crate::outcome::{Outcome, Verdict};
+use crate::{broken, ensure};
 
 /// Cases of a law that runs ranks, without `SYNCBN_CASES`.
 pub const CASES: u32 = 100;
@@ -23,10 +24,10 @@ pub fn for_all<C: Debug>(
     strategy: &impl Strategy<Value = C>,
     law: impl Fn(&C) -> Outcome,
 ) -> Outcome {
-    let seed = number_from("SYNCBN_SEED", 0)?;
-    let factor = number_from("SYNCBN_CASES", 1)?;
+    let seed: u64 = number_from("SYNCBN_SEED", 0)?;
+    let factor: f64 = number_from("SYNCBN_CASES", 1.0)?;
     let config = Config {
-        cases: u32::try_from(u64::from(cases) * factor).unwrap_or(u32::MAX),
+        cases: times(cases, factor)?,
         failure_persistence: None,
         max_shrink_iters: 200,
         max_shrink_time: 30_000,
@@ -47,9 +48,32 @@ pub fn for_all<C: Debug>(
     })
 }
 
-fn number_from(variable: &str, default: u64) -> Outcome<u64> {
+/// So many times the cases, one at least: no factor leaves a law untried.
+#[allow(clippy::cast_sign_loss)] // it is above 0, and what does not fit saturates
+fn times(cases: u32, factor: f64) -> Outcome<u32> {
+    ensure!(factor.is_finite() && factor > 0.0, "SYNCBN_CASES is {factor}, expected a finite number above 0");
+    Ok(((f64::from(cases) * factor) as u32).max(1))
+}
+
+fn number_from<N: FromStr>(variable: &str, default: N) -> Outcome<N> {
     match env::var(variable) {
-        Ok(text) => text.parse().map_err(|_| broken!("{variable} is `{text}`, expected a whole number")),
+        Ok(text) => text.parse().map_err(|_| broken!("{variable} is `{text}`, expected a number")),
         Err(_) => Ok(default),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::times;
+
+    #[test]
+    fn a_factor_makes_more_cases_or_fewer_but_never_none() {
+        assert_eq!(times(100, 20.0), Ok(2000));
+        assert_eq!(times(100, 0.1), Ok(10));
+        assert_eq!(times(100, 1e-9), Ok(1));
+        assert_eq!(times(100, 1e12), Ok(u32::MAX));
+        for factor in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            assert!(times(100, factor).is_err());
+        }
     }
 }
