@@ -89,8 +89,21 @@ impl Cuda {
         self.0.modules.get(&self.0.context, key)
     }
 
+    /// Makes the device current in this thread, for libraries that ask CUDA which one is.
+    pub(crate) fn bind(&self) -> Result<(), CudaError> {
+        self.0.context.bind_to_thread().map_err(CudaError::driver("binding the context"))
+    }
+
+    pub(crate) fn same_device(&self, other: &Self) -> Result<(), CudaError> {
+        self.check_context(&other.0.context)
+    }
+
     pub(crate) fn check_queue(&self, queue: &CudaStream) -> Result<(), CudaError> {
-        if queue.context().cu_ctx() == self.0.context.cu_ctx() {
+        self.check_context(queue.context())
+    }
+
+    fn check_context(&self, context: &CudaContext) -> Result<(), CudaError> {
+        if context.cu_ctx() == self.0.context.cu_ctx() {
             return Ok(());
         }
         Err(CudaError::OtherQueue { ordinal: self.0.context.ordinal() })

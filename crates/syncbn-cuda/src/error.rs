@@ -3,6 +3,7 @@
 //! Deliberately not here: errors about shapes and arguments, which are the core's.
 
 use cudarc::driver::DriverError;
+use syncbn_comm::BootstrapError;
 
 /// The device, its driver or its compiler failed.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +89,38 @@ pub enum CudaError {
         /// The channels.
         channels: usize,
     },
+    /// NCCL refused something.
+    #[error(transparent)]
+    Nccl(#[from] NcclError),
+    /// The ranks of a group did not meet in time.
+    #[error("{during}: not all ranks came in time")]
+    NotMet {
+        /// What was tried.
+        during: &'static str,
+    },
+    /// The launcher's environment is no good, or the processes did not find each other.
+    #[error(transparent)]
+    Bootstrap(#[from] BootstrapError),
+    /// The first sum of a new group came out wrong, or not at all.
+    #[error("the first sum of a new group: {reason}")]
+    FirstSum {
+        /// What was wrong.
+        reason: String,
+    },
+    /// The system starts no more threads.
+    #[error("the watchdog's thread cannot be started: {source}")]
+    Thread {
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A rank or size that NCCL cannot count.
+    #[error("rank {rank} of {world_size}, expected a rank below the size and a size of at most 2^31 - 1")]
+    Rank {
+        /// The rank.
+        rank: usize,
+        /// The number of ranks.
+        world_size: usize,
+    },
     /// A copy has another length than its target.
     #[error("a buffer has {expected} elements, {got} values were given")]
     Length {
@@ -96,6 +129,23 @@ pub enum CudaError {
         /// The length of what was given.
         got: usize,
     },
+}
+
+/// NCCL refused something, or failed.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{during}: NCCL's error {code}, {text}{}{detail}", if .detail.is_empty() { "" } else { ": " })]
+#[non_exhaustive]
+pub struct NcclError {
+    /// What was tried.
+    pub during: &'static str,
+    /// NCCL's code.
+    pub code: i32,
+    /// NCCL's text for the code.
+    pub text: String,
+    /// NCCL's text of the last error, if it has one.
+    pub detail: String,
+    /// Whether the call was refused before any work, for what it was given.
+    pub callers: bool,
 }
 
 impl CudaError {

@@ -25,6 +25,7 @@ mod grad_input;
 mod grad_sums;
 mod module;
 mod moments;
+pub mod nccl;
 mod normalize;
 #[allow(unsafe_code)]
 mod raw;

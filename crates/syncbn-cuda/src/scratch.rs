@@ -11,6 +11,7 @@ use crate::device::Cuda;
 use crate::error::CudaError;
 use crate::raw::driver::is_capturing;
 use crate::raw::memory::Scratch;
+use crate::raw::nccl::Comm;
 use crate::tile::most_partials;
 
 const F64: usize = size_of::<f64>();
@@ -53,6 +54,16 @@ impl Sums {
 
     pub(crate) fn check(&self, queue: &Arc<CudaStream>) -> Result<(), CudaError> {
         if self.stream == *queue { Ok(()) } else { Err(CudaError::OtherStream { what: "the sums" }) }
+    }
+
+    /// Enqueues the sum of the message's first `count` numbers over the ranks.
+    pub(crate) fn all_reduce(
+        &mut self,
+        comm: &Comm,
+        count: usize,
+        queue: &CudaStream,
+    ) -> Result<(), CudaError> {
+        self.scratch.all_reduce(comm, count, queue)
     }
 
     pub(crate) fn message(&self) -> u64 {

@@ -59,11 +59,11 @@ impl Drop for DeviceMemory {
     }
 }
 
-/// Allows allocation and module loading, which touch no stream, while this thread captures a graph.
-struct RelaxedCapture(sys::CUstreamCaptureMode);
+/// Allows what touches no stream (allocation, loading modules, asking for an event's state) while a graph is captured.
+pub(crate) struct RelaxedCapture(sys::CUstreamCaptureMode);
 
 impl RelaxedCapture {
-    fn begin() -> Result<Self, CudaError> {
+    pub(crate) fn begin() -> Result<Self, CudaError> {
         let mode = exchange(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED)
             .map_err(CudaError::driver("allowing allocation during capture"))?;
         Ok(Self(mode))

@@ -9,6 +9,7 @@ use cudarc::driver::{CudaContext, CudaStream, CudaView, CudaViewMut, DeviceSlice
 use syncbn_core::Scalar;
 
 use super::driver::{self, DeviceMemory};
+use super::nccl::Comm;
 use crate::device::Cuda;
 use crate::error::CudaError;
 
@@ -177,6 +178,20 @@ impl Scratch {
         self.check(values.len())?;
         // SAFETY: the length was checked; the scratch is borrowed mutably and used on this stream only.
         unsafe { driver::upload(stream, self.pointer(), values) }
+    }
+
+    /// Enqueues the sum of its first `count` numbers over the ranks, in place. The communicator's device is the stream's, and
+    /// current.
+    pub(crate) fn all_reduce(
+        &mut self,
+        comm: &Comm,
+        count: usize,
+        stream: &CudaStream,
+    ) -> Result<(), CudaError> {
+        self.check(count)?;
+        // SAFETY: the length was checked; the scratch is borrowed mutably, used on this stream only, and freed after a wait
+        // for the device. The group has compared devices and holds its gate.
+        Ok(unsafe { comm.all_reduce_sum(self.pointer(), count, stream) }?)
     }
 
     fn check(&self, got: usize) -> Result<(), CudaError> {

@@ -4,4 +4,5 @@
 
 pub(crate) mod driver;
 pub(crate) mod memory;
+pub(crate) mod nccl;
 pub(crate) mod nvrtc;

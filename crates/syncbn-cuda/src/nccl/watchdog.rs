@@ -1,0 +1,47 @@
+//! A thread that looks after a group of several ranks, until the communicator is dropped.
+//!
+//! Deliberately not here: what it looks for.
+
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use super::group::Group;
+use crate::error::CudaError;
+use crate::raw::driver::RelaxedCapture;
+
+/// The longest time between two looks.
+const PERIOD: Duration = Duration::from_millis(100);
+
+pub(super) struct Watchdog {
+    /// Closed by dropping it.
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watchdog {
+    pub(super) fn start(group: &Arc<Group>) -> Result<Self, CudaError> {
+        let (stop, stopped) = mpsc::channel::<()>();
+        let group = Arc::clone(group);
+        let period = (group.timeout / 10).clamp(Duration::from_millis(1), PERIOD);
+        let watch = move || {
+            // Asking for an event's state would end another thread's capture of a graph.
+            let _relaxed = RelaxedCapture::begin();
+            while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(period) {
+                group.look();
+            }
+        };
+        let thread = thread::Builder::new().name("syncbn nccl watchdog".into()).spawn(watch);
+        let thread = thread.map_err(|source| CudaError::Thread { source })?;
+        Ok(Self { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        // It does not panic; if it did, there is nothing left for it to look after.
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}

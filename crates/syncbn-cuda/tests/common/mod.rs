@@ -1,0 +1,104 @@
+//! A layer with the memory of its step, on one rank of the machine's GPUs: what the tests of graphs and waits run.
+
+#![allow(dead_code, clippy::unwrap_used, reason = "helpers of several tests, which fail where these do")]
+
+use std::sync::Arc;
+
+use syncbn_core::{
+    Communicator, Config, Error, Geometry, Kernels, ParamGradients, State, Storage, SyncBatchNorm, View,
+    ViewMut,
+};
+use syncbn_cuda::cudarc::driver::{CudaContext, CudaStream};
+use syncbn_cuda::{Buffer, Cuda, CudaError};
+
+/// The machine's GPUs; none, with the reason printed, where there is no CUDA. With `SYNCBN_REQUIRE=cuda` that is a failure.
+pub(crate) fn devices() -> Vec<Cuda> {
+    let first = match Cuda::open(0) {
+        Ok(first) => first,
+        Err(error) => return missing("cuda", &error).into_iter().collect(),
+    };
+    let count = usize::try_from(CudaContext::device_count().unwrap()).unwrap();
+    std::iter::once(first).chain((1..count).map(|ordinal| Cuda::open(ordinal).unwrap())).collect()
+}
+
+/// Tells that something is missing; nothing of it is left.
+pub(crate) fn missing(name: &str, error: &CudaError) -> Option<Cuda> {
+    let required = std::env::var("SYNCBN_REQUIRE").unwrap_or_default();
+    assert!(!required.split(',').any(|required| required.trim() == name), "{error}");
+    println!("skipped: {error}");
+    None
+}
+
+/// A layer, and the memory of its forward and backward pass.
+pub(crate) struct Rig {
+    pub(crate) cuda: Cuda,
+    pub(crate) queue: Arc<CudaStream>,
+    pub(crate) layer: SyncBatchNorm<Cuda, f32>,
+    rank: usize,
+    geometry: Geometry,
+    x: Buffer<f32>,
+    y: Buffer<f32>,
+    dy: Buffer<f32>,
+    dx: Buffer<f32>,
+    d_weight: Buffer<f32>,
+    d_bias: Buffer<f32>,
+}
+
+/// Everything that a step writes, as bits.
+pub(crate) type Written = (State<f32>, [Vec<u32>; 4]);
+
+impl Rig {
+    /// A layer that averages over all batches, so that its counter matters, on `samples` images of 5 channels and 9 x 7.
+    pub(crate) fn new(cuda: &Cuda, communicator: Arc<dyn Communicator<Cuda>>, samples: usize) -> Self {
+        let queue = cuda.context().new_stream().unwrap();
+        let geometry = Geometry::channels_first(&[samples, 5, 9, 7]).unwrap();
+        let rank = communicator.rank();
+        let mut config = Config::new(5);
+        config.momentum = None;
+        let layer = SyncBatchNorm::new("bn", config, cuda.clone(), &queue, communicator).unwrap();
+        <Cuda as Kernels<f32>>::prepare(cuda, &queue, &geometry).unwrap();
+        let tensor = |seed: f32| {
+            let values = (0..geometry.len()).map(|i| (i as f32 * seed).sin() * 3.0 + seed);
+            cuda.upload(&queue, &values.collect::<Vec<_>>()).unwrap()
+        };
+        let blank = |len| cuda.upload(&queue, &vec![0_f32; len]).unwrap();
+        let (x, dy) = (tensor(0.37), tensor(0.11));
+        let (y, dx) = (blank(geometry.len()), blank(geometry.len()));
+        let (d_weight, d_bias) = (blank(5), blank(5));
+        Self { cuda: cuda.clone(), queue, layer, rank, geometry, x, y, dy, dx, d_weight, d_bias }
+    }
+
+    /// Its place in the group that it was made in.
+    pub(crate) fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// One training step.
+    pub(crate) fn step(&mut self) {
+        self.try_step().unwrap();
+    }
+
+    /// One training step, which may fail.
+    pub(crate) fn try_step(&mut self) -> Result<(), Error> {
+        let view = |buffer| View::new(<Cuda as Storage>::mem(buffer), self.geometry);
+        let x = view(&self.x);
+        let y = ViewMut::new(<Cuda as Storage>::mem_mut(&mut self.y), self.geometry);
+        let saved = self.layer.forward(&self.queue, x, y)?;
+        let dx = ViewMut::new(<Cuda as Storage>::mem_mut(&mut self.dx), self.geometry);
+        let parameters = ParamGradients {
+            weight: Some(<Cuda as Storage>::mem_mut(&mut self.d_weight)),
+            bias: Some(<Cuda as Storage>::mem_mut(&mut self.d_bias)),
+        };
+        self.layer.backward(&self.queue, &saved, view(&self.x), view(&self.dy), dx, parameters)
+    }
+
+    /// What was written so far. Waits for the device.
+    pub(crate) fn written(&mut self) -> Written {
+        let bits = |buffer| {
+            let values: Vec<f32> = self.cuda.download(&self.queue, buffer).unwrap();
+            values.into_iter().map(f32::to_bits).collect()
+        };
+        let tensors = [bits(&self.y), bits(&self.dx), bits(&self.d_weight), bits(&self.d_bias)];
+        (self.layer.state(&self.queue).unwrap(), tensors)
+    }
+}

@@ -1,0 +1,248 @@
+//! Every law of the kit with NCCL between the ranks, one rank on each GPU; and what NCCL's groups do besides.
+//!
+//! Groups are made once and used again, since NCCL takes a second to make one: run it with `--test-threads=1`, as `cargo
+//! xtask test-gpu` does, so that no two tests use the same devices at once.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
+
+mod common;
+
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{Rig, devices};
+use syncbn_comm::ThreadGroup;
+use syncbn_core::{Backend, Call, CommErrorKind, Communicator, ErrorKind, Pass, Solo, Staged};
+use syncbn_cuda::Cuda;
+use syncbn_cuda::nccl::{NcclCommunicator, NcclId};
+use syncbn_testkit::{Ability, Gap, Harness, Join, Opened, Unavailable};
+
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The machine's GPUs, if NCCL is there, too.
+fn gpus() -> Result<&'static [Cuda], Unavailable> {
+    static GPUS: OnceLock<Result<Vec<Cuda>, Unavailable>> = OnceLock::new();
+    let open = || {
+        let unavailable = |error: syncbn_cuda::CudaError| Unavailable(error.to_string());
+        Cuda::open(0).map_err(unavailable)?;
+        NcclId::new().map_err(unavailable)?;
+        Ok(devices())
+    };
+    GPUS.get_or_init(open).as_deref().map_err(Clone::clone)
+}
+
+/// One group's ranks, each made by the first thread that plays it.
+struct Set {
+    id: NcclId,
+    ranks: Vec<OnceLock<Arc<NcclCommunicator>>>,
+}
+
+/// A group of this size that nobody uses now.
+fn free_set(world_size: usize) -> Arc<Set> {
+    static SETS: Mutex<Vec<Arc<Set>>> = Mutex::new(Vec::new());
+    let mut sets = SETS.lock().unwrap();
+    let free = |set: &&Arc<Set>| set.ranks.len() == world_size && set.idle();
+    if let Some(set) = sets.iter().find(free) {
+        return set.clone();
+    }
+    let ranks = (0..world_size).map(|_| OnceLock::new()).collect();
+    sets.push(Arc::new(Set { id: NcclId::new().unwrap(), ranks }));
+    sets.last().unwrap().clone()
+}
+
+impl Set {
+    /// Layers hold the communicators that they use.
+    fn idle(&self) -> bool {
+        self.ranks.iter().filter_map(OnceLock::get).all(|rank| Arc::strong_count(rank) == 1)
+    }
+}
+
+#[derive(Clone)]
+struct NcclHarness;
+
+impl Harness for NcclHarness {
+    type Backend = Cuda;
+
+    fn name(&self) -> &'static str {
+        "nccl"
+    }
+
+    fn open(&self, rank: usize) -> Result<Opened<Cuda>, Unavailable> {
+        let gpus = gpus()?;
+        let cuda = gpus[rank % gpus.len()].clone();
+        let stream = cuda.context().new_stream().map_err(|error| Unavailable(error.to_string()))?;
+        Ok((cuda, stream))
+    }
+
+    fn gaps(&self) -> Vec<Gap> {
+        vec![
+            Gap { ability: Ability::WideRange, reason: "chains of 64 elements are summed in f32" },
+            Gap {
+                ability: Ability::Subnormals,
+                reason: "weight invstd, above 1e38 there, is multiplied in f32",
+            },
+        ]
+    }
+
+    fn max_world_size(&self) -> usize {
+        gpus().map_or(1, <[Cuda]>::len)
+    }
+
+    /// NCCL, where there are as many GPUs; the few laws that need more ranks whatever the machine get threads.
+    fn group(&self, world_size: NonZeroUsize) -> Vec<Join<Cuda>> {
+        if world_size.get() > self.max_world_size() {
+            let place = |comm| -> Join<Cuda> { Box::new(move |_, _| Ok(Arc::new(Staged(comm)))) };
+            return ThreadGroup::new(world_size, TIMEOUT).into_iter().map(place).collect();
+        }
+        let set = free_set(world_size.get());
+        let place = |rank| -> Join<Cuda> {
+            let set = set.clone();
+            Box::new(move |cuda, _| Ok(join(&set, cuda, rank)))
+        };
+        (0..world_size.get()).map(place).collect()
+    }
+}
+
+fn join(set: &Set, cuda: &Cuda, rank: usize) -> Arc<dyn Communicator<Cuda>> {
+    let world_size = NonZeroUsize::new(set.ranks.len()).unwrap();
+    let made = set.ranks[rank]
+        .get_or_init(|| Arc::new(NcclCommunicator::new(cuda, &set.id, rank, world_size, TIMEOUT).unwrap()));
+    made.clone()
+}
+
+syncbn_testkit::conformance!(nccl: NcclHarness, types: [f32, f64, f16, bf16]);
+
+/// Runs the body once for each of so many ranks of a new NCCL group; not at all on a machine with fewer GPUs.
+fn on_ranks(world_size: usize, timeout: Duration, body: impl Fn(&Cuda, NcclCommunicator) + Sync) {
+    let gpus = match gpus() {
+        Ok(gpus) if gpus.len() >= world_size => gpus,
+        Ok(gpus) => return println!("skipped: needs {world_size} GPUs, this machine has {}", gpus.len()),
+        Err(why) => return println!("skipped: {why}"),
+    };
+    let (id, size) = (NcclId::new().unwrap(), NonZeroUsize::new(world_size).unwrap());
+    let body = &body;
+    thread::scope(|scope| {
+        for (rank, cuda) in gpus[..world_size].iter().enumerate() {
+            scope.spawn(move || body(cuda, NcclCommunicator::new(cuda, &id, rank, size, timeout).unwrap()));
+        }
+    });
+}
+
+fn sum(comm: &NcclCommunicator, cuda: &Cuda, value: f64) -> Vec<f64> {
+    let queue = cuda.context().new_stream().unwrap();
+    let call = Call::new("bn", Pass::Backward, 1);
+    let mut message = vec![value, 1.0];
+    let mut sums = cuda.sums(&queue, 1).unwrap();
+    cuda.write_sums(&queue, call.pass, &mut sums, &message).unwrap();
+    comm.all_reduce_sum(&call, cuda, &queue, &mut sums).unwrap();
+    comm.wait(&queue, TIMEOUT).unwrap();
+    cuda.read_sums(&queue, call.pass, &sums, &mut message).unwrap();
+    message
+}
+
+#[test]
+fn a_world_of_one_is_its_own_sum_and_splits() {
+    on_ranks(1, TIMEOUT, |cuda, comm| {
+        assert_eq!(sum(&comm, cuda, 0.1), [0.1, 1.0]);
+        assert!(comm.split(None, 0).unwrap().is_none());
+        let half = comm.split(Some(3), -1).unwrap().unwrap();
+        assert_eq!((half.rank(), half.world_size().get()), (0, 1));
+        assert_eq!(sum(&half, cuda, 0.2), [0.2, 1.0]);
+        drop(comm);
+        assert_eq!(sum(&half, cuda, 0.3), [0.3, 1.0]);
+    });
+}
+
+#[test]
+fn a_group_that_nobody_joins_is_a_typed_error_in_time() {
+    let Ok(gpus) = gpus() else { return println!("skipped: no GPU or no NCCL") };
+    let (id, two) = (NcclId::new().unwrap(), NonZeroUsize::new(2).unwrap());
+    let began = Instant::now();
+    let error = NcclCommunicator::new(&gpus[0], &id, 0, two, Duration::from_secs(2)).unwrap_err();
+    assert!(matches!(error, syncbn_cuda::CudaError::NotMet { .. }), "{error}");
+    assert!(began.elapsed() < TIMEOUT, "{:?}", began.elapsed());
+    let error = NcclCommunicator::new(&gpus[0], &id, 2, two, TIMEOUT).unwrap_err();
+    assert!(matches!(error, syncbn_cuda::CudaError::Rank { .. }), "{error}");
+}
+
+#[test]
+fn ranks_are_ordered_by_key_and_old_rank_and_keep_their_sums_apart() {
+    on_ranks(2, TIMEOUT, |cuda, comm| {
+        let turned = comm.split(Some(0), -i32::try_from(comm.rank()).unwrap()).unwrap().unwrap();
+        assert_eq!(turned.rank(), 1 - comm.rank());
+        let tied = comm.split(Some(0), 5).unwrap().unwrap();
+        assert_eq!(tied.rank(), comm.rank());
+        let alone = comm.split((comm.rank() == 0).then_some(1), 0).unwrap();
+        assert_eq!(alone.is_some(), comm.rank() == 0);
+        for round in 0..20 {
+            let value = f64::from(round) + comm.rank() as f64;
+            let both = 2.0 * f64::from(round) + 1.0;
+            assert_eq!(sum(&turned, cuda, value), [both, 2.0]);
+            if let Some(alone) = &alone {
+                assert_eq!(sum(alone, cuda, value), [value, 1.0]);
+            }
+            assert_eq!(sum(&comm, cuda, value), [both, 2.0]);
+        }
+    });
+}
+
+#[test]
+fn four_ranks_make_two_independent_worlds_of_two() {
+    on_ranks(4, TIMEOUT, |cuda, comm| {
+        let color = u16::try_from(comm.rank() % 2).unwrap();
+        let half = comm.split(Some(color), 0).unwrap().unwrap();
+        assert_eq!((half.rank(), half.world_size().get()), (comm.rank() / 2, 2));
+        let expected = f64::from(color) * 2.0 + 2.0;
+        assert_eq!(sum(&half, cuda, comm.rank() as f64), [expected, 2.0]);
+    });
+}
+
+/// The rank's peers get a typed error that names layer and pass, their stream is released, and the layer wants its state back.
+#[test]
+fn a_rank_that_does_not_come_is_an_error_in_time_and_the_state_can_be_restored() {
+    let timeout = Duration::from_secs(2);
+    on_ranks(2, timeout, |cuda, comm| {
+        let mut rig = Rig::new(cuda, Arc::new(comm), 3);
+        rig.step();
+        let snapshot = rig.layer.state(&rig.queue).unwrap();
+        if rig.rank() == 1 {
+            // Holds its communicator for as long as the other needs to give up.
+            return thread::sleep(3 * timeout);
+        }
+        let began = Instant::now();
+        let first = (0..).find_map(|_| {
+            thread::sleep(Duration::from_millis(50));
+            rig.try_step().err()
+        });
+        let first = first.unwrap();
+        assert!(began.elapsed() < TIMEOUT, "{:?}", began.elapsed());
+        let ErrorKind::Communicator(cause) = &*first.kind else { panic!("{first}") };
+        let mut root = cause;
+        while let CommErrorKind::Poisoned(earlier) = &root.kind {
+            root = earlier;
+        }
+        assert!(matches!(root.kind, CommErrorKind::Unfinished { .. }) && cause.late, "{first}");
+        assert!(first.to_string().contains("`bn`"), "{first}");
+        let refused = rig.try_step().unwrap_err();
+        assert!(matches!(*refused.kind, ErrorKind::Untrusted), "{refused}");
+        rig.queue.synchronize().unwrap();
+        rig.layer.set_communicator(Arc::new(Solo));
+        rig.layer.load_state(&rig.queue, &snapshot).unwrap();
+        rig.step();
+        assert_ne!(rig.written().0, snapshot);
+    });
+}
+
+#[test]
+fn groups_outlive_thousands_of_sums() {
+    on_ranks(gpus().map_or(1, <[Cuda]>::len), TIMEOUT, |cuda, comm| {
+        let mut rig = Rig::new(cuda, Arc::new(comm), 2);
+        for _ in 0..3000 {
+            rig.step();
+        }
+        let (state, _) = rig.written();
+        assert_eq!(state.num_batches_tracked, Some(3000));
+    });
+}
