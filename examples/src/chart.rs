@@ -5,6 +5,7 @@
 //!
 //! Deliberately not here: fonts. An SVG names them and the viewer has them.
 
+use std::num::NonZeroUsize;
 use std::path::Path;
 
 use plotters::prelude::*;
@@ -17,26 +18,34 @@ const WINDOW: usize = 12;
 const GREY: RGBColor = RGBColor(90, 98, 110);
 
 struct Look {
-    label: &'static str,
+    label: fn(usize) -> String,
     color: RGBColor,
     width: u32,
 }
 
 /// In the order in which they are drawn.
 const LOOKS: [Look; 3] = [
-    Look { label: "one process, batch of 16", color: RGBColor(126, 182, 232), width: 7 },
-    Look { label: "8 ranks of 2, local", color: RGBColor(222, 107, 53), width: 2 },
-    Look { label: "8 ranks of 2, synchronised", color: RGBColor(16, 42, 92), width: 2 },
+    Look {
+        label: |ranks| format!("one process, batch of {}", 2 * ranks),
+        color: RGBColor(126, 182, 232),
+        width: 7,
+    },
+    Look { label: |ranks| format!("{ranks} ranks of 2, local"), color: RGBColor(222, 107, 53), width: 2 },
+    Look {
+        label: |ranks| format!("{ranks} ranks of 2, synchronised"),
+        color: RGBColor(16, 42, 92),
+        width: 2,
+    },
 ];
 
-/// Draws the curves, in the order single, local, synchronised, to an SVG file.
-pub fn draw(path: &Path, curves: [&[f64]; 3]) -> Result<()> {
+/// Draws the curves, in the order single, local, synchronised, of so many ranks of two samples, to an SVG file.
+pub fn draw(path: &Path, ranks: NonZeroUsize, curves: [&[f64]; 3]) -> Result<()> {
     let steps = curves[0].len();
     let top = curves.iter().flat_map(|curve| curve.iter().copied()).fold(0.0, f64::max);
     let root = SVGBackend::new(path, SIZE).into_drawing_area();
     root.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(&root)
-        .caption("Digits: the loss with batch norm on one process and on eight ranks", text(22))
+        .caption("Digits: the loss with batch norm on one process and on several ranks", text(22))
         .margin(18)
         .x_label_area_size(48)
         .y_label_area_size(60)
@@ -59,7 +68,7 @@ pub fn draw(path: &Path, curves: [&[f64]; 3]) -> Result<()> {
         let style = color.stroke_width(*width);
         chart
             .draw_series(LineSeries::new(points(&running_mean(curve)), style))?
-            .label(*label)
+            .label(label(ranks.get()))
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 26, y)], style));
     }
     chart

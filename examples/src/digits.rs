@@ -18,9 +18,8 @@ use crate::layers::{BatchNorm, Linear, Relu};
 use crate::network::{Loss, Network};
 use crate::world::{Seat, Way, run};
 
-/// Ranks that share a batch.
-pub const RANKS: NonZeroUsize = NonZeroUsize::new(8).unwrap();
-const BATCH: usize = 16;
+/// Samples of a rank.
+const SAMPLES: usize = 2;
 const EPOCHS: usize = 3;
 const RATE: f64 = 0.1;
 const TRAINING: usize = 1347;
@@ -28,7 +27,10 @@ const PIXELS: usize = 64;
 const CLASSES: usize = 10;
 
 /// The steps of one training.
-pub const STEPS: usize = TRAINING / BATCH * EPOCHS;
+#[must_use]
+pub fn steps(ranks: NonZeroUsize) -> usize {
+    TRAINING / (SAMPLES * ranks.get()) * EPOCHS
+}
 
 /// Images, a row each, and their classes.
 struct Samples {
@@ -45,12 +47,17 @@ pub struct Outcome {
 }
 
 /// The outcomes of the three ways, in the order of [`Way::ALL`]. `tick` is called at every step of rank 0.
-pub fn compare(device: &impl Device, seed: u64, tick: impl Fn() + Sync) -> Result<[Outcome; 3]> {
+pub fn compare(
+    device: &impl Device,
+    ranks: NonZeroUsize,
+    seed: u64,
+    tick: impl Fn() + Sync,
+) -> Result<[Outcome; 3]> {
     let all = parse(include_str!("../data/optdigits.csv"))?;
     let (training, test) = all.split(TRAINING);
-    let order = draw_order(&mut fastrand::Rng::with_seed(seed));
+    let order = draw_order(SAMPLES * ranks.get(), &mut fastrand::Rng::with_seed(seed));
     let train = |way| -> Result<Outcome> {
-        let outcomes = run(device, way, RANKS, |seat| train(seat, seed, &training, &order, &test, &tick))?;
+        let outcomes = run(device, way, ranks, |seat| train(seat, seed, &training, &order, &test, &tick))?;
         outcomes.into_iter().next().ok_or_else(|| "no rank trained".into())
     };
     Ok([train(Way::Single)?, train(Way::Local)?, train(Way::Synchronised)?])
@@ -63,11 +70,11 @@ pub fn gap(one: &[f64], other: &[f64]) -> f64 {
 }
 
 /// Which samples each step takes; an epoch takes each once, in an order of its own, and drops the last incomplete batch.
-fn draw_order(random: &mut fastrand::Rng) -> Vec<Vec<usize>> {
+fn draw_order(batch: usize, random: &mut fastrand::Rng) -> Vec<Vec<usize>> {
     let mut epoch = || {
         let mut order: Vec<_> = (0..TRAINING).collect();
         random.shuffle(&mut order);
-        order.chunks_exact(BATCH).map(<[usize]>::to_vec).collect::<Vec<_>>()
+        order.chunks_exact(batch).map(<[usize]>::to_vec).collect::<Vec<_>>()
     };
     (0..EPOCHS).flat_map(|_| epoch()).collect()
 }
@@ -96,7 +103,7 @@ fn train<B: Storage + Kernels<f32>>(
         let loss = |y: &Array2<f32>| cross_entropy(y, &classes, batch.len());
         curve.push(network.train(images, loss, RATE, &seat.gradients)?);
         if seat.rank == 0 {
-            tick();
+            tick(); // once a step, whatever the number of ranks
         }
     }
     network.set_training(false);
@@ -177,8 +184,8 @@ mod tests {
 
     #[test]
     fn an_epoch_takes_no_sample_twice_and_drops_the_incomplete_batch() {
-        let order = draw_order(&mut fastrand::Rng::with_seed(0));
-        assert_eq!((order.len(), STEPS), (252, 252));
+        let order = draw_order(16, &mut fastrand::Rng::with_seed(0));
+        assert_eq!((order.len(), steps(NonZeroUsize::new(8).unwrap())), (252, 252));
         let mut epoch: Vec<_> = order[..84].concat();
         epoch.sort_unstable();
         epoch.dedup();

@@ -3,7 +3,7 @@
 //! - [`demo`] runs both comparisons, prints them, and judges its claims: [`parity`] trains a toy model for a hundred steps,
 //!   [`digits`] a small network on real data.
 //! - Below them: [`world`] starts the ranks, [`gradients`] sums gradients over them, [`network`] trains on one of them,
-//!   [`layers`] is what networks are made of, [`device`] is where batch norm runs.
+//!   [`layers`] is what networks are made of, [`device`] is where batch norm runs and how ranks meet (`cuda` has it for GPUs, behind the feature of that name).
 //! - [`difference`], [`table`], [`chart`] and [`report`] say what came out.
 //!
 //! Everything but batch norm is the least that a training loop needs, in host memory; batch norm runs on any backend.
@@ -11,6 +11,8 @@
 //! Deliberately not here: anything that a user of the crates would have to depend on.
 
 pub mod chart;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod demo;
 pub mod device;
 pub mod difference;

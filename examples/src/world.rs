@@ -1,4 +1,4 @@
-//! The ranks: threads, each with its own backend, and what connects them.
+//! The ranks of this process: threads, each with its own backend and its links to the others.
 //!
 //! Deliberately not here: what a rank does.
 
@@ -6,17 +6,12 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
 
-use syncbn_comm::{ThreadComm, ThreadGroup};
-use syncbn_core::{Backend, Communicator, Solo, Staged};
+use syncbn_core::{Backend, Communicator, Solo};
 
 use crate::Result;
-use crate::device::Device;
-use crate::gradients::{self, GradientSum};
-
-/// How long a rank waits for the others in a collective.
-const TIMEOUT: Duration = Duration::from_secs(60);
+use crate::device::{Device, Links, Place};
+use crate::gradients::GradientSum;
 
 /// The three ways of training that are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,10 +43,6 @@ impl Way {
     pub fn world_size(self, ranks: NonZeroUsize) -> NonZeroUsize {
         if self == Self::Single { NonZeroUsize::MIN } else { ranks }
     }
-
-    fn communicator<B: Backend>(self, comm: ThreadComm) -> Arc<dyn Communicator<B>> {
-        if self == Self::Synchronised { Arc::new(Staged(comm)) } else { Arc::new(Solo) }
-    }
 }
 
 /// What one rank has.
@@ -78,29 +69,36 @@ impl<B: Backend> Seat<B> {
     }
 }
 
-/// Runs `job` on every rank, each a thread, and returns what they returned, by rank.
+/// Runs `job` on every rank that this process has, each a thread, and returns what they returned, by rank.
 pub fn run<D: Device, R: Send>(
     device: &D,
     way: Way,
     ranks: NonZeroUsize,
     job: impl Fn(&Seat<D::Backend>) -> Result<R> + Sync,
 ) -> Result<Vec<R>> {
-    let size = way.world_size(ranks);
-    let start = |(rank, (comm, gradients))| {
+    let world_size = way.world_size(ranks);
+    let start = |Place { rank, join }: Place<D::Backend>| {
         let (backend, queue) = device.open(rank)?;
-        let communicator = way.communicator(comm);
-        job(&Seat { rank, world_size: size.get(), backend, queue, communicator, gradients })
+        let Links { communicator, gradients } = join(&backend)?;
+        let communicator = if way == Way::Synchronised { communicator } else { Arc::new(Solo) };
+        job(&Seat { rank, world_size: world_size.get(), backend, queue, communicator, gradients })
     };
     let start = &start;
+    let places = if way == Way::Single { vec![alone()] } else { device.group(world_size)? };
     let results: Vec<Result<R>> = thread::scope(|scope| {
-        let seats = ThreadGroup::new(size, TIMEOUT).into_iter().zip(gradients::connect(size)).enumerate();
-        let threads: Vec<_> = seats.map(|seat| scope.spawn(move || start(seat))).collect();
+        let threads: Vec<_> = places.into_iter().map(|place| scope.spawn(move || start(place))).collect();
         threads
             .into_iter()
             .map(|thread| thread.join().unwrap_or_else(|_| Err("it panicked".into())))
             .collect()
     });
     collect(way, results)
+}
+
+/// The only rank of its group.
+fn alone<B: Backend>() -> Place<B> {
+    let gradients = GradientSum::through(|_| Ok(()));
+    Place { rank: 0, join: Box::new(|_| Ok(Links { communicator: Arc::new(Solo), gradients })) }
 }
 
 /// All results, or all failures: the first of them in time need not be the first by rank.

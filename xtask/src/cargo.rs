@@ -26,6 +26,14 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// The feature of the demo and the bench that `--backend NAME` asks for; the processor needs none.
+pub(crate) fn backend_feature(args: &[String]) -> Option<String> {
+    let named = args.iter().find_map(|arg| arg.strip_prefix("--backend="));
+    let next = args.iter().position(|arg| arg == "--backend").and_then(|at| args.get(at + 1));
+    let backend = named.or(next.map(String::as_str)).filter(|backend| ["cuda", "wgpu"].contains(backend))?;
+    Some(format!("--features={backend}"))
+}
+
 /// The workspace, with every optional dependency.
 pub(crate) fn metadata() -> Result<Metadata> {
     use cargo_metadata::CargoOpt::AllFeatures;

@@ -4,7 +4,7 @@
 
 use anyhow::Result;
 
-use crate::cargo::{cargo, run};
+use crate::cargo::{backend_feature, cargo, run};
 
 /// What is passed on to the demo.
 #[derive(clap::Args)]
@@ -14,6 +14,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run_demo(args: &Args) -> Result<()> {
-    let demo = ["run", "--quiet", "--locked", "--package=syncbn-examples", "--bin=demo", "--"];
-    run(&mut cargo(demo.into_iter().map(String::from).chain(args.args.iter().cloned())))
+    let demo = ["run", "--quiet", "--locked", "--package=syncbn-examples", "--bin=demo"].map(String::from);
+    let passed_on = ["--".to_owned()].into_iter().chain(args.args.iter().cloned());
+    run(&mut cargo(demo.into_iter().chain(backend_feature(&args.args)).chain(passed_on)))
 }

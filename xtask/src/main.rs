@@ -9,6 +9,7 @@ mod cargo;
 mod ci;
 mod demo;
 mod test;
+mod test_gpu;
 
 use std::process::ExitCode;
 
@@ -22,6 +23,8 @@ enum Command {
     Demo(demo::Args),
     /// All tests that this machine can run, doctests and the README's lines among them.
     Test,
+    /// All tests that need a GPU, here or as a bundle for a machine without Rust; exits with 2 where there is no GPU.
+    TestGpu(test_gpu::Args),
     /// Times forward and backward of a backend, and writes results.json.
     #[command(disable_help_flag = true)]
     Bench(bench::Args),
@@ -39,9 +42,14 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run_bench(&args),
         Command::BenchReport(args) => bench::run_report(&args),
         Command::Ci => ci::run_all(),
+        Command::TestGpu(args) => return exit(test_gpu::run_tests(&args)),
     };
+    exit(result.map(|()| ExitCode::SUCCESS))
+}
+
+fn exit(result: anyhow::Result<ExitCode>) -> ExitCode {
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("{error:#}");
             ExitCode::FAILURE

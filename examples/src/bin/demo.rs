@@ -3,19 +3,27 @@
 //! Deliberately not here: what is run.
 
 use std::fs;
+use std::io::{self, Write};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
+use syncbn_examples::device::Device;
 use syncbn_examples::{Result, demo, device};
 
 /// Batch norm on one process, on local ranks and on synchronised ranks, side by side.
 #[derive(Parser)]
 struct Args {
-    /// Ranks of the toy model, each a thread with one sample; at least 2.
-    #[arg(long, default_value = "4", value_parser = at_least_two)]
-    ranks: NonZeroUsize,
+    /// Where batch norm runs.
+    #[arg(long, value_enum, default_value_t = Backend::Cpu)]
+    backend: Backend,
+    /// What connects the ranks.
+    #[arg(long, value_enum, default_value_t = Comm::Threads)]
+    comm: Comm,
+    /// Ranks of the toy model, each with one sample; at least 2. Threads: 4 if absent. NCCL: as many as there are.
+    #[arg(long, value_parser = at_least_two)]
+    ranks: Option<NonZeroUsize>,
     /// Writes what was found to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -25,6 +33,22 @@ struct Args {
     /// What weights and data are drawn from.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Backend {
+    /// The processor.
+    Cpu,
+    /// NVIDIA's GPUs; ranks share them where there are fewer.
+    Cuda,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Comm {
+    /// Ranks are threads, and meet in host memory.
+    Threads,
+    /// NCCL, one GPU to a rank: all GPUs of this machine, or one a process under torchrun, mpirun or srun.
+    Nccl,
 }
 
 fn main() -> ExitCode {
@@ -38,13 +62,38 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> Result<()> {
-    let Args { ranks, json, svg, seed } = args;
-    let report = demo::run(&device::Host, &demo::Options { ranks, seed, svg })?;
-    if let Some(path) = json {
+    match (args.backend, args.comm) {
+        (Backend::Cpu, Comm::Threads) => show(&device::Host, args),
+        (Backend::Cpu, Comm::Nccl) => Err("NCCL needs `--backend cuda`".into()),
+        #[cfg(feature = "cuda")]
+        (Backend::Cuda, comm) => on_gpus(comm, args),
+        #[cfg(not(feature = "cuda"))]
+        (Backend::Cuda, _) => Err("this demo was built without the feature `cuda`".into()),
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn on_gpus(comm: Comm, args: Args) -> Result<()> {
+    use syncbn_examples::cuda::{Gpus, NcclProcess, NcclThreads};
+    if comm == Comm::Threads {
+        return show(&Gpus::new()?, args);
+    }
+    match NcclProcess::new()? {
+        Some(process) => show(&process, args),
+        None => show(&NcclThreads::new()?, args),
+    }
+}
+
+/// Runs the demo; of several processes, one speaks.
+fn show(device: &impl Device, args: Args) -> Result<()> {
+    let Args { ranks, json, svg, seed, .. } = args;
+    let out: &mut dyn Write = if device.speaks() { &mut io::stdout() } else { &mut io::sink() };
+    let report = demo::run(device, &demo::Options { ranks, seed, svg }, out)?;
+    if let Some(path) = json.filter(|_| device.speaks()) {
         demo::make_parent(&path)?;
         fs::write(&path, serde_json::to_string_pretty(&report)? + "\n")?;
     }
-    demo::judge(&report)
+    demo::judge(&report, out)
 }
 
 fn at_least_two(text: &str) -> Result<NonZeroUsize> {
