@@ -29,6 +29,22 @@ pub(crate) fn missing(name: &str, error: &CudaError) -> Option<Cuda> {
     None
 }
 
+const CHANNELS: usize = 5;
+const PIXELS: usize = 9 * 7;
+const X: f32 = 0.37;
+const DY: f32 = 0.11;
+
+fn values(len: usize, seed: f32) -> Vec<f32> {
+    (0..len).map(|i| (i as f32 * seed).sin() * 3.0 + seed).collect()
+}
+
+/// The numbers of one channel of a rig's x.
+pub(crate) fn pixels(samples: usize, channel: usize) -> Vec<f64> {
+    let x = values(samples * CHANNELS * PIXELS, X);
+    let planes = x.chunks_exact(PIXELS).skip(channel).step_by(CHANNELS);
+    planes.flatten().copied().map(f64::from).collect()
+}
+
 /// A layer, and the memory of its forward and backward pass.
 pub(crate) struct Rig {
     pub(crate) cuda: Cuda,
@@ -48,23 +64,20 @@ pub(crate) struct Rig {
 pub(crate) type Written = (State<f32>, [Vec<u32>; 4]);
 
 impl Rig {
-    /// A layer that averages over all batches, so that its counter matters, on `samples` images of 5 channels and 9 x 7.
+    /// A layer that averages over all batches, so that its counter matters, on so many images.
     pub(crate) fn new(cuda: &Cuda, communicator: Arc<dyn Communicator<Cuda>>, samples: usize) -> Self {
         let queue = cuda.context().new_stream().unwrap();
-        let geometry = Geometry::channels_first(&[samples, 5, 9, 7]).unwrap();
+        let geometry = Geometry::channels_first(&[samples, CHANNELS, 9, PIXELS / 9]).unwrap();
         let rank = communicator.rank();
-        let mut config = Config::new(5);
+        let mut config = Config::new(CHANNELS);
         config.momentum = None;
         let layer = SyncBatchNorm::new("bn", config, cuda.clone(), &queue, communicator).unwrap();
         <Cuda as Kernels<f32>>::prepare(cuda, &queue, &geometry).unwrap();
-        let tensor = |seed: f32| {
-            let values = (0..geometry.len()).map(|i| (i as f32 * seed).sin() * 3.0 + seed);
-            cuda.upload(&queue, &values.collect::<Vec<_>>()).unwrap()
-        };
+        let tensor = |seed| cuda.upload(&queue, &values(geometry.len(), seed)).unwrap();
         let blank = |len| cuda.upload(&queue, &vec![0_f32; len]).unwrap();
-        let (x, dy) = (tensor(0.37), tensor(0.11));
+        let (x, dy) = (tensor(X), tensor(DY));
         let (y, dx) = (blank(geometry.len()), blank(geometry.len()));
-        let (d_weight, d_bias) = (blank(5), blank(5));
+        let (d_weight, d_bias) = (blank(CHANNELS), blank(CHANNELS));
         Self { cuda: cuda.clone(), queue, layer, rank, geometry, x, y, dy, dx, d_weight, d_bias }
     }
 

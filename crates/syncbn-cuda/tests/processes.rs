@@ -1,0 +1,172 @@
+//! One process a GPU, as torchrun or mpirun starts them: this program starts itself once for each rank.
+//!
+//! Deliberately not here: laws, which `nccl.rs` holds with threads.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
+
+mod common;
+
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::process::{Child, ChildStdout, Command, ExitCode, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::{Rig, devices, pixels};
+use libtest_mimic::{Arguments, Trial};
+use syncbn_core::Communicator;
+use syncbn_cuda::nccl::{NcclCommunicator, NcclId};
+
+/// What a started process does.
+const ROLE: &str = "SYNCBN_TEST_ROLE";
+/// How long a sum may take, and a rank may be late.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// How long anything may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn main() -> ExitCode {
+    match std::env::var(ROLE).as_deref() {
+        Ok("average") => average(),
+        Ok("train") => train(),
+        Ok(role) => panic!("no role `{role}`"),
+        Err(_) => {
+            let trials = vec![
+                trial("processes_of_a_launcher_share_their_statistics", share_statistics),
+                trial("a_process_that_is_killed_is_an_error_in_time_for_the_others", kill_one),
+                trial("a_launcher_that_starts_too_few_is_told_who_is_missing", start_too_few),
+            ];
+            return libtest_mimic::run(&Arguments::from_args(), trials).exit_code();
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn trial(name: &str, test: impl FnOnce() + Send + 'static) -> Trial {
+    Trial::test(name, move || {
+        test();
+        Ok(())
+    })
+}
+
+/// A rank's samples: uneven, and none on the last where there are several.
+fn samples(rank: usize, world_size: usize) -> usize {
+    if rank + 1 == world_size && rank > 0 { 0 } else { 2 + rank }
+}
+
+fn joined() -> Rig {
+    let (cuda, communicator) = NcclCommunicator::from_env(PATIENCE).unwrap();
+    let samples = samples(communicator.rank(), communicator.world_size().get());
+    Rig::new(&cuda, Arc::new(communicator), samples)
+}
+
+/// Prints the running mean that a few steps leave.
+fn average() {
+    let mut rig = joined();
+    for _ in 0..5 {
+        rig.step();
+    }
+    println!("{:?}", rig.written().0.running_mean.unwrap());
+}
+
+/// Trains until something fails, and prints what.
+fn train() {
+    let (cuda, communicator) = NcclCommunicator::from_env(TIMEOUT).unwrap();
+    let mut rig = Rig::new(&cuda, Arc::new(communicator), 3);
+    loop {
+        rig.step();
+        match rig.layer.state(&rig.queue) {
+            Ok(state) => println!("{:?}", state.num_batches_tracked),
+            Err(error) => return println!("failed: {error}"),
+        }
+    }
+}
+
+/// The GPUs to use; none where there is no NCCL.
+fn world_size() -> usize {
+    match NcclId::new() {
+        Ok(_) => devices().len(),
+        Err(error) => common::missing("nccl", &error).map_or(0, |_| 0),
+    }
+}
+
+/// Starts ranks `started` of `world_size` as torchrun would.
+fn start(role: &str, world_size: usize, started: usize) -> Vec<Child> {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let rank = |rank: usize| {
+        let variables = [
+            (ROLE, role.to_owned()),
+            ("RANK", rank.to_string()),
+            ("LOCAL_RANK", rank.to_string()),
+            ("WORLD_SIZE", world_size.to_string()),
+            ("MASTER_ADDR", "127.0.0.1".into()),
+            ("SYNCBN_PORT", port.to_string()),
+        ];
+        Command::new(std::env::current_exe().unwrap())
+            .envs(variables)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    (0..started).map(rank).collect()
+}
+
+fn share_statistics() {
+    let world_size = world_size();
+    if world_size == 0 {
+        return;
+    }
+    let mut printed = Vec::new();
+    for child in start("average", world_size, world_size) {
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        printed.push(String::from_utf8(output.stdout).unwrap());
+    }
+    assert!(printed.iter().all(|mean| *mean == printed[0]), "ranks differ: {printed:?}");
+    let mean: Vec<f64> =
+        printed[0].trim().trim_matches(['[', ']']).split(", ").map(|m| m.parse().unwrap()).collect();
+    for (channel, mean) in mean.iter().enumerate() {
+        let all: Vec<f64> =
+            (0..world_size).flat_map(|rank| pixels(samples(rank, world_size), channel)).collect();
+        let expected = all.iter().sum::<f64>() / all.len() as f64;
+        assert!(
+            (mean - expected).abs() <= 1e-6 * expected.abs(),
+            "channel {channel}: {mean}, expected {expected}"
+        );
+    }
+}
+
+fn kill_one() {
+    if world_size() < 2 {
+        return println!("skipped: needs 2 GPUs");
+    }
+    let mut ranks = start("train", 2, 2);
+    let mut lines: Vec<_> =
+        ranks.iter_mut().map(|rank| BufReader::new(rank.stdout.take().unwrap())).collect();
+    next_line(&mut lines[0]);
+    next_line(&mut lines[1]);
+    ranks[1].kill().unwrap();
+    ranks[1].wait().unwrap();
+    let killed = Instant::now();
+    let last = lines.swap_remove(0).lines().map(Result::unwrap).last().unwrap();
+    assert!(killed.elapsed() < TIMEOUT + PATIENCE / 4, "{:?}: {last}", killed.elapsed());
+    assert!(last.starts_with("failed: ") && last.contains("rank 0 of 2") && last.contains("`bn`"), "{last}");
+    println!("{:?} after the kill, {last}", killed.elapsed());
+    assert!(ranks[0].wait().unwrap().success());
+}
+
+fn next_line(lines: &mut BufReader<ChildStdout>) {
+    let mut line = String::new();
+    lines.read_line(&mut line).unwrap();
+    assert!(line.starts_with("Some"), "`{line}`");
+}
+
+fn start_too_few() {
+    if world_size() == 0 {
+        return;
+    }
+    let mut ranks = start("train", 3, 1);
+    let output = ranks.remove(0).wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("[1, 2]"), "{said}");
+}
