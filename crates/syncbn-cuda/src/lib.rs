@@ -12,8 +12,10 @@
 //!
 //! `raw` is the only module with unsafe code.
 //!
-//! Deliberately not here: autograd, streams of our own, and any launch but the four kernels. A device-native communicator
-//! (NCCL) is to come; until then ranks meet through [`Staged`](syncbn_core::Staged).
+//! Ranks meet on their devices through [`nccl`], one device to a rank, or in host memory through
+//! [`Staged`](syncbn_core::Staged), any number of ranks to a device.
+//!
+//! Deliberately not here: autograd, streams of our own, and any launch but the four kernels.
 
 #![deny(unsafe_code)]
 
