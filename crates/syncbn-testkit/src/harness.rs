@@ -71,7 +71,7 @@ impl fmt::Display for Unavailable {
     }
 }
 
-/// What a law may need that not every device has.
+/// What a law may need that not every device, or not every group, has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Ability {
@@ -84,9 +84,16 @@ pub enum Ability {
     /// The group of [`Harness::group`] compares its ranks' [`Call`](syncbn_core::Call)s, and refuses those that differ: a group in
     /// host memory can, one that sums in a device's memory does not see its peers' calls.
     ComparesCalls,
+    /// A group adds in the order of its ranks, so that its sums have the same bits in every library and on every network. One that
+    /// promises only that all ranks of a run get the same bits (MPI) lacks it.
+    RankOrder,
+    /// A rank that leaves its group, or panics, is told to its peers at once.
+    Departures,
+    /// A rank that waits for another gives up after the time that the caller chose.
+    Deadlines,
 }
 
-/// An ability that a backend lacks, and why.
+/// An ability that a backend or communicator lacks, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gap {
     /// What is lacking.
@@ -97,10 +104,13 @@ pub struct Gap {
 
 /// Leaves the law as skipped if the backend has declared that it lacks the ability.
 pub fn need<H: Harness>(harness: &H, ability: Ability) -> Outcome {
-    match harness.gaps().into_iter().find(|gap| gap.ability == ability) {
-        Some(gap) => Err(Verdict::Skipped(format!("no {ability:?}: {}", gap.reason))),
-        None => Ok(()),
-    }
+    lack(&harness.gaps(), ability).map_or(Ok(()), |why| Err(Verdict::Skipped(why)))
+}
+
+/// Why the ability is lacking, if it is.
+pub(crate) fn lack(gaps: &[Gap], ability: Ability) -> Option<String> {
+    let gap = gaps.iter().find(|gap| gap.ability == ability)?;
+    Some(format!("no {ability:?}: {}", gap.reason))
 }
 
 /// Leaves the law as skipped if the machine cannot hold as many ranks.

@@ -23,6 +23,7 @@ pub mod oracle;
 pub mod outcome;
 pub mod property;
 pub mod rank;
+pub mod report;
 pub mod spies;
 pub mod strategies;
 pub mod tensor;

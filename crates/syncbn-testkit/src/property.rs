@@ -5,6 +5,7 @@
 //!
 //! Deliberately not here: files of past failures. A failure prints the seed that brings it back.
 
+use std::cell::RefCell;
 use std::env;
 use std::fmt::Debug;
 use std::str::FromStr;
@@ -36,10 +37,18 @@ pub fn for_all<C: Debug>(
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+    let skipped = RefCell::new(None);
     let outcome = TestRunner::new_with_rng(config, rng).run(strategy, |case| match law(&case) {
-        Ok(()) | Err(Verdict::Skipped(_)) => Ok(()),
+        Ok(()) => Ok(()),
+        Err(Verdict::Skipped(why)) => {
+            skipped.borrow_mut().get_or_insert(why);
+            Ok(())
+        }
         Err(Verdict::Broken(why)) => Err(TestCaseError::fail(why)),
     });
+    if let (Ok(()), Some(why)) = (&outcome, skipped.into_inner()) {
+        return Err(Verdict::Skipped(why));
+    }
     outcome.map_err(|error| match error {
         TestError::Fail(why, case) => {
             broken!("{why}\nsmallest case: {case:#?}\nseed: SYNCBN_SEED={seed} SYNCBN_CASES={factor}")

@@ -13,7 +13,7 @@ use syncbn_core::{
 };
 
 use crate::broken;
-use crate::harness::{Harness, Join};
+use crate::harness::{Harness, Join, need_ranks};
 use crate::outcome::{Outcome, Verdict};
 use crate::tensor::{Placed, Tensor};
 
@@ -47,12 +47,13 @@ pub fn alone<H: Harness, R: Send>(
     ranks(harness, 1, body).map(|mut answers| answers.remove(0))
 }
 
-/// Runs `body` once for each place in one group or several.
+/// Runs `body` once for each place in one group or several. More places than the machine holds ranks leave the law as skipped.
 pub fn ranks_of<H: Harness, R: Send>(
     harness: &H,
     places: Vec<Join<H::Backend>>,
     body: impl Fn(&Rank<H::Backend>) -> Outcome<R> + Sync,
 ) -> Outcome<Vec<R>> {
+    need_ranks(harness, places.len())?;
     let body = &body;
     let answers: Vec<Outcome<R>> = std::thread::scope(|scope| {
         let start = |(index, join): (usize, Join<H::Backend>)| {

@@ -137,6 +137,13 @@ impl Case {
         self
     }
 
+    /// The same batch on as many ranks as the machine holds at most: what is too many joins the last.
+    #[must_use]
+    pub fn within(mut self, most_ranks: usize) -> Self {
+        self.samples = within(&self.samples, most_ranks);
+        self
+    }
+
     /// The number of ranks.
     #[must_use]
     pub fn world_size(&self) -> usize {
@@ -201,6 +208,17 @@ impl Case {
             T::from_f64(value(c, normal(hash(at))))
         })
     }
+}
+
+/// A split over as many ranks as the machine holds at most: what is too many joins the last.
+#[must_use]
+pub fn within(samples: &[usize], most_ranks: usize) -> Vec<usize> {
+    let (kept, joined) = samples.split_at(samples.len().min(most_ranks.max(1)));
+    let mut kept = kept.to_vec();
+    if let Some(last) = kept.last_mut() {
+        *last += joined.iter().sum::<usize>();
+    }
+    kept
 }
 
 /// Sebastiano Vigna's `SplitMix64`, over a few words.

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use syncbn_comm::threads::{ThreadComm, ThreadGroup};
 use syncbn_core::{Call, CommError, HostCommunicator};
-use syncbn_testkit::comm::{self, Body, on_threads};
-use syncbn_testkit::{CommHarness, Outcome, Verdict};
+use syncbn_testkit::comm::{Body, laws, on_threads};
+use syncbn_testkit::{Ability, CommHarness, Gap, Outcome, Verdict};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Flaw {
@@ -20,6 +20,8 @@ enum Flaw {
     SplitForgetsKeys,
     NobodyIsLeftOut,
     TellsAllTheyAreFirst,
+    ForgetsTheUse,
+    ForgetsTheLayer,
 }
 
 struct Broken(Flaw);
@@ -44,6 +46,11 @@ impl HostCommunicator for BrokenComm {
         if self.1 == Flaw::AddsInReverse {
             return self.add_in_reverse(call, values);
         }
+        let call = match self.1 {
+            Flaw::ForgetsTheUse => &Call { sequence: 0, ..call.clone() },
+            Flaw::ForgetsTheLayer => &Call { layer: "bn".into(), ..call.clone() },
+            _ => call,
+        };
         match self.0.all_reduce_sum(call, values) {
             Err(_) if self.1 == Flaw::SwallowsFailures => return Ok(()),
             other => other?,
@@ -94,8 +101,8 @@ macro_rules! sabotage {
     ($($test:ident: $flaw:ident, $law:ident;)*) => {$(
         #[test]
         fn $test() {
-            comm::$law(&Broken(Flaw::None)).unwrap();
-            let outcome = comm::$law(&Broken(Flaw::$flaw));
+            laws::$law(&Broken(Flaw::None)).unwrap();
+            let outcome = laws::$law(&Broken(Flaw::$flaw));
             assert!(matches!(outcome, Err(Verdict::Broken(_))), "the law lets it pass: {outcome:?}");
         }
     )*};
@@ -103,10 +110,12 @@ macro_rules! sabotage {
 
 sabotage! {
     a_sum_that_forgets_the_last_rank: ForgetsTheLastRank, thousands_of_sums_in_a_row_stay_right;
-    one_rank_that_gets_other_bits: OneRankGetsOtherBits, a_sum_has_the_bits_of_the_ranks_order_whoever_comes_first;
+    one_rank_that_gets_other_bits: OneRankGetsOtherBits, every_rank_gets_the_same_bits_whoever_comes_first;
     a_sum_in_the_wrong_order: AddsInReverse, a_sum_has_the_bits_of_the_ranks_order_whoever_comes_first;
     failures_that_nobody_hears_of: SwallowsFailures, a_rank_that_leaves_is_told_to_its_peers_at_once;
-    disagreement_that_nobody_hears_of: SwallowsFailures, ranks_that_disagree_all_fail;
+    disagreement_that_nobody_hears_of: SwallowsFailures, ranks_that_disagree_on_length_all_fail;
+    two_uses_of_a_layer_that_are_not_told_apart: ForgetsTheUse, ranks_that_disagree_on_the_call_all_fail;
+    two_layers_that_are_not_told_apart: ForgetsTheLayer, ranks_that_disagree_on_the_call_all_fail;
     a_wrong_length_that_nobody_hears_of: SwallowsFailures, a_message_of_another_length_is_refused;
     a_poisoned_group_that_answers: SwallowsFailures, a_poisoned_group_answers_at_once_and_a_new_one_works;
     a_status_that_is_always_good: SaysItIsSound, a_rank_that_panics_is_told_to_its_peers_at_once;
@@ -114,4 +123,35 @@ sabotage! {
     a_split_that_forgets_keys: SplitForgetsKeys, a_split_orders_by_key_and_then_by_old_rank;
     a_split_that_leaves_nobody_out: NobodyIsLeftOut, a_split_orders_by_key_and_then_by_old_rank;
     ranks_that_are_all_the_first: TellsAllTheyAreFirst, ranks_know_their_place;
+}
+
+/// Adds in an order of its own, does not split, and promises nothing about its peers' calls, leavings or delays.
+struct Modest;
+
+impl CommHarness for Modest {
+    type Comm = BrokenComm;
+
+    fn name(&self) -> &'static str {
+        "modest"
+    }
+    fn run(&self, world_size: NonZeroUsize, timeout: Duration, body: &Body<'_, BrokenComm>) -> Outcome {
+        Broken(Flaw::AddsInReverse).run(world_size, timeout, body)
+    }
+    fn gaps(&self) -> Vec<Gap> {
+        let abilities = [Ability::RankOrder, Ability::ComparesCalls, Ability::Departures, Ability::Deadlines];
+        abilities.map(|ability| Gap { ability, reason: "it promises less" }).to_vec()
+    }
+}
+
+#[test]
+fn what_a_communicator_does_not_promise_is_skipped_and_the_rest_is_tried() {
+    let skipped = |outcome| assert!(matches!(outcome, Err(Verdict::Skipped(_))), "{outcome:?}");
+    skipped(laws::a_sum_has_the_bits_of_the_ranks_order_whoever_comes_first(&Modest));
+    skipped(laws::ranks_that_disagree_on_the_call_all_fail(&Modest));
+    skipped(laws::a_rank_that_leaves_is_told_to_its_peers_at_once(&Modest));
+    skipped(laws::a_rank_that_panics_is_told_to_its_peers_at_once(&Modest));
+    skipped(laws::a_rank_that_never_comes_ends_the_wait(&Modest));
+    skipped(laws::several_groups_work_at_once(&Modest));
+    laws::every_rank_gets_the_same_bits_whoever_comes_first(&Modest).unwrap();
+    laws::ranks_that_disagree_on_length_all_fail(&Modest).unwrap();
 }

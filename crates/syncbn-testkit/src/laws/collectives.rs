@@ -187,12 +187,12 @@ where
     Ok(())
 }
 
-/// Four ranks in two groups are two worlds of two, at the same time; a rank without a group trains alone.
+/// Five ranks, four of them in two groups: they are two worlds of two, at the same time; a rank without a group trains alone.
 pub fn groups_do_not_hear_of_each_other<H: Harness, T: Element>(harness: &H) -> Outcome
 where
     H::Backend: Kernels<T>,
 {
-    need_ranks(harness, 4)?;
+    need_ranks(harness, 5)?;
     let worlds = [
         Case::plain(3, &[4], &[2, 1]),
         Case { seed: 9, ..Case::plain(3, &[4], &[1, 3]) },

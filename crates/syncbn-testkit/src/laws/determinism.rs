@@ -22,6 +22,7 @@ where
         Ok(())
     })?;
     let large = Case { values: Values::Mixed, ..Case::plain(3, &[97, 89], &[2, 1]) };
+    let large = large.within(harness.max_world_size());
     let first = train::<H, T>(harness, &large)?;
     for _ in 0..3 {
         ensure!(train::<H, T>(harness, &large)? == first, "two runs of a large case differ");
@@ -43,6 +44,7 @@ where
         Case { layout: syncbn_core::Layout::ChannelsLast, ..Case::plain(67, &[31, 29], &[3]) },
         Case::plain(1000, &[], &[40, 3]),
     ] {
+        let case = case.within(harness.max_world_size());
         let expected = train::<H, T>(harness, &case)?;
         for (i, variant) in variants.iter().enumerate() {
             ensure!(train::<H, T>(variant, &case)? == expected, "variant {i} differs, on {case:?}");

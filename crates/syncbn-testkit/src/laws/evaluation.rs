@@ -45,9 +45,9 @@ pub fn a_frozen_layer_computes_what_an_evaluating_one_does<H: Harness, T: Elemen
 where
     H::Backend: Kernels<T>,
 {
-    let case = Case::plain(5, &[3, 2], &[3, 2]);
+    let case = Case::plain(5, &[3, 2], &[3, 2]).within(harness.max_world_size());
     let trained = train::<H, T>(harness, &case)?;
-    let frozen = ranks(harness, 2, |rank: &Rank<H::Backend>| {
+    let frozen = ranks(harness, case.world_size(), |rank: &Rank<H::Backend>| {
         let (x, dy) = (case.x::<T>(rank.index), case.dy::<T>(rank.index));
         let mut layer = rank.layer(case.config(), &case.state())?;
         layer.set_frozen(&rank.queue, true)?;
@@ -72,7 +72,8 @@ where
     H::Backend: Kernels<T>,
 {
     let case = Case { track: false, ..Case::plain(3, &[3, 2], &[3, 2]) };
-    let steps = ranks(harness, 2, |rank: &Rank<H::Backend>| {
+    let case = case.within(harness.max_world_size());
+    let steps = ranks(harness, case.world_size(), |rank: &Rank<H::Backend>| {
         let mut layer = rank.layer(case.config(), &case.state())?;
         layer.set_training(false);
         rank.train(&mut layer, &case.x::<T>(rank.index), &case.dy::<T>(rank.index), case.layout)

@@ -8,7 +8,7 @@ use crate::expected::{Expected, train};
 use crate::harness::Harness;
 use crate::outcome::Outcome;
 use crate::rank::{ParameterRoom, Rank, Step, alone, same};
-use crate::strategies::{Case, Values};
+use crate::strategies::{Case, Values, within};
 use crate::tensor::Placed;
 use crate::{broken, ensure};
 
@@ -19,10 +19,10 @@ pub fn every_number_of_axes_works_in_both_layouts<H: Harness, T: Element>(harnes
 where
     H::Backend: Kernels<T>,
 {
-    let world = if harness.max_world_size() > 1 { vec![2, 1] } else { vec![3] };
+    let split = within(&[2, 1], harness.max_world_size());
     for spatial in [&[][..], &[5], &[3, 4], &[2, 3, 4], &[1, 2, 3, 2, 1, 2]] {
         for layout in LAYOUTS {
-            let case = Case { layout, values: Values::Mixed, ..Case::plain(7, spatial, &world) };
+            let case = Case { layout, values: Values::Mixed, ..Case::plain(7, spatial, &split) };
             let steps: Vec<Step<T>> = train::<H, T>(harness, &case)?;
             let expected = Expected::of(&case);
             expected.check_y(&steps.iter().map(|step| step.y.clone()).collect::<Vec<_>>())?;

@@ -7,7 +7,7 @@ use syncbn_core::{Dtype, Element, Kernels, Scalar, State};
 use crate::harness::Harness;
 use crate::outcome::Outcome;
 use crate::rank::{Rank, Step, alone, ranks};
-use crate::strategies::Case;
+use crate::strategies::{Case, within};
 use crate::{broken, ensure};
 
 /// Save in the middle of a run, load into a new layer, go on: bit-identical to the run that was not interrupted.
@@ -15,7 +15,7 @@ pub fn a_loaded_run_goes_on_bit_identically<H: Harness, T: Element>(harness: &H)
 where
     H::Backend: Kernels<T>,
 {
-    let samples = if harness.max_world_size() > 1 { vec![2, 1] } else { vec![3] };
+    let samples = within(&[2, 1], harness.max_world_size());
     for momentum in [Some(0.1), None] {
         let case = Case { momentum, ..Case::plain(5, &[3, 2], &samples) };
         let run = |interrupted: bool| -> Outcome<Vec<Vec<Step<T>>>> {
