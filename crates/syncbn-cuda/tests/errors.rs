@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Rig, devices};
+use common::{Rig, devices, needs};
 use std::sync::Arc;
 use syncbn_core::{Backend, ErrorKind, Solo, Storage, View, ViewMut};
 use syncbn_cuda::nccl::NcclId;
@@ -53,7 +53,7 @@ fn memory_that_the_device_does_not_have_is_an_error_and_leaves_it_usable() {
 
 #[test]
 fn memory_of_another_device_is_refused_with_the_tensors_name() {
-    let [first, second, ..] = &devices()[..] else { return println!("skipped: needs 2 GPUs") };
+    let [first, second, ..] = &devices()[..] else { return needs("2 GPUs") };
     let mut rig = Rig::new(first, Arc::new(Solo), 2);
     let before = rig.written();
     let queue = second.context().new_stream().unwrap();

@@ -6,7 +6,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::devices;
+use common::{devices, needs};
 use syncbn_core::{
     Config, Element, Kernels, ParamGradients, Storage, SyncBatchNorm, View, ViewMut, bf16, f16,
 };
@@ -115,7 +115,7 @@ fn more_than_2_to_the_31_elements_are_counted_and_found() {
     const LEN: usize = (1 << 31) + (1 << 21);
     let Some(cuda) = devices().into_iter().next() else { return };
     if cuda.context().mem_get_info().unwrap().0 < 5 * LEN {
-        return println!("skipped: needs {} GB of device memory", (5 * LEN) >> 30);
+        return needs(&format!("{} GB of device memory", (5 * LEN) >> 30));
     }
     let queue = cuda.context().new_stream().unwrap();
     // Each channel alternates between two values, so its mean and deviation are known exactly.

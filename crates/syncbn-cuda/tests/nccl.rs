@@ -12,11 +12,11 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Rig, devices};
-use syncbn_comm::ThreadGroup;
-use syncbn_core::{Backend, Call, CommErrorKind, Communicator, ErrorKind, Pass, Solo, Staged};
+use common::{Rig, devices, needs};
+use syncbn_core::{Backend, Call, CommErrorKind, Communicator, ErrorKind, Pass, Solo};
 use syncbn_cuda::Cuda;
 use syncbn_cuda::nccl::{NcclCommunicator, NcclId};
+use syncbn_testkit::report::absent;
 use syncbn_testkit::{Ability, Gap, Harness, Join, Opened, Unavailable};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -83,6 +83,10 @@ impl Harness for NcclHarness {
                 ability: Ability::Subnormals,
                 reason: "weight invstd, above 1e38 there, is multiplied in f32",
             },
+            Gap {
+                ability: Ability::ComparesCalls,
+                reason: "NCCL sums in the devices' memory, and no rank sees what another one sums",
+            },
         ]
     }
 
@@ -90,12 +94,7 @@ impl Harness for NcclHarness {
         gpus().map_or(1, <[Cuda]>::len)
     }
 
-    /// NCCL, where there are as many GPUs; the few laws that need more ranks whatever the machine get threads.
     fn group(&self, world_size: NonZeroUsize) -> Vec<Join<Cuda>> {
-        if world_size.get() > self.max_world_size() {
-            let place = |comm| -> Join<Cuda> { Box::new(move |_, _| Ok(Arc::new(Staged(comm)))) };
-            return ThreadGroup::new(world_size, TIMEOUT).into_iter().map(place).collect();
-        }
         let set = free_set(world_size.get());
         let place = |rank| -> Join<Cuda> {
             let set = set.clone();
@@ -118,8 +117,8 @@ syncbn_testkit::conformance!(nccl: NcclHarness, types: [f32, f64, f16, bf16]);
 fn on_ranks(world_size: usize, timeout: Duration, body: impl Fn(&Cuda, NcclCommunicator) + Sync) {
     let gpus = match gpus() {
         Ok(gpus) if gpus.len() >= world_size => gpus,
-        Ok(gpus) => return println!("skipped: needs {world_size} GPUs, this machine has {}", gpus.len()),
-        Err(why) => return println!("skipped: {why}"),
+        Ok(_) => return needs(&format!("{world_size} GPUs")),
+        Err(why) => return absent("nccl", "nccl::nccl", &why),
     };
     let (id, size) = (NcclId::new().unwrap(), NonZeroUsize::new(world_size).unwrap());
     let body = &body;
@@ -157,7 +156,7 @@ fn a_world_of_one_is_its_own_sum_and_splits() {
 
 #[test]
 fn a_group_that_nobody_joins_is_a_typed_error_in_time() {
-    let Ok(gpus) = gpus() else { return println!("skipped: no GPU or no NCCL") };
+    let Ok(gpus) = gpus() else { return };
     let (id, two) = (NcclId::new().unwrap(), NonZeroUsize::new(2).unwrap());
     let began = Instant::now();
     let error = NcclCommunicator::new(&gpus[0], &id, 0, two, Duration::from_secs(2)).unwrap_err();

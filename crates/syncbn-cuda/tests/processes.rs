@@ -12,7 +12,7 @@ use std::process::{Child, ChildStdout, Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::{Rig, devices, pixels};
+use common::{Rig, devices, needs, pixels};
 use libtest_mimic::{Arguments, Trial};
 use syncbn_core::Communicator;
 use syncbn_cuda::nccl::{NcclCommunicator, NcclId};
@@ -138,7 +138,7 @@ fn share_statistics() {
 
 fn kill_one() {
     if world_size() < 2 {
-        return println!("skipped: needs 2 GPUs");
+        return needs("2 GPUs");
     }
     let mut ranks = start("train", 2, 2);
     let mut lines: Vec<_> =

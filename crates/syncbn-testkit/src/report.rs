@@ -4,11 +4,12 @@
 
 use std::collections::BTreeSet;
 use std::env;
+use std::fmt;
 use std::io::{self, Write};
 use std::sync::{Mutex, PoisonError};
 
 use crate::comm::CommHarness;
-use crate::harness::{Harness, Unavailable};
+use crate::harness::Harness;
 use crate::outcome::{Outcome, Verdict};
 
 /// Runs a backend's law as a test: says why it is skipped, panics with what is wrong and the command that replays it.
@@ -35,8 +36,10 @@ pub fn check_communicator<H: CommHarness>(
     }
 }
 
-/// What a whole suite needs is not there: said once, not for each of its laws, and a failure where `SYNCBN_REQUIRE` names it.
-fn absent(name: &str, path: &str, why: &Unavailable) {
+/// What a whole suite needs is not there: said once, not for each of its tests, and a failure where `SYNCBN_REQUIRE` names it.
+///
+/// For tests of a backend that are no laws of the kit, too; `path` is the test's, from its binary on.
+pub fn absent(name: &str, path: &str, why: &impl fmt::Display) {
     static TOLD: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
     assert!(!required(name), "SYNCBN_REQUIRE asks for {name}: {why}");
     let suite = path.split("::").take(2).collect::<Vec<_>>().join("::");

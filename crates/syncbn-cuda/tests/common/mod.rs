@@ -10,6 +10,10 @@ use syncbn_core::{
 };
 use syncbn_cuda::cudarc::driver::{CudaContext, CudaStream};
 use syncbn_cuda::{Buffer, Cuda, CudaError};
+use syncbn_testkit::report::{absent, skipped};
+
+/// What skipped tests are told of: the file that they are in.
+const TESTS: &str = concat!(env!("CARGO_CRATE_NAME"), "::", env!("CARGO_CRATE_NAME"));
 
 /// The machine's GPUs; none, with the reason printed, where there is no CUDA. With `SYNCBN_REQUIRE=cuda` that is a failure.
 pub(crate) fn devices() -> Vec<Cuda> {
@@ -23,10 +27,13 @@ pub(crate) fn devices() -> Vec<Cuda> {
 
 /// Tells that something is missing; nothing of it is left.
 pub(crate) fn missing(name: &str, error: &CudaError) -> Option<Cuda> {
-    let required = std::env::var("SYNCBN_REQUIRE").unwrap_or_default();
-    assert!(!required.split(',').any(|required| required.trim() == name), "{error}");
-    println!("skipped: {error}");
+    absent(name, TESTS, error);
     None
+}
+
+/// Tells that a test needs more than the machine has.
+pub(crate) fn needs(what: &str) {
+    skipped(TESTS, &format!("needs {what}"));
 }
 
 const CHANNELS: usize = 5;
