@@ -1,7 +1,5 @@
-//! The CUDA backend of syncbn: four kernels, compiled by NVRTC at first use.
-//!
-//! It builds without CUDA. At run time it needs the driver (libcuda) and NVRTC (libnvrtc); what is missing is an error that
-//! says what to install.
+#![doc = include_str!("../README.md")]
+//! # What holds
 //!
 //! - Sums, messages and saved statistics are `f64`. Chains of at most 64 elements are summed in `f32` (`f64` for `f64`
 //!   activations), shifted by their first element, and merged in `f64`. No float atomics: every run gives the same bits.
