@@ -12,7 +12,7 @@
 //! zeros, so that an empty rank takes part like any other.
 //!
 //! Kernels only enqueue work and never wait for the device. Work given to one queue runs in order. A kernel that returns an
-//! error has enqueued nothing.
+//! error has enqueued nothing. A backend may keep what its kernels enqueue until [`Backend::flush`], which ends every pass.
 //!
 //! Deliberately not here: the order of steps, the choice of statistics, running averages' formulas (those are in
 //! [`statistics`](crate::statistics)), and errors about arguments.
@@ -102,6 +102,14 @@ pub trait Backend: Clone + Send + Sync + 'static {
         sums: &mut Self::Sums,
         message: &[f64],
     ) -> Result<(), Self::Error>;
+
+    /// Gives what the kernels have recorded to the device. Core calls it once at the end of every pass, so that a backend
+    /// whose device takes work in batches can submit a pass in one piece (and before it waits, in [`Backend::read_sums`]). A
+    /// backend whose kernels enqueue at once leaves this as it is.
+    fn flush(&self, queue: &Self::Queue) -> Result<(), Self::Error> {
+        let _ = queue;
+        Ok(())
+    }
 }
 
 /// Memory that a layer owns on the device: parameters and running statistics.

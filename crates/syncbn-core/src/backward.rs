@@ -121,17 +121,17 @@ pub fn backward<B: Kernels<T>, T: Element>(
     if saved.scope == Scope::Group {
         step.all_reduce(Pass::Backward, saved.sequence, sums)?;
     }
-    let Some(grad) = gradients.as_args() else {
-        return Ok(());
-    };
-    let args = GradInputArgs {
-        x: x.reborrow(),
-        grad,
-        saved: &saved.inner,
-        sums: needs_sums.then_some(&sums.inner),
-        weight: shorter::<B, _>(weight.as_ref()),
-    };
-    step.device(Stage::GradInput, site.backend.grad_input(site.queue, args))
+    if let Some(grad) = gradients.as_args() {
+        let args = GradInputArgs {
+            x: x.reborrow(),
+            grad,
+            saved: &saved.inner,
+            sums: needs_sums.then_some(&sums.inner),
+            weight: shorter::<B, _>(weight.as_ref()),
+        };
+        step.device(Stage::GradInput, site.backend.grad_input(site.queue, args))?;
+    }
+    step.device(Stage::Flush, site.backend.flush(site.queue))
 }
 
 fn check<B: Backend, T: Element>(step: &Step<'_, B>, args: &Backward<'_, B, T>) -> Result<(), Error> {

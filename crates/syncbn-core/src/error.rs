@@ -90,6 +90,8 @@ pub enum Stage {
     GradSums,
     /// [`Kernels::grad_input`](crate::Kernels::grad_input).
     GradInput,
+    /// [`Backend::flush`](crate::Backend::flush).
+    Flush,
     /// Copying to the device.
     Upload,
     /// Copying from the device.
@@ -105,6 +107,7 @@ impl fmt::Display for Stage {
             Self::Normalize => "normalize",
             Self::GradSums => "grad_sums",
             Self::GradInput => "grad_input",
+            Self::Flush => "flush",
             Self::Upload => "upload",
             Self::Download => "download",
         })

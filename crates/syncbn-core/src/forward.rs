@@ -169,6 +169,7 @@ pub fn forward<B: Kernels<T>, T: Element>(
         eps,
     };
     step.device(Stage::Normalize, site.backend.normalize(site.queue, args))?;
+    step.device(Stage::Flush, site.backend.flush(site.queue))?;
     Ok(Saved { layer: site.layer.clone(), scope, sequence, geometry, inner })
 }
 
@@ -200,7 +201,8 @@ pub fn recompute<B: Kernels<T>, T: Element>(
     step.same_geometry(Tensor::X, &saved.geometry, x.geometry())?;
     check_affine(&step, &x, &y, weight.as_ref(), bias.as_ref(), eps)?;
     let args = NormalizeArgs { x, y, source: Source::Saved(&saved.inner), weight, bias, eps };
-    step.device(Stage::Normalize, site.backend.normalize(site.queue, args))
+    step.device(Stage::Normalize, site.backend.normalize(site.queue, args))?;
+    step.device(Stage::Flush, site.backend.flush(site.queue))
 }
 
 fn check<B: Backend, T: Element>(step: &Step<'_, B>, args: &Forward<'_, B, T>) -> Result<(), Error> {

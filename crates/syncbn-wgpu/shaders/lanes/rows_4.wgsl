@@ -1,0 +1,45 @@
+// Rows: all 4 elements of a part belong to one channel, so a lane is one number.
+
+alias Part = vec4<f32>;
+alias PartBits = vec4<u32>;
+alias PartWhole = vec4<i32>;
+alias Lane = f32;
+alias LaneBits = u32;
+alias LaneWhole = i32;
+
+const ROWS: bool = true;
+// Channels of a lane, and elements that each of them has in a load.
+const WIDTH: u32 = 1u;
+const DEPTH: u32 = PARTS * 4u;
+const CHAIN: u32 = max(8u, 128u / DEPTH);
+
+fn across(x: Part) -> Lane {
+    return (x.x + x.y) + (x.z + x.w);
+}
+fn highest(x: PartBits) -> LaneBits {
+    return max(max(x.x, x.y), max(x.z, x.w));
+}
+fn first(x: Part) -> Part {
+    return Part(x.x);
+}
+fn lane_of(x: Part) -> Lane {
+    return x.x;
+}
+fn spread(x: LaneWhole) -> PartWhole {
+    return PartWhole(x);
+}
+fn any_of(x: bool) -> bool {
+    return x;
+}
+fn all_of(x: bool) -> bool {
+    return x;
+}
+fn element(x: Lane, w: u32) -> f32 {
+    return x;
+}
+fn whole_element(x: LaneWhole, w: u32) -> i32 {
+    return x;
+}
+fn is_zero(x: vec4<i32>) -> bool {
+    return all(x == vec4<i32>(0));
+}

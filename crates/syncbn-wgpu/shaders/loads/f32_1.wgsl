@@ -1,0 +1,12 @@
+// One f32 a load.
+
+alias Stored = u32;
+alias Word = u32;
+const PARTS: u32 = 1u;
+
+fn bits_of(word: Word, k: u32) -> PartBits {
+    return word;
+}
+fn narrowed(a: Part, b: Part) -> Word {
+    return bitcast<u32>(a);
+}

@@ -1,0 +1,67 @@
+// Count, mean and M2 of a set of numbers, and their merging: T. Chan, G. Golub, R. LeVeque, "Algorithms for computing the
+// sample variance", 1983.
+//
+// Mean and M2 are of the numbers times 2^-exponent. The exponent is 0 unless the channel's largest number is beyond 2^40 or
+// below 2^-40, where squares would leave the range of f32.
+
+struct Moments {
+    count: f32,
+    mean: Pair,
+    m2: Pair,
+    exponent: LaneWhole,
+}
+
+const LOWEST_EXPONENT: i32 = -109;
+
+fn no_moments() -> Moments {
+    var moments: Moments;
+    moments.exponent = LaneWhole(LOWEST_EXPONENT);
+    return moments;
+}
+
+// The exponent that numbers need whose largest has these bits: subnormal ones come to 2^-40 and above, the largest stay below
+// 2^48, so that the sum of 2^30 squares is in range.
+fn exponent_for(largest: LaneBits) -> LaneWhole {
+    var exponent = LaneWhole(LOWEST_EXPONENT);
+    exponent = select(exponent, LaneWhole(-60), largest >= LaneBits((127u - 95u) << 23u));
+    exponent = select(exponent, LaneWhole(0), largest >= LaneBits((127u - 40u) << 23u));
+    exponent = select(exponent, LaneWhole(80), largest >= LaneBits((127u + 40u) << 23u));
+    return select(exponent, LaneWhole(0), largest >= LaneBits(0x7f800000u));
+}
+
+// The same moments, in a higher exponent.
+fn raised(moments: Moments, exponent: LaneWhole) -> Moments {
+    var result = moments;
+    let by = moments.exponent - exponent;
+    result.mean = times_power_pair(moments.mean, by);
+    result.m2 = times_power_pair(moments.m2, by * LaneWhole(2));
+    result.exponent = exponent;
+    return result;
+}
+
+fn merged(a_given: Moments, b_given: Moments) -> Moments {
+    if b_given.count == 0.0 {
+        return a_given;
+    }
+    if a_given.count == 0.0 {
+        return b_given;
+    }
+    var a = a_given;
+    var b = b_given;
+    if SCALES {
+        let exponent = max(a.exponent, b.exponent);
+        if any_of(a.exponent != b.exponent) {
+            a = raised(a, exponent);
+            b = raised(b, exponent);
+        }
+    }
+    var result: Moments;
+    result.exponent = a.exponent;
+    result.count = a.count + b.count;
+    let share = divide_singles(Lane(b.count), Lane(result.count));
+    let delta = subtract(b.mean, a.mean);
+    let between = multiply(multiply(delta, delta), multiply_single(share, Lane(a.count)));
+    result.mean = add(a.mean, multiply(delta, share));
+    result.m2 = add(add(a.m2, b.m2), between);
+    return result;
+}

@@ -1,0 +1,169 @@
+// Per channel: count, mean and M2 of this rank's x, of each split apart; statistics.wgsl merges the splits.
+//
+// Chains of a hundred elements or so, shifted by their first, are summed in f32; chains, threads and splits are merged in
+// pairs of f32. No float atomics: the order is fixed, so every run gives the same bits.
+
+@group(0) @binding(0) var<storage, read> x: array<Stored>;
+// Two for a split of a channel: (mean, M2), each high and low; then (count, exponent).
+@group(0) @binding(1) var<storage, read_write> partials: array<vec4<f32>>;
+
+// A few elements, about the first of them.
+struct Chain {
+    loads: u32,
+    shift: Part,
+    sum: Part,
+    squares: Part,
+}
+
+fn take_part(chain: ptr<function, Chain>, x: Part) {
+    let d = x - (*chain).shift;
+    (*chain).sum += d;
+    (*chain).squares = fma(d, d, (*chain).squares);
+}
+
+fn part_of(word: Word, k: u32, exponent: PartWhole, native: bool) -> Part {
+    let bits = bits_of(word, k);
+    if SCALES && !native {
+        return scaled(bits, exponent);
+    }
+    return bitcast<Part>(bits);
+}
+
+fn take(chain: ptr<function, Chain>, word: Word, exponent: PartWhole, native: bool) {
+    let x = part_of(word, 0u, exponent, native);
+    if (*chain).loads == 0u {
+        (*chain).shift = first(x);
+        (*chain).sum = Part(0.0);
+        (*chain).squares = Part(0.0);
+    }
+    take_part(chain, x);
+    if PARTS == 2u {
+        take_part(chain, part_of(word, 1u, exponent, native));
+    }
+    (*chain).loads += 1u;
+}
+
+fn empty_into(moments: ptr<function, Moments>, chain: ptr<function, Chain>) {
+    if (*chain).loads == 0u {
+        return;
+    }
+    var few: Moments;
+    few.count = f32((*chain).loads * DEPTH);
+    few.exponent = (*moments).exponent;
+    let sum = across((*chain).sum);
+    let about_shift = divide_singles(sum, Lane(few.count));
+    let correction = multiply_single(about_shift, sum);
+    let m2 = (across((*chain).squares) - correction.high) - correction.low;
+    few.m2 = Pair(not_negative(m2), Lane(0.0));
+    few.mean = add_single(about_shift, lane_of((*chain).shift));
+    *moments = merged(*moments, few);
+    (*chain).loads = 0u;
+}
+
+fn largest_of(word: Word) -> PartBits {
+    var largest = bits_of(word, 0u) & PartBits(0x7fffffffu);
+    if PARTS == 2u {
+        largest = max(largest, bits_of(word, 1u) & PartBits(0x7fffffffu));
+    }
+    return largest;
+}
+
+// Makes room for numbers as large as these; returns whether they, and what is there, can be taken as they are.
+fn make_room(moments: ptr<function, Moments>, chain: ptr<function, Chain>, largest: LaneBits) -> bool {
+    let needed = max((*moments).exponent, exponent_for(largest));
+    if any_of(needed != (*moments).exponent) {
+        empty_into(moments, chain);
+        *moments = raised(*moments, needed);
+    }
+    return all_of((needed == LaneWhole(0)) | (largest == LaneBits(0u)));
+}
+
+var<workgroup> shared_means: array<array<Lane, 2>, 128>;
+var<workgroup> shared_m2s: array<array<Lane, 2>, 128>;
+var<workgroup> shared_exponents: array<LaneWhole, 128>;
+var<workgroup> shared_counts: array<f32, 128>;
+
+// The moments of all members of a slot, in the first of them.
+fn merge_members(place: Place, own: Moments) -> Moments {
+    var moments = own;
+    for (var half = params.members / 2u; half > 0u; half /= 2u) {
+        if place.member >= half && place.member < 2u * half {
+            let i = (place.member - half) * place.slots + place.slot;
+            shared_means[i] = array<Lane, 2>(moments.mean.high, moments.mean.low);
+            shared_m2s[i] = array<Lane, 2>(moments.m2.high, moments.m2.low);
+            shared_exponents[i] = moments.exponent;
+            shared_counts[i] = moments.count;
+        }
+        workgroupBarrier();
+        if place.member < half {
+            let i = place.member * place.slots + place.slot;
+            var other: Moments;
+            other.mean = Pair(shared_means[i][0], shared_means[i][1]);
+            other.m2 = Pair(shared_m2s[i][0], shared_m2s[i][1]);
+            other.exponent = shared_exponents[i];
+            other.count = shared_counts[i];
+            moments = merged(moments, other);
+        }
+        workgroupBarrier();
+    }
+    return moments;
+}
+
+@compute @workgroup_size(256)
+fn moments(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) workgroups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let block = block_of(workgroup, workgroups);
+    if block >= params.blocks {
+        return;
+    }
+    let place = place_of(block, thread);
+    var moments = no_moments();
+    if !SCALES {
+        moments.exponent = LaneWhole(0);
+    }
+    var chain: Chain;
+    var walk = walk_of(place);
+    while has(&walk, 1u) {
+        if has(&walk, 4u) {
+            let a = load_x(next(&walk));
+            let b = load_x(next(&walk));
+            let c = load_x(next(&walk));
+            let d = load_x(next(&walk));
+            var native = true;
+            if SCALES {
+                let largest = max(max(largest_of(a), largest_of(b)), max(largest_of(c), largest_of(d)));
+                native = make_room(&moments, &chain, highest(largest));
+            }
+            let exponent = spread(moments.exponent);
+            take(&chain, a, exponent, native);
+            take(&chain, b, exponent, native);
+            take(&chain, c, exponent, native);
+            take(&chain, d, exponent, native);
+        } else {
+            let word = load_x(next(&walk));
+            var native = true;
+            if SCALES {
+                native = make_room(&moments, &chain, highest(largest_of(word)));
+            }
+            take(&chain, word, spread(moments.exponent), native);
+        }
+        if chain.loads + 4u > CHAIN {
+            empty_into(&moments, &chain);
+        }
+    }
+    empty_into(&moments, &chain);
+    moments = merge_members(place, moments);
+    if place.member == 0u && place.lane < params.lanes {
+        let channel = place.lane * WIDTH;
+        for (var w = 0u; w < WIDTH; w++) {
+            let at = 2u * (place.split * params.channels + channel + w);
+            let mean = vec2<f32>(element(moments.mean.high, w), element(moments.mean.low, w));
+            let m2 = vec2<f32>(element(moments.m2.high, w), element(moments.m2.low, w));
+            partials[at] = vec4<f32>(mean, m2);
+            partials[at + 1u] = vec4<f32>(moments.count, f32(whole_element(moments.exponent, w)), 0.0, 0.0);
+        }
+    }
+}

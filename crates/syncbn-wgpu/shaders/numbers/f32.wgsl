@@ -1,0 +1,3 @@
+// f32: its bits are what is stored.
+
+const SCALES: bool = true;

@@ -1,0 +1,177 @@
+// From the splits' moments, or the group's sums, to what the others need: the merged moments for a message, or mean and invstd
+// for `normalize`, and the running statistics. One channel a slot; the work is that of a few numbers per channel.
+//
+// It is a launch of its own because the language has no barrier between workgroups, and no fence that would let the last
+// workgroup of a launch read what the others have written.
+
+@group(0) @binding(0) var<storage, read> partials: array<vec4<f32>>;
+// The count; then two for a channel: (mean or sum, M2 or variance), each high and low; then (exponent, ...).
+@group(0) @binding(1) var<storage, read_write> sums: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read_write> saved: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read_write> running_mean: array<f32>;
+@group(0) @binding(4) var<storage, read_write> running_var: array<f32>;
+@group(0) @binding(5) var<storage, read_write> num_batches_tracked: array<u32>;
+
+// What params.source is.
+const MERGE: u32 = 0u; // partials -> sums
+const LOCAL: u32 = 1u; // partials -> saved, running
+const GROUP: u32 = 2u; // sums -> saved, running
+const FROZEN: u32 = 3u; // running -> saved
+
+// Of one channel, times 2^-exponent.
+struct Batch {
+    count: Pair,
+    mean: Pair,
+    variance: Pair,
+    exponent: i32,
+}
+
+var<workgroup> parts: array<vec4<f32>, 128>;
+var<workgroup> other_parts: array<vec2<f32>, 128>;
+
+fn moments_of(a: vec4<f32>, b: vec2<f32>) -> Moments {
+    return Moments(b.x, Pair(a.x, a.y), Pair(a.z, a.w), i32(b.y));
+}
+
+// The moments of all splits of a channel, in the first member of its slot.
+fn merge_splits(place: Place) -> Moments {
+    var moments = no_moments();
+    if place.lane < params.channels {
+        for (var split = place.member; split < params.splits; split += params.members) {
+            let at = 2u * (split * params.channels + place.lane);
+            moments = merged(moments, moments_of(partials[at], partials[at + 1u].xy));
+        }
+    }
+    for (var half = params.members / 2u; half > 0u; half /= 2u) {
+        if place.member >= half && place.member < 2u * half {
+            let i = (place.member - half) * place.slots + place.slot;
+            parts[i] = vec4<f32>(moments.mean.high, moments.mean.low, moments.m2.high, moments.m2.low);
+            other_parts[i] = vec2<f32>(moments.count, f32(moments.exponent));
+        }
+        workgroupBarrier();
+        if place.member < half {
+            let i = place.member * place.slots + place.slot;
+            moments = merged(moments, moments_of(parts[i], other_parts[i]));
+        }
+        workgroupBarrier();
+    }
+    // A channel of zeros has no need of an exponent, nor has one without elements.
+    if moments.mean.high == 0.0 && moments.m2.high == 0.0 {
+        moments.exponent = 0;
+    }
+    return moments;
+}
+
+// 1 / sqrt(variance + eps), times 2^exponent.
+fn invstd_of(variance: Pair, exponent: i32) -> f32 {
+    // eps in the variance's unit may be beyond f32's range; then both are divided by a power of four. Below 2^-120 it counts
+    // as that, so that a constant channel has a finite invstd.
+    let eps_exponent = params.eps_exponent - 2 * exponent;
+    let shrink = max((eps_exponent - 40) / 2, 0);
+    let eps = times_power_pair(Pair(params.eps_high, params.eps_low), max(eps_exponent - 2 * shrink, -120));
+    let total = add(times_power_pair(variance, -2 * shrink), eps);
+    // The language's root may be off by a few units in the last place: one step of Newton's.
+    let rough = opaque(inverseSqrt(total.high));
+    let unit = multiply(total, two_product(rough, rough));
+    let rest = (1.0 - unit.high) - unit.low;
+    return times_power(rough + 0.5 * rough * rest, -shrink);
+}
+
+fn is_finite(x: f32) -> bool {
+    return (bitcast<u32>(x) & 0x7fffffffu) < 0x7f800000u;
+}
+
+fn update_running(channel: u32, batch: Batch) {
+    var share = params.momentum;
+    var kept = params.kept;
+    if share < 0.0 {
+        let low = num_batches_tracked[0];
+        let high = num_batches_tracked[1];
+        share = 1.0 / (f32(bitcast<i32>(high)) * 4294967296.0 + (f32(low) + 1.0));
+        kept = 1.0 - share;
+    }
+    let mean = times_power(batch.mean.high, batch.exponent);
+    let variance = times_power(batch.variance.high, 2 * batch.exponent);
+    running_mean[channel] = kept * running_mean[channel] + share * mean;
+    if batch.count.high == 1.0 {
+        if !is_finite(variance) {
+            running_var[channel] = variance - variance;
+        }
+        return;
+    }
+    let unbiased = variance + variance / ((batch.count.high - 1.0) + batch.count.low);
+    running_var[channel] = kept * running_var[channel] + share * unbiased;
+}
+
+fn batch_of(place: Place) -> Batch {
+    var batch: Batch;
+    if params.source == GROUP {
+        let a = sums[1u + 2u * place.lane];
+        batch.count = Pair(sums[0].x, sums[0].y);
+        batch.mean = Pair(a.x, a.y);
+        batch.variance = Pair(a.z, a.w);
+        batch.exponent = i32(sums[2u + 2u * place.lane].x);
+    }
+    return batch;
+}
+
+@compute @workgroup_size(256)
+fn statistics(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) workgroups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let block = block_of(workgroup, workgroups);
+    if block >= params.blocks {
+        return;
+    }
+    var place = place_of(0u, thread);
+    place.lane = block * place.slots + place.slot;
+    let channel = place.lane;
+    let count = Pair(params.count_high, params.count_low);
+
+    var moments = no_moments();
+    if params.source == MERGE || params.source == LOCAL {
+        moments = merge_splits(place);
+    }
+    if place.member != 0u || channel >= params.channels {
+        return;
+    }
+    if params.source == MERGE {
+        if channel == 0u {
+            sums[0] = vec4<f32>(count.high, count.low, 0.0, 0.0);
+        }
+        sums[1u + 2u * channel] = vec4<f32>(moments.mean.high, moments.mean.low, moments.m2.high, moments.m2.low);
+        sums[2u + 2u * channel] = vec4<f32>(f32(moments.exponent), 0.0, 0.0, 0.0);
+        return;
+    }
+    if params.source == FROZEN {
+        if channel == 0u {
+            saved[0] = vec4<f32>(0.0);
+        }
+        let invstd = invstd_of(Pair(running_var[channel], 0.0), 0);
+        saved[1u + channel] = vec4<f32>(running_mean[channel], 0.0, invstd, 0.0);
+        return;
+    }
+    var batch: Batch;
+    if params.source == GROUP {
+        batch = batch_of(place);
+    } else {
+        batch.count = count;
+        batch.mean = moments.mean;
+        batch.variance = divide(moments.m2, count);
+        batch.exponent = moments.exponent;
+    }
+    if channel == 0u {
+        saved[0] = vec4<f32>(batch.count.high, batch.count.low, 0.0, 0.0);
+    }
+    if batch.count.high == 0.0 {
+        saved[1u + channel] = vec4<f32>(0.0);
+        return;
+    }
+    let invstd = invstd_of(batch.variance, batch.exponent);
+    saved[1u + channel] = vec4<f32>(batch.mean.high, batch.mean.low, invstd, f32(batch.exponent));
+    if wants(RUNNING) {
+        update_running(channel, batch);
+    }
+}

@@ -1,0 +1,129 @@
+//! What can go wrong on the device.
+//!
+//! Deliberately not here: errors about shapes and arguments, which are the core's.
+
+/// The device, its driver, or memory that it was given.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WgpuError {
+    /// There is no GPU that wgpu can use.
+    #[error(
+        "there is no adapter for {backends} ({reason}); install a GPU's driver, or on Debian mesa-vulkan-drivers and libvulkan1"
+    )]
+    NoAdapter {
+        /// The interfaces that were tried.
+        backends: String,
+        /// What wgpu said.
+        reason: String,
+    },
+    /// The adapter gave no device.
+    #[error("adapter `{adapter}` gives no device: {source}")]
+    NoDevice {
+        /// Its name.
+        adapter: String,
+        /// What wgpu said.
+        source: wgpu::RequestDeviceError,
+    },
+    /// The device allows less than is needed.
+    #[error("{limit} is {got}, {needed} is needed")]
+    Limit {
+        /// The limit, as wgpu calls it.
+        limit: &'static str,
+        /// What the work needs.
+        needed: u64,
+        /// What the device allows.
+        got: u64,
+    },
+    /// The device's arithmetic breaks the sums of twice the precision.
+    #[error("adapter `{adapter}` cannot be used: {what} is not what IEEE 754 says")]
+    Arithmetic {
+        /// Its name.
+        adapter: String,
+        /// What was computed wrongly.
+        what: &'static str,
+    },
+    /// A tensor does not begin where a binding may.
+    #[error(
+        "{tensor} begins at byte {offset}, expected a multiple of min_storage_buffer_offset_alignment, {alignment}"
+    )]
+    Alignment {
+        /// Whose memory.
+        tensor: &'static str,
+        /// Where it begins.
+        offset: u64,
+        /// The device's limit.
+        alignment: u64,
+    },
+    /// A tensor reaches beyond its buffer.
+    #[error("{tensor} ends at byte {end} of a buffer of {size}; whole words of 4 bytes are read and written")]
+    OutOfBuffer {
+        /// Whose memory.
+        tensor: &'static str,
+        /// Where its last word ends.
+        end: u64,
+        /// The buffer's size.
+        size: u64,
+    },
+    /// A buffer may not be used by a kernel.
+    #[error("the buffer of {tensor} has the usages {got:?}, STORAGE is needed")]
+    Usage {
+        /// Whose memory.
+        tensor: &'static str,
+        /// What it was created for.
+        got: wgpu::BufferUsages,
+    },
+    /// Two tensors of which one is written and one only read lie in one buffer, which WebGPU forbids.
+    #[error("{read} and {written} lie in one buffer: one kernel may not read and write the same buffer")]
+    SharedBuffer {
+        /// What is read.
+        read: &'static str,
+        /// What is written.
+        written: &'static str,
+    },
+    /// Device memory is exhausted.
+    #[error("device memory is exhausted while {during}: {source}")]
+    OutOfMemory {
+        /// What was tried.
+        during: &'static str,
+        /// What wgpu said.
+        source: wgpu::Error,
+    },
+    /// wgpu refused something: memory of another device, for instance.
+    #[error("{during}: {source}")]
+    Refused {
+        /// What was tried.
+        during: &'static str,
+        /// What wgpu said.
+        source: wgpu::Error,
+    },
+    /// The device is lost: it was destroyed, or its driver gave up.
+    #[error("the device is lost, seen while {during}")]
+    DeviceLost {
+        /// What was tried.
+        during: &'static str,
+    },
+    /// The layer's scratch does not hold what a kernel needs: the kernels were called in another order than core calls them.
+    #[error("{what} is not there: the kernels were called out of order")]
+    OutOfOrder {
+        /// What was looked for.
+        what: &'static str,
+    },
+    /// A copy has another length than its target.
+    #[error("a buffer has {expected} elements, {got} values were given")]
+    Length {
+        /// The buffer's length.
+        expected: usize,
+        /// The length of what was given.
+        got: usize,
+    },
+}
+
+impl WgpuError {
+    /// What an error scope has caught.
+    pub(crate) fn caught(during: &'static str, source: wgpu::Error) -> Self {
+        match source {
+            wgpu::Error::OutOfMemory { .. } => Self::OutOfMemory { during, source },
+            _ => Self::Refused { during, source },
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! The kernels' text and what it compiles to: each variant once for a device.
+//!
+//! A shader is put together from the files in `shaders/`: numbers, loads and lanes decide what a kernel's `Word`, `Part` and
+//! `Lane` are. Types and constants differ between variants, and nothing else.
+//!
+//! Deliberately not here: a cache on disk. Compiling takes milliseconds, and drivers have caches of their own.
+
+use std::borrow::Cow;
+use std::num::NonZeroU64;
+
+use bytemuck::{Pod, Zeroable};
+use syncbn_core::Dtype;
+
+use crate::error::WgpuError;
+use crate::scope::caught;
+use crate::tile::Form;
+
+/// The struct of the same name in params.wgsl.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+pub(crate) struct Params {
+    pub(crate) channels: u32,
+    pub(crate) lanes: u32,
+    pub(crate) segment: u32,
+    pub(crate) vectors: u32,
+    pub(crate) step_index: u32,
+    pub(crate) step_within: u32,
+    pub(crate) wrap: u32,
+    pub(crate) members: u32,
+    pub(crate) splits: u32,
+    pub(crate) blocks: u32,
+    pub(crate) zero: u32,
+    pub(crate) inner: u32,
+    pub(crate) elements: u32,
+    pub(crate) wanted: u32,
+    pub(crate) source: u32,
+    pub(crate) count_high: f32,
+    pub(crate) count_low: f32,
+    pub(crate) eps_high: f32,
+    pub(crate) eps_low: f32,
+    pub(crate) eps_exponent: i32,
+    pub(crate) momentum: f32,
+    pub(crate) kept: f32,
+    pub(crate) padding: [u32; 2],
+}
+
+/// The bits of `wanted`.
+pub(crate) const WEIGHT: u32 = 1;
+pub(crate) const BIAS: u32 = 2;
+pub(crate) const RUNNING: u32 = 4;
+pub(crate) const D_WEIGHT: u32 = 8;
+pub(crate) const D_BIAS: u32 = 16;
+
+/// The values of `source`, in statistics.wgsl, `gradient_terms.wgsl` and `grad_input.wgsl`.
+pub(crate) const MERGE: u32 = 0;
+pub(crate) const LOCAL: u32 = 1;
+pub(crate) const GROUP: u32 = 2;
+pub(crate) const FROZEN: u32 = 3;
+
+/// The kernels, those of core's four and those that take a few numbers per channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Kernel {
+    Moments,
+    Statistics,
+    Normalize,
+    GradSums,
+    GradientTerms,
+    GradInput { in_place: bool },
+    Probe,
+}
+
+/// Whether a kernel writes a buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    Read,
+    Write,
+}
+
+impl Kernel {
+    fn text(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Moments => ("moments", include_str!("../shaders/moments.wgsl")),
+            Self::Statistics => ("statistics", include_str!("../shaders/statistics.wgsl")),
+            Self::Normalize => ("normalize", include_str!("../shaders/normalize.wgsl")),
+            Self::GradSums => ("grad_sums", include_str!("../shaders/grad_sums.wgsl")),
+            Self::GradientTerms => ("gradient_terms", include_str!("../shaders/gradient_terms.wgsl")),
+            Self::GradInput { .. } => ("grad_input", include_str!("../shaders/grad_input.wgsl")),
+            Self::Probe => ("probe", include_str!("../shaders/probe.wgsl")),
+        }
+    }
+
+    /// Its bindings in order.
+    fn bindings(self) -> &'static [Access] {
+        use Access::{Read, Write};
+        match self {
+            Self::Moments | Self::Probe => &[Read, Write],
+            Self::Statistics => &[Read, Write, Write, Write, Write, Write],
+            Self::Normalize => &[Read, Write, Read, Read, Read, Write],
+            Self::GradSums => &[Read, Read, Read, Write],
+            Self::GradientTerms => &[Read, Read, Write, Write, Write],
+            Self::GradInput { in_place: false } => &[Read, Write, Read, Read, Read, Read],
+            Self::GradInput { in_place: true } => &[Read, Write, Read, Read, Read],
+        }
+    }
+
+    fn walks_backwards(self) -> bool {
+        matches!(self, Self::Normalize | Self::GradInput { .. })
+    }
+
+    /// What reads x and dy, which `Form::width` decides; and dy's own binding.
+    fn loads(self, half_words: bool) -> String {
+        let load = |tensor: &str, from: &str| {
+            let value = if half_words {
+                format!("({from}[i >> 1u] >> (16u * (i & 1u))) & 0xffffu")
+            } else {
+                format!("{from}[i]")
+            };
+            format!("fn load_{tensor}(i: u32) -> Word {{\n    return {value};\n}}\n")
+        };
+        match self {
+            Self::Moments => load("x", "x"),
+            Self::GradSums => load("x", "x") + &load("dy", "dy"),
+            Self::GradInput { in_place: true } => load("dy", "dx"),
+            Self::GradInput { in_place: false } => {
+                "@group(0) @binding(5) var<storage, read> dy: array<Stored>;\n".to_owned() + &load("dy", "dy")
+            }
+            Self::Statistics | Self::Normalize | Self::GradientTerms | Self::Probe => String::new(),
+        }
+    }
+}
+
+/// A variant of a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Key {
+    pub(crate) kernel: Kernel,
+    pub(crate) number: Number,
+    pub(crate) form: Form,
+}
+
+/// How activations are stored and converted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Number {
+    F32,
+    Bf16,
+    F16,
+    F16ByBits,
+}
+
+impl Number {
+    pub(crate) fn of(dtype: Dtype, f16_by_bits: bool) -> Self {
+        match dtype {
+            Dtype::F16 if f16_by_bits => Self::F16ByBits,
+            Dtype::F16 => Self::F16,
+            Dtype::Bf16 => Self::Bf16,
+            _ => Self::F32,
+        }
+    }
+
+    fn text(self) -> &'static str {
+        match self {
+            Self::F32 => include_str!("../shaders/numbers/f32.wgsl"),
+            Self::Bf16 => include_str!("../shaders/numbers/bf16.wgsl"),
+            Self::F16 => include_str!("../shaders/numbers/f16.wgsl"),
+            Self::F16ByBits => include_str!("../shaders/numbers/f16_by_bits.wgsl"),
+        }
+    }
+}
+
+/// What a kernel that takes numbers per channel is compiled for.
+pub(crate) const PER_CHANNEL: Form = Form { width: 1, rows: true, flat: false };
+
+impl Key {
+    /// A kernel that takes a few numbers per channel, whatever the activations' type.
+    pub(crate) fn per_channel(kernel: Kernel) -> Self {
+        Self { kernel, number: Number::F32, form: PER_CHANNEL }
+    }
+
+    /// The shader's text.
+    pub(crate) fn source(self) -> String {
+        let Form { width, rows, flat } = self.form;
+        let half = self.number != Number::F32 && self.kernel != Kernel::Probe;
+        // Elements of a part: at most four.
+        let part = width.min(4);
+        let constants = format!("const BACKWARDS: bool = {};\n", self.kernel.walks_backwards());
+        let mut text = vec![include_str!("../shaders/params.wgsl"), &constants, self.number.text()];
+        text.push(match (half, width) {
+            (false, 4) => include_str!("../shaders/loads/f32_4.wgsl"),
+            (false, _) => include_str!("../shaders/loads/f32_1.wgsl"),
+            (true, 8) => include_str!("../shaders/loads/half_8.wgsl"),
+            (true, 4) => include_str!("../shaders/loads/half_4.wgsl"),
+            (true, 2) => include_str!("../shaders/loads/half_2.wgsl"),
+            (true, _) => include_str!("../shaders/loads/half_1.wgsl"),
+        });
+        text.push(match (rows, part) {
+            (true, 4) => include_str!("../shaders/lanes/rows_4.wgsl"),
+            (true, 2) => include_str!("../shaders/lanes/rows_2.wgsl"),
+            (true, _) => include_str!("../shaders/lanes/rows_1.wgsl"),
+            (false, 4) => include_str!("../shaders/lanes/columns_4.wgsl"),
+            (false, 2) => include_str!("../shaders/lanes/columns_2.wgsl"),
+            (false, _) => include_str!("../shaders/lanes/columns_1.wgsl"),
+        });
+        text.extend([
+            include_str!("../shaders/tile.wgsl"),
+            include_str!("../shaders/pairs.wgsl"),
+            include_str!("../shaders/merge.wgsl"),
+            include_str!("../shaders/numbers/scaled.wgsl"),
+        ]);
+        if matches!(self.kernel, Kernel::Normalize | Kernel::GradSums | Kernel::GradInput { .. }) {
+            text.push(include_str!("../shaders/gather.wgsl"));
+            text.push(match (flat, rows, part) {
+                (true, ..) => include_str!("../shaders/lanes/flat.wgsl"),
+                (_, false, 2) => include_str!("../shaders/lanes/gather_2.wgsl"),
+                (_, false, 4) => include_str!("../shaders/lanes/gather_4.wgsl"),
+                _ => include_str!("../shaders/lanes/gather_one.wgsl"),
+            });
+            if !flat {
+                text.push(include_str!("../shaders/lanes/whole.wgsl"));
+            }
+        }
+        let loads = self.kernel.loads(half && width == 1);
+        text.extend([self.kernel.text().1, &loads]);
+        text.join("\n")
+    }
+}
+
+/// A compiled kernel.
+#[derive(Debug)]
+pub(crate) struct Module {
+    pub(crate) kernel: Kernel,
+    pub(crate) pipeline: wgpu::ComputePipeline,
+    pub(crate) layout: wgpu::BindGroupLayout,
+}
+
+impl Module {
+    pub(crate) fn new(
+        device: &wgpu::Device,
+        constants: &wgpu::BindGroupLayout,
+        key: Key,
+    ) -> Result<Self, WgpuError> {
+        caught(device, "compiling a kernel", || {
+            let (name, _) = key.kernel.text();
+            let shader = device.create_shader_module(wgpu::ShaderModuleDescriptor {
+                label: Some(name),
+                source: wgpu::ShaderSource::Wgsl(Cow::Owned(key.source())),
+            });
+            let accesses = key.kernel.bindings();
+            let entries: Vec<_> =
+                accesses.iter().enumerate().map(|(i, access)| storage_entry(i as u32, *access)).collect();
+            let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+                label: Some(name),
+                entries: &entries,
+            });
+            let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+                label: Some(name),
+                bind_group_layouts: &[Some(&layout), Some(constants)],
+                immediate_size: 0,
+            });
+            let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                label: Some(name),
+                layout: Some(&pipeline_layout),
+                module: &shader,
+                entry_point: Some(name),
+                // Each workgroup writes its scratch before it reads it.
+                compilation_options: wgpu::PipelineCompilationOptions {
+                    zero_initialize_workgroup_memory: false,
+                    ..Default::default()
+                },
+                cache: None,
+            });
+            Self { kernel: key.kernel, pipeline, layout }
+        })
+    }
+
+    /// Of each binding, whether it is written.
+    pub(crate) fn accesses(&self) -> &'static [Access] {
+        self.kernel.bindings()
+    }
+}
+
+fn storage_entry(binding: u32, access: Access) -> wgpu::BindGroupLayoutEntry {
+    wgpu::BindGroupLayoutEntry {
+        binding,
+        visibility: wgpu::ShaderStages::COMPUTE,
+        ty: wgpu::BindingType::Buffer {
+            ty: wgpu::BufferBindingType::Storage { read_only: access == Access::Read },
+            has_dynamic_offset: false,
+            min_binding_size: None,
+        },
+        count: None,
+    }
+}
+
+/// The layout of the group that holds [`Params`].
+pub(crate) fn constants_layout(device: &wgpu::Device) -> wgpu::BindGroupLayout {
+    device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+        label: Some("params"),
+        entries: &[wgpu::BindGroupLayoutEntry {
+            binding: 0,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer {
+                ty: wgpu::BufferBindingType::Uniform,
+                has_dynamic_offset: false,
+                min_binding_size: NonZeroU64::new(size_of::<Params>() as u64),
+            },
+            count: None,
+        }],
+    })
+}

@@ -1,0 +1,26 @@
+//! Enqueues `shaders/moments.wgsl`.
+
+use syncbn_core::{Element, View};
+
+use crate::device::Wgpu;
+use crate::error::WgpuError;
+use crate::module::Kernel;
+use crate::queue::Queue;
+use crate::scratch::{Parts, Sums};
+use crate::tile::{Plan, Work};
+
+pub(crate) fn enqueue<T: Element>(
+    wgpu: &Wgpu,
+    queue: &Queue,
+    x: &View<'_, Wgpu, T>,
+    out: &mut Sums,
+) -> Result<(), WgpuError> {
+    let geometry = x.geometry();
+    let plan = Plan::new(geometry, size_of::<T>(), wgpu.parallelism(), Work::Sum)?;
+    let x = x.mem().slice().of(geometry, size_of::<T>());
+    let bindings = [("x", Some(x)), ("the sums", Some(out.partials()))];
+    let kernel = wgpu.bind(wgpu.key::<T>(Kernel::Moments, plan.form), plan.params, &bindings)?;
+    queue.dispatch(&[kernel])?;
+    out.parts = Some(Parts { splits: plan.splits, count: geometry.per_channel() });
+    Ok(())
+}

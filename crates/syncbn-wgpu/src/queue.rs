@@ -1,0 +1,179 @@
+//! The order of work: kernels are recorded, and given to wgpu's queue in one piece where a pass ends.
+//!
+//! Deliberately not here: what is recorded.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::error::WgpuError;
+use crate::lost;
+use crate::scope::caught;
+
+/// Where work is given to: wgpu's device and queue, and what is recorded and not submitted yet.
+///
+/// Each thread has one of its own; they may share a device. Work that the application submits to the same wgpu queue runs
+/// before or after a pass, as its calls do.
+#[derive(Debug)]
+pub struct Queue {
+    device: wgpu::Device,
+    inner: wgpu::Queue,
+    pending: Mutex<Pending>,
+}
+
+#[derive(Debug, Default)]
+struct Pending {
+    encoder: Option<wgpu::CommandEncoder>,
+    holds: usize,
+    submissions: u64,
+    last: Option<wgpu::SubmissionIndex>,
+}
+
+/// A kernel with its buffers, ready to be recorded.
+#[derive(Debug)]
+pub(crate) struct Dispatch {
+    pub(crate) pipeline: wgpu::ComputePipeline,
+    pub(crate) buffers: wgpu::BindGroup,
+    pub(crate) constants: wgpu::BindGroup,
+    pub(crate) grid: (u32, u32),
+}
+
+impl Queue {
+    pub(crate) fn new(device: wgpu::Device, queue: wgpu::Queue) -> Self {
+        Self { device, inner: queue, pending: Mutex::default() }
+    }
+
+    fn pending(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How often work was submitted. A pass of a layer alone submits once; one in a group with a host communicator twice.
+    pub fn submissions(&self) -> u64 {
+        self.pending().submissions
+    }
+
+    /// Records commands of the caller's, in order with those of the passes before and after.
+    pub fn record<R>(&self, commands: impl FnOnce(&mut wgpu::CommandEncoder) -> R) -> Result<R, WgpuError> {
+        let result = self.encode(commands)?;
+        self.flush()?;
+        Ok(result)
+    }
+
+    /// Runs `work` and submits what it has recorded in one piece, where each pass would have submitted its own. A
+    /// communicator that needs the sums on the host still submits what lies before it.
+    pub fn hold<R>(&self, work: impl FnOnce() -> R) -> Result<R, WgpuError> {
+        self.pending().holds += 1;
+        let hold = Hold(self);
+        let result = work();
+        drop(hold);
+        self.flush()?;
+        Ok(result)
+    }
+
+    /// Records without submitting.
+    pub(crate) fn encode<R>(
+        &self,
+        commands: impl FnOnce(&mut wgpu::CommandEncoder) -> R,
+    ) -> Result<R, WgpuError> {
+        caught(&self.device, "recording commands", || {
+            let mut pending = self.pending();
+            let encoder = pending.encoder.get_or_insert_with(|| {
+                self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("syncbn") })
+            });
+            commands(encoder)
+        })
+    }
+
+    pub(crate) fn dispatch(&self, kernels: &[Dispatch]) -> Result<(), WgpuError> {
+        self.encode(|encoder| {
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+            for kernel in kernels {
+                pass.set_pipeline(&kernel.pipeline);
+                pass.set_bind_group(0, &kernel.buffers, &[]);
+                pass.set_bind_group(1, &kernel.constants, &[]);
+                pass.dispatch_workgroups(kernel.grid.0, kernel.grid.1, 1);
+            }
+        })
+    }
+
+    /// Submits what is recorded, unless the caller wants more in the same submission.
+    pub(crate) fn flush(&self) -> Result<(), WgpuError> {
+        if self.pending().holds > 0 { Ok(()) } else { self.submit() }
+    }
+
+    /// Submits what is recorded.
+    pub(crate) fn submit(&self) -> Result<(), WgpuError> {
+        const DURING: &str = "submitting commands";
+        let Some(encoder) = self.pending().encoder.take() else {
+            return Ok(());
+        };
+        let index = caught(&self.device, DURING, || self.inner.submit([encoder.finish()]))?;
+        let mut pending = self.pending();
+        pending.submissions += 1;
+        pending.last = Some(index);
+        drop(pending);
+        // A lost device takes nothing, and says nothing.
+        lost::check(&self.device, DURING)
+    }
+
+    /// Overwrites the beginning of a buffer, after all that was recorded.
+    pub(crate) fn write(&self, buffer: &wgpu::Buffer, bytes: &[u8]) -> Result<(), WgpuError> {
+        self.submit()?;
+        caught(&self.device, "copying to the device", || self.inner.write_buffer(buffer, 0, bytes))
+    }
+
+    /// Submits, waits, and copies the beginning of a buffer out, by way of one that can be mapped.
+    pub(crate) fn read<R>(
+        &self,
+        buffer: &wgpu::Buffer,
+        staging: &wgpu::Buffer,
+        size: u64,
+        take: impl FnOnce(&[u8]) -> R,
+    ) -> Result<R, WgpuError> {
+        const DURING: &str = "copying from the device";
+        let lost = || WgpuError::DeviceLost { during: DURING };
+        self.encode(|encoder| encoder.copy_buffer_to_buffer(buffer, 0, staging, 0, size))?;
+        self.submit()?;
+        let (sender, mapped) = channel();
+        let slice = staging.slice(..size);
+        caught(&self.device, DURING, || {
+            slice.map_async(wgpu::MapMode::Read, move |result| {
+                // The receiver is gone only if the wait below has failed.
+                sender.send(result).unwrap_or_default();
+            });
+        })?;
+        let last = self.pending().last.clone();
+        loop {
+            if wait(&self.device, last.clone()).is_none() {
+                return Err(lost());
+            }
+            // Another thread's poll may have taken our callback, and be about to call it.
+            match mapped.recv_timeout(Duration::from_millis(100)) {
+                Ok(Ok(())) => break,
+                Ok(Err(_)) | Err(RecvTimeoutError::Disconnected) => return Err(lost()),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+        let view = slice.get_mapped_range().map_err(|_| lost())?;
+        let result = take(&view);
+        drop(view);
+        caught(&self.device, DURING, || staging.unmap())?;
+        Ok(result)
+    }
+}
+
+/// Ends a hold, also where the work panics.
+struct Hold<'a>(&'a Queue);
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        self.0.pending().holds -= 1;
+    }
+}
+
+/// Waits for a submission. wgpu's poll panics where the driver says that the device is lost; that comes back as any other failure.
+fn wait(device: &wgpu::Device, submission_index: Option<wgpu::SubmissionIndex>) -> Option<wgpu::PollStatus> {
+    let poll = || device.poll(wgpu::PollType::Wait { submission_index, timeout: None });
+    catch_unwind(AssertUnwindSafe(poll)).ok()?.ok()
+}

@@ -1,0 +1,36 @@
+//! wgpu's errors, caught: where nobody catches them, wgpu panics or calls a handler that is the application's.
+//!
+//! Scopes belong to a thread and are popped where they were pushed. On the native interfaces that this crate is for, what a
+//! scope has caught is known at once: nothing here waits for the device.
+//!
+//! Deliberately not here: handlers for uncaptured errors and for a lost device. A device has one of each, and it belongs to the
+//! application.
+
+use crate::error::WgpuError;
+
+/// Runs the work; an error of wgpu's in it comes back as ours.
+pub(crate) fn caught<R>(
+    device: &wgpu::Device,
+    during: &'static str,
+    work: impl FnOnce() -> R,
+) -> Result<R, WgpuError> {
+    let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
+    let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+    let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
+    let result = work();
+    let errors = [internal.pop_now(), memory.pop_now(), validation.pop_now()];
+    match errors.into_iter().flatten().next() {
+        Some(error) => Err(WgpuError::caught(during, error)),
+        None => Ok(result),
+    }
+}
+
+trait PopNow {
+    fn pop_now(self) -> Option<wgpu::Error>;
+}
+
+impl PopNow for wgpu::ErrorScopeGuard {
+    fn pop_now(self) -> Option<wgpu::Error> {
+        pollster::block_on(self.pop())
+    }
+}

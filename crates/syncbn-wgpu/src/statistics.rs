@@ -1,0 +1,64 @@
+//! Enqueues `shaders/statistics.wgsl`: from sums to what `normalize` needs, and to messages.
+//!
+//! Deliberately not here: its arithmetic.
+
+use crate::device::Wgpu;
+use crate::error::WgpuError;
+use crate::memory::Slice;
+use crate::module::{Kernel, Key, MERGE, Params};
+use crate::queue::{Dispatch, Queue};
+use crate::scratch::{Parts, Sums, halves};
+use crate::tile::per_channel;
+
+/// What the kernel reads and writes besides the sums.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Places<'a> {
+    pub(crate) saved: Option<Slice<'a>>,
+    pub(crate) running_mean: Option<Slice<'a>>,
+    pub(crate) running_var: Option<Slice<'a>>,
+    pub(crate) num_batches_tracked: Option<Slice<'a>>,
+}
+
+/// Merges the splits' moments into `sums`, for a message.
+pub(crate) fn merge(
+    wgpu: &Wgpu,
+    queue: &Queue,
+    sums: &Sums,
+    channels: usize,
+    parts: Parts,
+) -> Result<(), WgpuError> {
+    let params = Params { source: MERGE, ..Params::default() };
+    queue.dispatch(&[bind(wgpu, channels, params, Some(sums), Some(parts), Places::default())?])
+}
+
+/// The kernel for `params.source`.
+pub(crate) fn bind(
+    wgpu: &Wgpu,
+    channels: usize,
+    params: Params,
+    sums: Option<&Sums>,
+    parts: Option<Parts>,
+    places: Places<'_>,
+) -> Result<Dispatch, WgpuError> {
+    let Parts { splits, count } = parts.unwrap_or(Parts { splits: 1, count: 0 });
+    let shape = per_channel(channels, splits)?;
+    let (count_high, count_low) = halves(count as f64);
+    let params = Params {
+        channels: shape.channels,
+        members: shape.members,
+        splits: shape.splits,
+        blocks: shape.blocks,
+        count_high,
+        count_low,
+        ..params
+    };
+    let bindings = [
+        ("the sums", sums.map(Sums::partials)),
+        ("the sums", sums.map(Sums::merged)),
+        ("the saved statistics", places.saved),
+        ("running_mean", places.running_mean),
+        ("running_var", places.running_var),
+        ("num_batches_tracked", places.num_batches_tracked),
+    ];
+    wgpu.bind(Key::per_channel(Kernel::Statistics), params, &bindings)
+}
