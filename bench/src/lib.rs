@@ -1,7 +1,7 @@
 //! Measures every backend of syncbn the same way, and joins the figures with its peers'.
 //!
 //! ```text
-//! shapes.txt -> shapes -> measure (a backend's Device: cpu, ...) -> results.json, meta.json
+//! shapes.txt -> shapes -> measure (a backend's Device: cpu, wgpu) -> results.json, meta.json
 //!                                                peers/*.py -> results.json, meta.json
 //! all of them -> report (join, means) -> table.md, chart.svg
 //! ```
@@ -19,3 +19,5 @@ pub mod results;
 pub mod shapes;
 pub mod step;
 pub mod timing;
+#[cfg(feature = "wgpu")]
+pub mod wgpu;

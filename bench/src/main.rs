@@ -29,6 +29,9 @@ struct Arguments {
 #[derive(Clone, Copy, ValueEnum)]
 enum BackendName {
     Cpu,
+    /// The fastest GPU that wgpu finds.
+    #[cfg(feature = "wgpu")]
+    Wgpu,
 }
 
 fn main() -> Result<()> {
@@ -40,6 +43,11 @@ fn main() -> Result<()> {
     let run = match arguments.backend {
         BackendName::Cpu => {
             let device = CpuDevice::new()?;
+            all(device.meta(), &cases, |case| device.measure(case))?
+        }
+        #[cfg(feature = "wgpu")]
+        BackendName::Wgpu => {
+            let device = syncbn_bench::wgpu::WgpuDevice::new()?;
             all(device.meta(), &cases, |case| device.measure(case))?
         }
     };
