@@ -58,12 +58,15 @@ impl WgpuDevice {
             count: STAMPS,
         });
         let buffer = |size, usage| {
-            device.create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false })
+            device.create_buffer(&wgpu::BufferDescriptor {
+                label: None,
+                size,
+                usage,
+                mapped_at_creation: false,
+            })
         };
-        let resolved = buffer(
-            u64::from(STAMPS) * 8,
-            wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
-        );
+        let resolved =
+            buffer(u64::from(STAMPS) * 8, wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC);
         let flushed = buffer(flush, wgpu::BufferUsages::COPY_DST);
         let period = f64::from(queue.get_timestamp_period()) / 1e3;
         let wgpu = Wgpu::new(device, queue)?;

@@ -3,7 +3,7 @@
 //! - [`demo`] runs both comparisons, prints them, and judges its claims: [`parity`] trains a toy model for a hundred steps,
 //!   [`digits`] a small network on real data.
 //! - Below them: [`world`] starts the ranks, [`gradients`] sums gradients over them, [`network`] trains on one of them,
-//!   [`layers`] is what networks are made of, [`device`] is where batch norm runs and how ranks meet (`cuda` has it for GPUs, behind the feature of that name).
+//!   [`layers`] is what networks are made of, [`device`] is where batch norm runs and how ranks meet (`cuda` and `wgpu` have it for GPUs, behind the features of their names).
 //! - [`difference`], [`table`], [`chart`] and [`report`] say what came out.
 //!
 //! Everything but batch norm is the least that a training loop needs, in host memory; batch norm runs on any backend.
@@ -23,6 +23,8 @@ pub mod network;
 pub mod parity;
 pub mod report;
 pub mod table;
+#[cfg(feature = "wgpu")]
+pub mod wgpu;
 pub mod world;
 
 /// The failure of any part, in words.

@@ -4,7 +4,7 @@
 
 use anyhow::Result;
 
-use crate::cargo::{cargo, run};
+use crate::cargo::{backend_feature, cargo, run};
 
 /// What is passed on to the bench.
 #[derive(clap::Args)]
@@ -22,6 +22,7 @@ pub(crate) fn run_report(args: &Args) -> Result<()> {
 }
 
 fn run_bin(bin: &str, args: &Args) -> Result<()> {
-    let bench = ["run", "--quiet", "--locked", "--release", "--package=syncbn-bench", bin, "--"];
-    run(&mut cargo(bench.into_iter().map(String::from).chain(args.args.iter().cloned())))
+    let bench = ["run", "--quiet", "--locked", "--release", "--package=syncbn-bench", bin].map(String::from);
+    let passed_on = ["--".to_owned()].into_iter().chain(args.args.iter().cloned());
+    run(&mut cargo(bench.into_iter().chain(backend_feature(&args.args)).chain(passed_on)))
 }

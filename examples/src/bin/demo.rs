@@ -41,6 +41,8 @@ enum Backend {
     Cpu,
     /// NVIDIA's GPUs; ranks share them where there are fewer.
     Cuda,
+    /// The fastest GPU that wgpu finds, shared by the ranks.
+    Wgpu,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -64,11 +66,15 @@ fn main() -> ExitCode {
 fn run(args: Args) -> Result<()> {
     match (args.backend, args.comm) {
         (Backend::Cpu, Comm::Threads) => show(&device::Host, args),
-        (Backend::Cpu, Comm::Nccl) => Err("NCCL needs `--backend cuda`".into()),
+        (Backend::Cpu | Backend::Wgpu, Comm::Nccl) => Err("NCCL needs `--backend cuda`".into()),
         #[cfg(feature = "cuda")]
         (Backend::Cuda, comm) => on_gpus(comm, args),
         #[cfg(not(feature = "cuda"))]
         (Backend::Cuda, _) => Err("this demo was built without the feature `cuda`".into()),
+        #[cfg(feature = "wgpu")]
+        (Backend::Wgpu, Comm::Threads) => show(&syncbn_examples::wgpu::Gpu::new()?, args),
+        #[cfg(not(feature = "wgpu"))]
+        (Backend::Wgpu, Comm::Threads) => Err("this demo was built without the feature `wgpu`".into()),
     }
 }
 
