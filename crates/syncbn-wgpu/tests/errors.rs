@@ -1,6 +1,6 @@
 //! What a caller or a device gets wrong is a typed error, and neither a panic nor an error of wgpu's that nobody has caught.
 
-#![allow(clippy::unwrap_used, reason = "tests fail where these do")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail where these do")]
 
 mod common;
 

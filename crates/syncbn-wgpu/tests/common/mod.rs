@@ -86,7 +86,7 @@ pub(crate) fn told(error: &Error) -> String {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);
     while let Some(inner) = source {
-        text += &format!(": {inner}");
+        text = format!("{text}: {inner}");
         source = inner.source();
     }
     text
