@@ -10,6 +10,7 @@ pub mod collectives;
 pub mod determinism;
 pub mod errors;
 pub mod evaluation;
+pub mod failures;
 pub mod forward;
 pub mod golden;
 pub mod layouts;

@@ -105,12 +105,14 @@ macro_rules! __laws_of_type {
                 a_training_step_sums_2c_plus_1_numbers_and_2c_numbers,
                 messages_hold_counts_sums_and_squares_of_the_rank,
                 calls_number_the_uses_of_a_layer,
-                ranks_that_go_back_in_another_order_all_fail,
                 nobody_is_asked_without_need,
                 groups_do_not_hear_of_each_other,
+            ]);
+            $crate::__laws!($harness, $type, failures: [
                 a_failed_forward_changes_nothing_and_poisons_the_group,
                 a_failed_backward_changes_nothing,
                 after_a_late_failure_a_state_has_to_be_loaded,
+                ranks_that_go_back_in_another_order_all_fail,
             ]);
             $crate::__laws!($harness, $type, layouts: [
                 every_number_of_axes_works_in_both_layouts,

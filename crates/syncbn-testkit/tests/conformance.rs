@@ -5,8 +5,9 @@ mod plain;
 use plain::{Flaw, Plain};
 use syncbn_testkit::{Harness, Opened, Unavailable};
 
+/// With this number of threads.
 #[derive(Clone)]
-struct PlainHarness;
+struct PlainHarness(usize);
 
 impl Harness for PlainHarness {
     type Backend = Plain;
@@ -15,8 +16,11 @@ impl Harness for PlainHarness {
         "plain"
     }
     fn open(&self, _: usize) -> Result<Opened<Plain>, Unavailable> {
-        Ok((Plain(Flaw::None), ()))
+        Ok((Plain::new(Flaw::None).with_threads(self.0), ()))
+    }
+    fn variants(&self) -> Vec<Self> {
+        vec![Self(3), Self(8)]
     }
 }
 
-syncbn_testkit::conformance!(plain_backend: PlainHarness, types: [f32, f64, f16, bf16]);
+syncbn_testkit::conformance!(plain_backend: PlainHarness(1), types: [f32, f64, f16, bf16]);

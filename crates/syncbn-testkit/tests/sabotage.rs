@@ -7,10 +7,14 @@ mod plain;
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::time::Duration;
 
 use plain::{Flaw, Plain};
+use syncbn_comm::{ThreadComm, ThreadGroup};
 use syncbn_core::{Backend, Call, CommError, Communicator, f16};
-use syncbn_testkit::laws::{backward, collectives, determinism, evaluation, forward, layouts, running};
+use syncbn_testkit::laws::{
+    backward, collectives, determinism, evaluation, failures, forward, layouts, running,
+};
 use syncbn_testkit::{Harness, Join, Opened, Outcome, Unavailable, Verdict};
 
 /// What may be wrong with a group.
@@ -25,7 +29,17 @@ enum GroupFlaw {
 }
 
 #[derive(Clone)]
-struct Broken(Flaw, GroupFlaw);
+struct Broken {
+    flaw: Flaw,
+    group: GroupFlaw,
+    threads: usize,
+}
+
+impl Broken {
+    fn new(flaw: Flaw, group: GroupFlaw) -> Self {
+        Self { flaw, group, threads: 1 }
+    }
+}
 
 impl Harness for Broken {
     type Backend = Plain;
@@ -34,15 +48,22 @@ impl Harness for Broken {
         "broken"
     }
     fn open(&self, _: usize) -> Result<Opened<Plain>, Unavailable> {
-        Ok((Plain(self.0), ()))
+        Ok((Plain::new(self.flaw).with_threads(self.threads), ()))
     }
     fn group(&self, world_size: NonZeroUsize) -> Vec<Join<Plain>> {
-        let flaw = self.1;
+        let flaw = self.group;
         let sound = Sound.group(world_size);
-        let broken = |join: Join<Plain>| -> Join<Plain> {
-            Box::new(move |backend, queue| Ok(Arc::new(BrokenGroup(join(backend, queue)?, flaw))))
+        let peers = ThreadGroup::new(world_size, Duration::from_secs(60));
+        let broken = |(join, peers): (Join<Plain>, ThreadComm)| -> Join<Plain> {
+            Box::new(move |backend, queue| {
+                backend.meet(peers);
+                Ok(Arc::new(BrokenGroup(join(backend, queue)?, flaw)))
+            })
         };
-        sound.into_iter().map(broken).collect()
+        sound.into_iter().zip(peers).map(broken).collect()
+    }
+    fn variants(&self) -> Vec<Self> {
+        vec![Self { threads: 3, ..self.clone() }]
     }
 }
 
@@ -57,7 +78,7 @@ impl Harness for Sound {
         "sound"
     }
     fn open(&self, _: usize) -> Result<Opened<Plain>, Unavailable> {
-        Ok((Plain(Flaw::None), ()))
+        Ok((Plain::new(Flaw::None), ()))
     }
 }
 
@@ -107,7 +128,7 @@ impl Communicator<Plain> for BrokenGroup {
 type Law = fn(&Broken) -> Outcome;
 
 fn fails(backend: Flaw, group: GroupFlaw, law: Law) {
-    let outcome = law(&Broken(backend, group));
+    let outcome = law(&Broken::new(backend, group));
     assert!(
         matches!(outcome, Err(Verdict::Broken(_))),
         "the law lets {backend:?} with {group:?} pass: {outcome:?}"
@@ -157,6 +178,12 @@ sabotage! {
     parameters_read_as_halves: ParametersInHalf, forward::any_split_of_a_batch_gives_the_y_of_the_whole, f32;
     subnormals_flushed: SubnormalsFlushed, forward::subnormal_values_are_not_flushed, f32;
     a_batch_of_one_that_moves_the_variance: BatchOfOneMovesVariance, forward::a_single_element_on_several_ranks_gives_bias, f32;
+    sums_that_depend_on_the_number_of_threads: SumsByThread, determinism::variants_give_the_same_bits, f64;
+    running_statistics_updated_in_evaluation: UpdatesInEvaluation, evaluation::evaluation_uses_the_running_statistics, f32;
+    running_statistics_updated_again_on_recomputation: UpdatesOnRecomputation, backward::a_layer_used_twice_keeps_its_uses_apart, f32;
+    running_statistics_updated_before_a_collective_that_fails: UpdatesBeforeTheSum, failures::a_failed_forward_changes_nothing_and_poisons_the_group, f32;
+    running_statistics_updated_in_a_backward_that_fails: UpdatesInBackward, failures::a_failed_backward_changes_nothing, f32;
+    d_weight_summed_over_ranks: SumsDWeightOverRanks, backward::parameters_gradients_of_all_ranks_add_up_to_the_whole, f32;
     half_accumulation_of_long_sums: AccumulatesInHalf, forward::a_mean_of_1e4_with_a_deviation_of_1_costs_no_digits, f16;
 }
 
@@ -173,13 +200,13 @@ group_sabotage! {
     a_sum_that_drops_the_last_rank: DropsTheLastRank, forward::any_split_of_a_batch_gives_the_y_of_the_whole;
     a_sum_that_is_the_ranks_own: DoesNotSum, forward::one_rank_may_be_scaled_by_50;
     a_sum_that_differs_between_ranks: RanksGetOtherBits, running::any_split_of_a_batch_moves_every_ranks_statistics_alike;
-    a_group_that_cannot_tell_two_uses_apart: ForgetsTheUse, collectives::ranks_that_go_back_in_another_order_all_fail;
+    a_group_that_cannot_tell_two_uses_apart: ForgetsTheUse, failures::ranks_that_go_back_in_another_order_all_fail;
     a_sum_that_counts_all_ranks_twice: SumsTwice, running::any_split_of_a_batch_moves_every_ranks_statistics_alike;
 }
 
 #[test]
 fn without_a_flaw_the_named_laws_hold() {
-    let sound = Broken(Flaw::None, GroupFlaw::None);
+    let sound = Broken::new(Flaw::None, GroupFlaw::None);
     forward::any_split_of_a_batch_gives_the_y_of_the_whole::<_, f32>(&sound).unwrap();
     collectives::groups_do_not_hear_of_each_other::<_, f32>(&sound).unwrap();
 }

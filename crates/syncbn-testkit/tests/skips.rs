@@ -20,7 +20,7 @@ impl Harness for Small {
         "small"
     }
     fn open(&self, _: usize) -> Result<Opened<Plain>, Unavailable> {
-        Ok((Plain(Flaw::None), ()))
+        Ok((Plain::new(Flaw::None), ()))
     }
     fn gaps(&self) -> Vec<Gap> {
         vec![Gap { ability: Ability::Subnormals, reason: "it flushes them" }]

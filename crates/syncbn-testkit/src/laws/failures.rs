@@ -1,0 +1,171 @@
+//! What is left when ranks do not meet: typed errors, untouched state, and a way on in a new group.
+//!
+//! Most failures are staged with groups of threads, whatever group the harness has: they are core's to handle, on every backend.
+//!
+//! Deliberately not here: how a communicator notices (see [`comm::laws`](crate::comm::laws)).
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use syncbn_core::{CommErrorKind, Element, Error, ErrorKind, Kernels, Solo};
+
+use crate::harness::{Ability, Harness, need, need_ranks};
+use crate::outcome::Outcome;
+use crate::rank::{ParameterRoom, Rank, ranks, ranks_of};
+use crate::spies::{Spy, Unaware};
+use crate::strategies::Case;
+use crate::tensor::Placed;
+use crate::{ensure, threads};
+
+fn is_communicators(error: &Error, kind: fn(&CommErrorKind) -> bool) -> bool {
+    matches!(&*error.kind, ErrorKind::Communicator(error) if kind(&error.kind))
+        && error.to_string().contains("`bn`")
+}
+
+/// A rank leaves: its peers get a typed error, keep their state to the bit, are refused at once from then on, and go on in a
+/// new group.
+pub fn a_failed_forward_changes_nothing_and_poisons_the_group<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    need_ranks(harness, 3)?;
+    let case = Case::plain(3, &[4], &[2, 1, 3]);
+    let places = threads::group(NonZeroUsize::new(3).unwrap());
+    ranks_of(harness, places, |rank: &Rank<H::Backend>| {
+        if rank.index == 1 {
+            return Ok(());
+        }
+        let (x, dy) = (case.x::<T>(rank.index), case.dy::<T>(rank.index));
+        // The first failure shows in the sum, after the rank's own work; the second before any.
+        let unaware = Arc::new(Unaware(rank.communicator.clone()));
+        let mut layer = rank.layer_in(unaware, case.config(), &case.state())?;
+        let placed = Placed::new(rank, &x, case.layout)?;
+        let mut y = Placed::blank(rank, &x, case.layout)?;
+        for _ in 0..2 {
+            let began = Instant::now();
+            let Err(error) = layer.forward(&rank.queue, placed.view(), y.view_mut()) else {
+                return Err(crate::broken!("forward succeeded without rank 1"));
+            };
+            ensure!(
+                is_communicators(&error, |k| matches!(
+                    k,
+                    CommErrorKind::Left { .. } | CommErrorKind::Poisoned(_)
+                )),
+                "not a communicator's error: {error}"
+            );
+            ensure!(began.elapsed() < Duration::from_secs(30), "the error took {:?}", began.elapsed());
+            ensure!(layer.state(&rank.queue)? == case.state(), "the failure has changed the state");
+            layer.set_communicator(rank.communicator.clone());
+        }
+        layer.set_communicator(Arc::new(Solo));
+        let after = rank.train(&mut layer, &x, &dy, case.layout)?;
+        let mut fresh = rank.layer_in(Arc::new(Solo), case.config(), &case.state())?;
+        let expected = rank.train(&mut fresh, &x, &dy, case.layout)?;
+        ensure!(after == expected, "in a new group the layer computes something else");
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// The same in backward: a typed error, and a state to the bit as forward left it.
+pub fn a_failed_backward_changes_nothing<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    need_ranks(harness, 2)?;
+    let case = Case::plain(3, &[4], &[2, 1]);
+    ranks_of(harness, threads::group(NonZeroUsize::new(2).unwrap()), |rank: &Rank<H::Backend>| {
+        let (x, dy) = (case.x::<T>(rank.index), case.dy::<T>(rank.index));
+        let unaware = Arc::new(Unaware(rank.communicator.clone()));
+        let mut layer = rank.layer_in(unaware, case.config(), &case.state())?;
+        let placed = Placed::new(rank, &x, case.layout)?;
+        let (saved, _) = rank.forward(&mut layer, &placed, &x)?;
+        if rank.index == 1 {
+            return Ok(());
+        }
+        let before = layer.state(&rank.queue)?;
+        let dy = Placed::new(rank, &dy, case.layout)?;
+        let mut dx = Placed::blank(rank, &x, case.layout)?;
+        let mut room = ParameterRoom::new(rank, 3)?;
+        let (x, dy) = (placed.view(), dy.view());
+        let Err(error) = layer.backward(&rank.queue, &saved, x, dy, dx.view_mut(), room.borrow()) else {
+            return Err(crate::broken!("backward succeeded without rank 1"));
+        };
+        ensure!(is_communicators(&error, |_| true), "not a communicator's error: {error}");
+        ensure!(layer.state(&rank.queue)? == before, "the failure has changed the state");
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// A failure that shows after the work was enqueued: the next use gets the error, later ones are refused, until a state is loaded.
+pub fn after_a_late_failure_a_state_has_to_be_loaded<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    need_ranks(harness, 2)?;
+    let case = Case::plain(3, &[4], &[2, 1]);
+    ranks(harness, 2, |rank: &Rank<H::Backend>| {
+        let spy = Spy::new(rank.communicator.clone());
+        let (x, dy) = (case.x::<T>(rank.index), case.dy::<T>(rank.index));
+        let mut layer = rank.layer_in(spy.clone(), case.config(), &case.state())?;
+        let snapshot = layer.state(&rank.queue)?;
+        let placed = Placed::new(rank, &x, case.layout)?;
+        let (saved, _) = rank.forward(&mut layer, &placed, &x)?;
+        spy.fail_late();
+        let mut y = Placed::blank(rank, &x, case.layout)?;
+        let Err(first) = layer.forward(&rank.queue, placed.view(), y.view_mut()) else {
+            return Err(crate::broken!("forward succeeded after a late failure"));
+        };
+        ensure!(
+            is_communicators(&first, |_| true),
+            "the first use does not get the communicator's error: {first}"
+        );
+        layer.set_communicator(Arc::new(Solo));
+        let untrusted = |what: &str, error: Option<Error>| match error {
+            Some(error) if matches!(*error.kind, ErrorKind::Untrusted) => Ok(()),
+            other => Err(crate::broken!("{what} after a late failure: {other:?}")),
+        };
+        untrusted("forward", layer.forward(&rank.queue, placed.view(), y.view_mut()).err())?;
+        untrusted("saving", layer.state(&rank.queue).err())?;
+        untrusted("recomputation", layer.recompute(&rank.queue, &saved, placed.view(), y.view_mut()).err())?;
+        layer.load_state(&rank.queue, &snapshot)?;
+        let after = rank.train(&mut layer, &x, &dy, case.layout)?;
+        let mut fresh = rank.layer_in(Arc::new(Solo), case.config(), &case.state())?;
+        ensure!(
+            after == rank.train(&mut fresh, &x, &dy, case.layout)?,
+            "a restored layer computes something else"
+        );
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// Two ranks go back through two uses of one layer in opposite orders: their sums would be of different batches, and both fail.
+pub fn ranks_that_go_back_in_another_order_all_fail<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    need_ranks(harness, 2)?;
+    need(harness, Ability::ComparesCalls)?;
+    let case = Case::plain(3, &[4], &[2, 1]);
+    ranks(harness, 2, |rank: &Rank<H::Backend>| {
+        let (x, dy) = (case.x::<T>(rank.index), case.dy::<T>(rank.index));
+        let mut layer = rank.layer(case.config(), &case.state())?;
+        let placed = Placed::new(rank, &x, case.layout)?;
+        let (first, _) = rank.forward(&mut layer, &placed, &x)?;
+        let (second, _) = rank.forward(&mut layer, &placed, &x)?;
+        let saved = if rank.index == 0 { &second } else { &first };
+        let dy = Placed::new(rank, &dy, case.layout)?;
+        let mut dx = Placed::blank(rank, &x, case.layout)?;
+        let mut room = ParameterRoom::new(rank, 3)?;
+        let (x, dy) = (placed.view(), dy.view());
+        let Err(error) = layer.backward(&rank.queue, saved, x, dy, dx.view_mut(), room.borrow()) else {
+            return Err(crate::broken!("backward through use {} succeeded beside the other", 1 - rank.index));
+        };
+        ensure!(is_communicators(&error, |_| true), "not a communicator's error: {error}");
+        Ok(())
+    })?;
+    Ok(())
+}
