@@ -19,7 +19,7 @@ use crate::cargo::cargo;
 /// The most that a bundle may weigh.
 const MOST_BYTES: u64 = 60 << 20;
 /// The crates whose integration tests run on a GPU.
-const TESTED: [&str; 1] = ["syncbn-cuda"];
+const TESTED: [&str; 2] = ["syncbn-cuda", "syncbn-wgpu"];
 /// Other programs of the bundle: package, how cargo calls it, its name.
 const PROGRAMS: [(&str, &str, &str); 4] = [
     ("syncbn-cuda", "--example", "devices"),
@@ -28,7 +28,7 @@ const PROGRAMS: [(&str, &str, &str); 4] = [
     ("syncbn-bench", "--bin", "bench-report"),
 ];
 /// Features without which those programs know no GPU.
-const FEATURES: [(&str, &str); 2] = [("syncbn-examples", "cuda"), ("syncbn-bench", "cuda")];
+const FEATURES: [(&str, &str); 2] = [("syncbn-examples", "cuda,wgpu"), ("syncbn-bench", "cuda,wgpu")];
 
 /// What to test, and where.
 #[derive(clap::Args)]
