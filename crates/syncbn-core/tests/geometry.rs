@@ -58,6 +58,14 @@ fn shapes_that_differ_only_in_their_spatial_axes_are_different_geometries() {
 }
 
 #[test]
+fn a_geometry_without_elements_is_empty_and_no_other() {
+    for (shape, empty) in [([0, 3, 2], true), ([2, 3, 0], true), ([2, 3, 2], false), ([1, 1, 1], false)] {
+        let geometry = Geometry::channels_first(&shape).unwrap();
+        assert_eq!(geometry.is_empty(), empty, "{geometry:?}");
+    }
+}
+
+#[test]
 fn strides_of_axes_of_length_one_and_of_empty_arrays_say_nothing() {
     let one = Geometry::strided(&[1, 3, 1, 5], &[-7, 5, 999, 1], 1).unwrap();
     assert_eq!(one, Geometry::channels_first(&[1, 3, 1, 5]).unwrap());
