@@ -59,7 +59,7 @@ pub trait Communicator<B: Backend>: Send + Sync {
     fn rank(&self) -> usize;
     /// The number of ranks in the group.
     fn world_size(&self) -> NonZeroUsize;
-    /// Replaces `sums` by their sum over the ranks; every rank gets the same bits.
+    /// Replaces `sums` by their sum over the ranks; every rank gets the same bits. In a world of one they are left as they are.
     ///
     /// A device-native communicator enqueues the sum and returns; its failures may show later, in
     /// [`Communicator::status`].
@@ -124,6 +124,10 @@ impl<B: Backend, C: HostCommunicator> Communicator<B> for Staged<C> {
         queue: &B::Queue,
         sums: &mut B::Sums,
     ) -> Result<(), CommError> {
+        if self.0.world_size() == NonZeroUsize::MIN {
+            // Alone, a rank's sums are the group's and keep their form: `normalize` is told so, and takes var = M2/m.
+            return self.0.status();
+        }
         let device = |source: B::Error| CommError {
             rank: self.0.rank(),
             world_size: self.0.world_size().get(),

@@ -5,7 +5,7 @@
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
 
-use syncbn_core::{Element, Kernels, Pass, Staged};
+use syncbn_core::{Communicator, Element, Kernels, Pass, Solo, Staged};
 
 use crate::bars::check_number;
 use crate::expected::train;
@@ -14,7 +14,7 @@ use crate::oracle;
 use crate::outcome::Outcome;
 use crate::rank::{ParameterRoom, Rank, alone, ranks, ranks_of};
 use crate::spies::{Recorder, Spy};
-use crate::strategies::Case;
+use crate::strategies::{Case, Values};
 use crate::tensor::Placed;
 use crate::{ensure, threads};
 
@@ -45,6 +45,24 @@ where
         })?;
     }
     Ok(())
+}
+
+/// A group of one in host memory computes what a layer on its own does, to the bit: its sums keep the form of a rank's alone.
+pub fn a_group_of_one_computes_what_a_layer_alone_does<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    let case = Case { values: Values::Mixed, ..Case::plain(6, &[3, 5], &[4]) };
+    let group = Mutex::new(threads::host_group(1));
+    alone(harness, |rank: &Rank<H::Backend>| {
+        let one = Arc::new(Staged(group.lock().unwrap().remove(0)));
+        let train = |group: Arc<dyn Communicator<H::Backend>>| {
+            let mut layer = rank.layer_in(group, case.config(), &case.state())?;
+            rank.train(&mut layer, &case.x::<T>(0), &case.dy::<T>(0), case.layout)
+        };
+        ensure!(train(one)? == train(Arc::new(Solo))?, "a group of one differs from no group");
+        Ok(())
+    })
 }
 
 /// What a rank sends is its own `[m | m mean | M2 + m mean^2]`, and `[sum_dy | sum_dy_xmu]`.
