@@ -56,11 +56,6 @@ impl Terms<2> for Centred<'_> {
     }
 
     #[inline(always)]
-    fn of(&self, [x, dy]: [f64; 2], mean: f64) -> [f64; 2] {
-        [dy, dy * (x - mean)]
-    }
-
-    #[inline(always)]
     fn add<S: Simd>(
         &self,
         simd: S,

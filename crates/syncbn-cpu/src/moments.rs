@@ -18,9 +18,11 @@ pub(crate) fn moments<T: Number>(x: &View<'_, Cpu, T>, out: &mut Sums) -> Result
     out.local.fill(Moments::default());
     if !geometry.is_empty() {
         let cut = Cut::new(geometry);
-        let partials = scratch(&mut out.partials, cut.splits() * cut.columns(), "sums of tiles")?;
-        reduce(&cut, [x.mem()], partials, &Deviations);
-        merge(&cut, geometry, x.mem(), partials, &mut out.local);
+        let partials = scratch(&mut out.partials, (1 + cut.splits()) * cut.columns(), "sums of tiles")?;
+        let (columns, tiles) = partials.split_at_mut(cut.columns());
+        reduce(&cut, [x.mem()], tiles, &Deviations);
+        let count = merge_tiles(&cut, tiles, columns);
+        merge_columns(&cut, geometry, x.mem(), count, columns, &mut out.local);
     }
     write_message(&out.local, geometry.per_channel() as f64, &mut out.message);
     Ok(())
@@ -41,12 +43,6 @@ impl Terms<1> for Deviations {
     }
 
     #[inline(always)]
-    fn of(&self, [x]: [f64; 1], shift: f64) -> [f64; 2] {
-        let deviation = x - shift;
-        [deviation, deviation * deviation]
-    }
-
-    #[inline(always)]
     fn add<S: Simd>(&self, simd: S, sums: [S::f64s; 2], [x]: [S::f64s; 1], shift: S::f64s) -> [S::f64s; 2] {
         let deviation = simd.sub_f64s(x, shift);
         [simd.add_f64s(sums[0], deviation), simd.mul_add_e_f64s(deviation, deviation, sums[1])]
@@ -62,8 +58,35 @@ impl Terms<1> for Deviations {
     }
 }
 
-/// Merges all tiles, and the rest, by the same sums: of their means' deviations from one of the channel's elements.
-fn merge<T: Number>(cut: &Cut, geometry: &Geometry, x: &[T], partials: &[[f64; 2]], local: &mut [Moments]) {
+/// Mean and M2 of each column, by the same sums: of its tiles' means' deviations from the first one's. Returns the count.
+fn merge_tiles(cut: &Cut, tiles: &[[f64; 2]], columns: &mut [[f64; 2]]) -> f64 {
+    columns.fill([0.0; 2]);
+    let first = &tiles[..columns.len()];
+    let mut counted = 0.0;
+    for (split, tiles) in tiles.chunks(columns.len()).enumerate() {
+        let count = cut.count(split);
+        counted += count;
+        for ((column, &[shift, _]), &[mean, m2]) in columns.iter_mut().zip(first).zip(tiles) {
+            let deviation = mean - shift;
+            column[0] += count * deviation;
+            column[1] += m2 + count * deviation * deviation;
+        }
+    }
+    for (column, &[shift, _]) in columns.iter_mut().zip(first) {
+        *column = Deviations.result(*column, shift, counted);
+    }
+    counted
+}
+
+/// Merges the columns, and the rest, channel by channel, in the same way.
+fn merge_columns<T: Number>(
+    cut: &Cut,
+    geometry: &Geometry,
+    x: &[T],
+    count: f64,
+    columns: &[[f64; 2]],
+    local: &mut [Moments],
+) {
     let shift = |channel: usize| x[channel * geometry.inner()].to_f64();
     // Until the end, `mean` and `m2` are the sums.
     let mut add = |channel: usize, part: Moments| {
@@ -73,11 +96,8 @@ fn merge<T: Number>(cut: &Cut, geometry: &Geometry, x: &[T], partials: &[[f64; 2
         local.mean += part.count * deviation;
         local.m2 += part.m2 + part.count * deviation * deviation;
     };
-    for (split, columns) in partials.chunks(cut.columns()).enumerate() {
-        let count = cut.count(split);
-        for (channel, &[mean, m2]) in cut.channels().zip(columns) {
-            add(channel, Moments { count, mean, m2 });
-        }
+    for (channel, &[mean, m2]) in cut.channels().zip(columns) {
+        add(channel, Moments { count, mean, m2 });
     }
     for (channel, i) in cut.channels().zip(cut.rest(geometry)) {
         add(channel, Moments { count: 1.0, mean: x[i].to_f64(), m2: 0.0 });

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use pulp::{Arch, Simd, WithSimd};
 
-use crate::number::{BLOCK, Number, Real};
+use crate::number::{BLOCK, Number};
 use crate::partition::{Bands, Cut, Runs, share};
 
 /// The vectors of sums along a plane that do not wait for each other.
@@ -22,14 +22,15 @@ pub(crate) const COLUMNS: usize = 512;
 /// The most lanes that a vector of `f64` has.
 const LANES: usize = 8;
 
+/// The room for a row: a power of two would put all rows' elements in the same few places of the cache.
+const ROOM: usize = COLUMNS + LANES;
+
 /// What is added: two terms per element of `N` tensors.
 pub(crate) trait Terms<const N: usize>: Sync {
     /// What the terms of a tile's elements of a channel may be shifted by; `first` is the first tensor's first of them.
     fn shift(&self, channel: usize, first: f64) -> f64;
     /// Values whose terms are 0.
     fn padding(&self, shift: f64) -> [f64; N];
-    /// The terms of one element.
-    fn of(&self, values: [f64; N], shift: f64) -> [f64; 2];
     /// Adds the terms of one element in each lane.
     fn add<S: Simd>(&self, simd: S, sums: [S::f64s; 2], values: [S::f64s; N], shift: S::f64s)
     -> [S::f64s; 2];
@@ -145,15 +146,16 @@ impl<T: Number, X: Terms<N>, const N: usize> WithSimd for SumBand<'_, T, X, N> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
+    fn with_simd<S: Simd>(self, simd: S) {
         let Self { bands, split, column, inputs, results, terms } = self;
         let (stride, rows) = (bands.columns, bands.band(split));
-        let (mut shift, mut first, mut second) = ([0.0; COLUMNS], [0.0; COLUMNS], [0.0; COLUMNS]);
-        for (i, shift) in shift[..results.len()].iter_mut().enumerate() {
+        let (mut shift, mut first, mut second) = ([0.0; ROOM], [0.0; ROOM], [0.0; ROOM]);
+        let (columns, padded) = (results.len(), results.len().next_multiple_of(LANES));
+        for (i, shift) in shift[..columns].iter_mut().enumerate() {
             let first = inputs[0][rows.start * stride + column + i];
             *shift = terms.shift(bands.channel(column + i), first.to_f64());
         }
-        let mut buffers = [[[T::Lane::default(); COLUMNS]; N]; ROWS];
+        let mut buffers = [[[0.0; ROOM]; N]; ROWS];
         let mut row = rows.start;
         while row < rows.end {
             // Memory is read in order; the rows are then side by side in the cache.
@@ -161,15 +163,14 @@ impl<T: Number, X: Terms<N>, const N: usize> WithSimd for SumBand<'_, T, X, N> {
             for (row, buffers) in (row..).zip(&mut buffers[..some]) {
                 let start = row * stride + column;
                 for (input, buffer) in inputs.iter().zip(buffers) {
-                    T::copy_out(&input[start..start + results.len()], buffer);
+                    T::widen(&input[start..start + columns], &mut buffer[..columns]);
                 }
             }
-            let (shift, first, second) =
-                (&shift[..results.len()], &mut first[..results.len()], &mut second[..results.len()]);
+            let (shift, first, second) = (&shift[..padded], &mut first[..padded], &mut second[..padded]);
             if some == ROWS {
-                add_rows(&buffers, shift, first, second, terms);
+                add_rows(simd, &buffers, shift, first, second, terms);
             } else {
-                add_rows(array::from_ref(&buffers[0]), shift, first, second, terms);
+                add_rows(simd, array::from_ref(&buffers[0]), shift, first, second, terms);
             }
             row += some;
         }
@@ -182,26 +183,28 @@ impl<T: Number, X: Terms<N>, const N: usize> WithSimd for SumBand<'_, T, X, N> {
 
 /// Every lane has sums and a shift of its own, which the rows share one look at.
 #[inline(always)]
-fn add_rows<L: Real, const N: usize, const R: usize>(
-    rows: &[[[L; COLUMNS]; N]; R],
+fn add_rows<S: Simd, const N: usize, const R: usize>(
+    simd: S,
+    rows: &[[[f64; ROOM]; N]; R],
     shift: &[f64],
     first: &mut [f64],
     second: &mut [f64],
     terms: &impl Terms<N>,
 ) {
-    let columns = shift.len().min(COLUMNS);
-    let (shift, first, second) = (&shift[..columns], &mut first[..columns], &mut second[..columns]);
-    for i in 0..columns {
-        let mut sums = [first[i], second[i]];
-        for row in rows {
-            let mut values = [0.0; N];
-            for (value, lanes) in values.iter_mut().zip(row) {
-                *value = lanes[i].into();
-            }
-            let more = terms.of(values, shift[i]);
-            sums = [sums[0] + more[0], sums[1] + more[1]];
+    let mut vectors: [[&[S::f64s]; N]; R] = [[&[]; N]; R];
+    for (vectors, row) in vectors.iter_mut().zip(rows) {
+        for (vectors, lanes) in vectors.iter_mut().zip(row) {
+            *vectors = S::as_simd_f64s(&lanes[..shift.len()]).0;
         }
-        [first[i], second[i]] = sums;
+    }
+    let (shift, first, second) =
+        (S::as_simd_f64s(shift).0, S::as_mut_simd_f64s(first).0, S::as_mut_simd_f64s(second).0);
+    for (i, ((&shift, first), second)) in shift.iter().zip(first).zip(second).enumerate() {
+        let mut sums = [*first, *second];
+        for &vectors in &vectors {
+            sums = terms.add(simd, sums, at(vectors, i), shift);
+        }
+        [*first, *second] = sums;
     }
 }
 
