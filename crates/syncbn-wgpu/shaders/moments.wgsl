@@ -78,37 +78,6 @@ fn make_room(moments: ptr<function, Moments>, chain: ptr<function, Chain>, large
     return all_of((needed == LaneWhole(0)) | (largest == LaneBits(0u)));
 }
 
-var<workgroup> shared_means: array<array<Lane, 2>, 128>;
-var<workgroup> shared_m2s: array<array<Lane, 2>, 128>;
-var<workgroup> shared_exponents: array<LaneWhole, 128>;
-var<workgroup> shared_counts: array<f32, 128>;
-
-// The moments of all members of a slot, in the first of them.
-fn merge_members(place: Place, own: Moments) -> Moments {
-    var moments = own;
-    for (var half = params.members / 2u; half > 0u; half /= 2u) {
-        if place.member >= half && place.member < 2u * half {
-            let i = (place.member - half) * place.slots + place.slot;
-            shared_means[i] = array<Lane, 2>(moments.mean.high, moments.mean.low);
-            shared_m2s[i] = array<Lane, 2>(moments.m2.high, moments.m2.low);
-            shared_exponents[i] = moments.exponent;
-            shared_counts[i] = moments.count;
-        }
-        workgroupBarrier();
-        if place.member < half {
-            let i = place.member * place.slots + place.slot;
-            var other: Moments;
-            other.mean = Pair(shared_means[i][0], shared_means[i][1]);
-            other.m2 = Pair(shared_m2s[i][0], shared_m2s[i][1]);
-            other.exponent = shared_exponents[i];
-            other.count = shared_counts[i];
-            moments = merged(moments, other);
-        }
-        workgroupBarrier();
-    }
-    return moments;
-}
-
 @compute @workgroup_size(256)
 fn moments(
     @builtin(workgroup_id) workgroup: vec3<u32>,
@@ -155,7 +124,12 @@ fn moments(
         }
     }
     empty_into(&moments, &chain);
-    moments = merge_members(place, moments);
+    let exponent = highest_exponent(place, moments.exponent);
+    moments = raised(moments, exponent);
+    let about = reference_of(place, moments.mean);
+    var sums = no_sums();
+    include(&sums, moments, about);
+    moments = moments_of(add_members(place, sums), about, exponent);
     if place.member == 0u && place.lane < params.lanes {
         let channel = place.lane * WIDTH;
         for (var w = 0u; w < WIDTH; w++) {

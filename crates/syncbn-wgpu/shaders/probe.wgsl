@@ -17,5 +17,5 @@ fn probe(@builtin(local_invocation_index) thread: u32) {
     // A half's own bits, whatever they are, come in where no arithmetic has touched them.
     let half = bitcast<u32>(a) >> 16u;
     results[2u * thread + 1u] =
-        vec4<u32>(packed(vec2<f32>(a, b)), widened(half).x, bitcast<u32>((a - b) - b), bitcast<u32>(a * 2.0));
+        vec4<u32>(packed(vec2<f32>(a, b)), widened(half).x, bitcast<u32>(opaque(a - b) - b), bitcast<u32>(a * 2.0));
 }

@@ -26,35 +26,31 @@ struct Batch {
     exponent: i32,
 }
 
-var<workgroup> parts: array<vec4<f32>, 128>;
-var<workgroup> other_parts: array<vec2<f32>, 128>;
-
-fn moments_of(a: vec4<f32>, b: vec2<f32>) -> Moments {
+fn split_of(place: Place, split: u32) -> Moments {
+    let at = 2u * (split * params.channels + place.lane);
+    let a = partials[at];
+    let b = partials[at + 1u];
     return Moments(b.x, Pair(a.x, a.y), Pair(a.z, a.w), i32(b.y));
 }
 
 // The moments of all splits of a channel, in the first member of its slot.
 fn merge_splits(place: Place) -> Moments {
-    var moments = no_moments();
-    if place.lane < params.channels {
+    let inside = place.lane < params.channels;
+    var exponent = LOWEST_EXPONENT;
+    for (var split = place.member; inside && split < params.splits; split += params.members) {
+        exponent = max(exponent, split_of(place, split).exponent);
+    }
+    exponent = highest_exponent(place, exponent);
+    // The first split has elements where any has.
+    var reference: Pair;
+    var sums = no_sums();
+    if inside {
+        reference = raised(split_of(place, 0u), exponent).mean;
         for (var split = place.member; split < params.splits; split += params.members) {
-            let at = 2u * (split * params.channels + place.lane);
-            moments = merged(moments, moments_of(partials[at], partials[at + 1u].xy));
+            include(&sums, raised(split_of(place, split), exponent), reference);
         }
     }
-    for (var half = params.members / 2u; half > 0u; half /= 2u) {
-        if place.member >= half && place.member < 2u * half {
-            let i = (place.member - half) * place.slots + place.slot;
-            parts[i] = vec4<f32>(moments.mean.high, moments.mean.low, moments.m2.high, moments.m2.low);
-            other_parts[i] = vec2<f32>(moments.count, f32(moments.exponent));
-        }
-        workgroupBarrier();
-        if place.member < half {
-            let i = place.member * place.slots + place.slot;
-            moments = merged(moments, moments_of(parts[i], other_parts[i]));
-        }
-        workgroupBarrier();
-    }
+    var moments = moments_of(add_members(place, sums), reference, exponent);
     // A channel of zeros has no need of an exponent, nor has one without elements.
     if moments.mean.high == 0.0 && moments.m2.high == 0.0 {
         moments.exponent = 0;

@@ -205,6 +205,9 @@ impl Key {
             include_str!("../shaders/merge.wgsl"),
             include_str!("../shaders/numbers/scaled.wgsl"),
         ]);
+        if matches!(self.kernel, Kernel::Moments | Kernel::Statistics) {
+            text.push(include_str!("../shaders/members.wgsl"));
+        }
         if matches!(self.kernel, Kernel::Normalize | Kernel::GradSums | Kernel::GradInput { .. }) {
             text.push(include_str!("../shaders/gather.wgsl"));
             text.push(match (flat, rows, part) {
