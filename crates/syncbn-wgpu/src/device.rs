@@ -27,7 +27,7 @@ struct Device {
     gpu: wgpu::Device,
     queue: wgpu::Queue,
     limits: wgpu::Limits,
-    /// Workgroups that fill the device.
+    /// Workgroups that fill the device, if each takes half of what one of its cores has.
     parallelism: usize,
     f16_by_bits: bool,
     modules: Mutex<HashMap<Key, Arc<Module>>>,
@@ -81,9 +81,9 @@ impl Wgpu {
         let limits = device.limits();
         check_limits(&limits)?;
         let parallelism = match device.adapter_info().device_type {
-            wgpu::DeviceType::Cpu => 4,
-            wgpu::DeviceType::IntegratedGpu => 256,
-            _ => 1024,
+            wgpu::DeviceType::Cpu => 2,
+            wgpu::DeviceType::IntegratedGpu => 64,
+            _ => 256,
         };
         let during = "preparing the device";
         let constants_layout = caught(&device, during, || constants_layout(&device))?;

@@ -1,17 +1,16 @@
-//! The wgpu backend of syncbn: GPUs of any maker, through Vulkan, Metal and DX12, for `f32`, `f16` and `bf16` activations.
+#![doc = include_str!("../README.md")]
 //!
-//! - Callers give parts of [`wgpu::Buffer`]s on their own device and queue ([`Wgpu::new`], [`Mem::new`]); nothing is copied. What
-//!   kernels need besides is allocated once for a layer, and compiled once for a device.
-//! - WGSL has no `f64`. Chains of about a hundred elements are summed in `f32`, shifted by their first, and merged in pairs of
-//!   `f32`; the messages between ranks are `f64` and take form on the host. A device whose compiler breaks the arithmetic of
-//!   pairs is refused when it is opened.
-//! - Halves are packed two to a word, by shifts or the language's own functions: no feature of the adapter is needed.
-//! - A pass records its kernels and submits them once; one that asks other ranks submits twice. [`Queue::hold`] joins several.
-//! - Numbers below 2^-40 and above 2^40 are taken times a power of two, so that squares neither vanish nor overflow, and
-//!   subnormal `f32` and `bf16` are numbers even where the device flushes them.
+//! # The code
 //!
-//! Deliberately not here: autograd; subgroup operations, since the kernels wait for memory and not for their sums; and
-//! `f64` activations.
+//! ```text
+//! moments -> statistics -> normalize         forward; a communicator's sum comes between the first two
+//! grad_sums -> gradient_terms -> grad_input  backward; and here between the last two
+//! ```
+//!
+//! The middle ones take a few numbers per channel. They are launches of their own because WGSL has no fence between workgroups.
+//! A shader is put together from parts (see `module`): numbers, loads and lanes decide what its words and accumulators are.
+//!
+//! Deliberately not here: autograd, subgroup operations, and `f64` activations.
 
 #![forbid(unsafe_code)]
 

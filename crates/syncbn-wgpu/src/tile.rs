@@ -56,7 +56,10 @@ impl Plan {
             Params { inner: int(geometry.inner())?, elements: int(geometry.len())?, ..Params::default() };
         params.channels = int(geometry.channels())?;
         if form.flat {
-            let blocks = geometry.len().div_ceil(2 * THREADS * UNROLL).clamp(1, 4 * parallelism);
+            let blocks = geometry
+                .len()
+                .div_ceil(2 * THREADS * UNROLL)
+                .clamp(1, target_blocks(parallelism, true, work));
             params.members = 1;
             params.splits = 1;
             params.blocks = int(blocks)?;
@@ -70,7 +73,9 @@ impl Plan {
         let loads = geometry.outer() * segment;
         let members = members(form.rows, lanes, loads);
         let groups = lanes.div_ceil(THREADS / members);
-        let splits = (target_blocks(parallelism, work) / groups).min(loads.div_ceil(members * UNROLL)).max(1);
+        let splits = (target_blocks(parallelism, form.rows, work) / groups)
+            .min(loads.div_ceil(members * UNROLL))
+            .max(1);
         let stride = members * splits;
         params.lanes = int(lanes)?;
         params.segment = int(segment)?;
@@ -99,16 +104,21 @@ pub(crate) fn per_channel(channels: usize, splits: usize) -> Result<Params, Wgpu
 
 /// The most partial sums, over channels and splits, of any tensor of so many channels.
 pub(crate) fn most_partials(parallelism: usize, channels: usize) -> usize {
-    // A group has at most 32 lanes of at most 4 channels (columns), or 8 of one (rows).
-    let target = target_blocks(parallelism, Work::Sum);
-    channels.max(target * channels.min(32 * 4))
+    // A workgroup has at most 8 lanes of one channel (rows), or 32 of at most 4 (columns).
+    let rows = target_blocks(parallelism, true, Work::Sum) * channels.min(8);
+    let columns = target_blocks(parallelism, false, Work::Sum) * channels.min(32 * 4);
+    channels.max(rows).max(columns)
 }
 
-fn target_blocks(parallelism: usize, work: Work) -> usize {
-    match work {
-        Work::Sum => parallelism,
-        Work::Write => 2 * parallelism,
-    }
+/// The most workgroups that a pass is split into for the sake of a full device. Those that sum hold many numbers in registers,
+/// columns most of all, so that fewer fit at a time; and each has a tail in which little is read.
+fn target_blocks(parallelism: usize, rows: bool, work: Work) -> usize {
+    parallelism
+        * match (work, rows) {
+            (Work::Sum, false) => 1,
+            (Work::Sum, true) => 2,
+            (Work::Write, _) => 8,
+        }
 }
 
 /// Rows have at least 32 members to a lane; columns at most 32 lanes to a workgroup.
@@ -195,7 +205,7 @@ mod tests {
                 let geometry =
                     if first { Geometry::channels_first(shape) } else { Geometry::channels_last(shape) };
                 for (work, size) in [(Work::Sum, 4), (Work::Write, 4), (Work::Sum, 2)] {
-                    let plan = Plan::new(&geometry.clone().unwrap(), size, 1024, work).unwrap();
+                    let plan = Plan::new(&geometry.clone().unwrap(), size, 256, work).unwrap();
                     let seen = visits(&plan);
                     assert_eq!(seen.len() * plan.form.width, geometry.clone().unwrap().len());
                     assert!(seen.iter().all(|&n| n == 1), "{shape:?} {first} {work:?}");
@@ -211,7 +221,7 @@ mod tests {
                 [[64, channels, 196], [1, channels, 1], [50_000.min((1 << 29) / channels), channels, 1]]
             {
                 let geometry = Geometry::channels_first(&shape).unwrap();
-                for (size, parallelism) in [(2, 1024), (4, 1024), (4, 4)] {
+                for (size, parallelism) in [(2, 256), (4, 256), (4, 2)] {
                     let plan = Plan::new(&geometry, size, parallelism, Work::Sum).unwrap();
                     assert!(plan.splits * channels <= most_partials(parallelism, channels), "{shape:?}");
                 }
