@@ -1,8 +1,9 @@
-// Merging what the members of a slot have, all at once: sums about a reference, which is one member's mean.
+// Merging many sets of numbers at once: sums about a reference (T. Chan, G. Golub, R. LeVeque, "Algorithms for computing the
+// sample variance", 1983, with a reference in place of a running mean).
 //
-// Pairwise merging needs a division at each level of the tree, and levels wait for each other. Here the tree only adds. The
-// reference is one of the means that are merged, so what cancels is at most the number of members times M2: 18 of a pair's 48
-// bits. A constant channel's differences are 0, and so is its M2.
+// Merging pairs needs a division each time, and the levels of a tree wait for each other. Here there are only sums. The
+// reference is one of the numbers or means that are merged, so what cancels is at most their number times M2: 20 of a pair's
+// 48 bits. A constant channel's differences are 0, and so is its M2.
 
 struct AboutReference {
     count: f32,

@@ -1,5 +1,4 @@
-// Count, mean and M2 of a set of numbers, and their merging: T. Chan, G. Golub, R. LeVeque, "Algorithms for computing the
-// sample variance", 1983.
+// Count, mean and M2 of a set of numbers.
 //
 // Mean and M2 are of the numbers times 2^-exponent. The exponent is 0 unless the channel's largest number is beyond 2^40 or
 // below 2^-40, where squares would leave the range of f32.
@@ -36,32 +35,5 @@ fn raised(moments: Moments, exponent: LaneWhole) -> Moments {
     result.mean = times_power_pair(moments.mean, by);
     result.m2 = times_power_pair(moments.m2, by * LaneWhole(2));
     result.exponent = exponent;
-    return result;
-}
-
-fn merged(a_given: Moments, b_given: Moments) -> Moments {
-    if b_given.count == 0.0 {
-        return a_given;
-    }
-    if a_given.count == 0.0 {
-        return b_given;
-    }
-    var a = a_given;
-    var b = b_given;
-    if SCALES {
-        let exponent = max(a.exponent, b.exponent);
-        if any_of(a.exponent != b.exponent) {
-            a = raised(a, exponent);
-            b = raised(b, exponent);
-        }
-    }
-    var result: Moments;
-    result.exponent = a.exponent;
-    result.count = a.count + b.count;
-    let share = divide_singles(Lane(b.count), Lane(result.count));
-    let delta = subtract(b.mean, a.mean);
-    let between = multiply(multiply(delta, delta), multiply_single(share, Lane(a.count)));
-    result.mean = add(a.mean, multiply(delta, share));
-    result.m2 = add(add(a.m2, b.m2), between);
     return result;
 }

@@ -1,7 +1,7 @@
 // Per channel: count, mean and M2 of this rank's x, of each split apart; statistics.wgsl merges the splits.
 //
 // Chains of a hundred elements or so, shifted by their first, are summed in f32; chains, threads and splits are merged in
-// pairs of f32. No float atomics: the order is fixed, so every run gives the same bits.
+// pairs of f32, about a reference: see members.wgsl. No float atomics: the order is fixed, so every run gives the same bits.
 
 @group(0) @binding(0) var<storage, read> x: array<Stored>;
 // Two for a split of a channel: (mean, M2), each high and low; then (count, exponent).
@@ -43,20 +43,29 @@ fn take(chain: ptr<function, Chain>, word: Word, exponent: PartWhole, native: bo
     (*chain).loads += 1u;
 }
 
-fn empty_into(moments: ptr<function, Moments>, chain: ptr<function, Chain>) {
+// What a thread has summed: about the first number that it met.
+struct Taken {
+    sums: AboutReference,
+    reference: Lane,
+    exponent: LaneWhole,
+}
+
+fn empty_into(taken: ptr<function, Taken>, chain: ptr<function, Chain>) {
     if (*chain).loads == 0u {
         return;
     }
-    var few: Moments;
-    few.count = f32((*chain).loads * DEPTH);
-    few.exponent = (*moments).exponent;
+    let shift = lane_of((*chain).shift);
+    if (*taken).sums.count == 0.0 {
+        (*taken).reference = shift;
+    }
+    let count = f32((*chain).loads * DEPTH);
     let sum = across((*chain).sum);
-    let about_shift = divide_singles(sum, Lane(few.count));
-    let correction = multiply_single(about_shift, sum);
-    let m2 = (across((*chain).squares) - correction.high) - correction.low;
-    few.m2 = Pair(not_negative(m2), Lane(0.0));
-    few.mean = add_single(about_shift, lane_of((*chain).shift));
-    *moments = merged(*moments, few);
+    let delta = two_sum(shift, -(*taken).reference);
+    let moved = multiply_single(delta, Lane(count));
+    let squares = add_single(multiply(delta, add_single(moved, sum + sum)), across((*chain).squares));
+    (*taken).sums.count += count;
+    (*taken).sums.sum = add((*taken).sums.sum, add_single(moved, sum));
+    (*taken).sums.squares = add((*taken).sums.squares, squares);
     (*chain).loads = 0u;
 }
 
@@ -69,11 +78,15 @@ fn largest_of(word: Word) -> PartBits {
 }
 
 // Makes room for numbers as large as these; returns whether they, and what is there, can be taken as they are.
-fn make_room(moments: ptr<function, Moments>, chain: ptr<function, Chain>, largest: LaneBits) -> bool {
-    let needed = max((*moments).exponent, exponent_for(largest));
-    if any_of(needed != (*moments).exponent) {
-        empty_into(moments, chain);
-        *moments = raised(*moments, needed);
+fn make_room(taken: ptr<function, Taken>, chain: ptr<function, Chain>, largest: LaneBits) -> bool {
+    let needed = max((*taken).exponent, exponent_for(largest));
+    if any_of(needed != (*taken).exponent) {
+        empty_into(taken, chain);
+        let by = (*taken).exponent - needed;
+        (*taken).reference = times_power((*taken).reference, by);
+        (*taken).sums.sum = times_power_pair((*taken).sums.sum, by);
+        (*taken).sums.squares = times_power_pair((*taken).sums.squares, by * LaneWhole(2));
+        (*taken).exponent = needed;
     }
     return all_of((needed == LaneWhole(0)) | (largest == LaneBits(0u)));
 }
@@ -89,9 +102,9 @@ fn moments(
         return;
     }
     let place = place_of(block, thread);
-    var moments = no_moments();
-    if !SCALES {
-        moments.exponent = LaneWhole(0);
+    var taken: Taken;
+    if SCALES {
+        taken.exponent = LaneWhole(LOWEST_EXPONENT);
     }
     var chain: Chain;
     var walk = walk_of(place);
@@ -104,9 +117,9 @@ fn moments(
             var native = true;
             if SCALES {
                 let largest = max(max(largest_of(a), largest_of(b)), max(largest_of(c), largest_of(d)));
-                native = make_room(&moments, &chain, highest(largest));
+                native = make_room(&taken, &chain, highest(largest));
             }
-            let exponent = spread(moments.exponent);
+            let exponent = spread(taken.exponent);
             take(&chain, a, exponent, native);
             take(&chain, b, exponent, native);
             take(&chain, c, exponent, native);
@@ -115,17 +128,18 @@ fn moments(
             let word = load_x(next(&walk));
             var native = true;
             if SCALES {
-                native = make_room(&moments, &chain, highest(largest_of(word)));
+                native = make_room(&taken, &chain, highest(largest_of(word)));
             }
-            take(&chain, word, spread(moments.exponent), native);
+            take(&chain, word, spread(taken.exponent), native);
         }
         if chain.loads + 4u > CHAIN {
-            empty_into(&moments, &chain);
+            empty_into(&taken, &chain);
         }
     }
-    empty_into(&moments, &chain);
-    let exponent = highest_exponent(place, moments.exponent);
-    moments = raised(moments, exponent);
+    empty_into(&taken, &chain);
+    let own = moments_of(taken.sums, Pair(taken.reference, Lane(0.0)), taken.exponent);
+    let exponent = highest_exponent(place, own.exponent);
+    var moments = raised(own, exponent);
     let about = reference_of(place, moments.mean);
     var sums = no_sums();
     include(&sums, moments, about);
