@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::{Rig, gpu, numbers};
-use syncbn_comm::ThreadGroup;
+use syncbn_comm::threads;
 use syncbn_core::{
     Communicator, Config, Geometry, ParamGradients, Solo, Staged, Storage, SyncBatchNorm, View, ViewMut,
 };
@@ -45,13 +45,16 @@ fn alone_a_pass_is_one_submission() {
 #[test]
 fn in_a_group_a_pass_is_one_submission_before_the_sum_and_one_after() {
     let Some(wgpu) = gpu() else { return };
-    let mut rig = rig(&wgpu);
-    let comm = ThreadGroup::new(NonZeroUsize::MIN, Duration::from_secs(9)).pop().unwrap();
-    let mut layer = layer(&rig, Arc::new(Staged(comm)));
-    let saved = rig.forward(&mut layer).unwrap();
-    assert_eq!(rig.queue.submissions(), 2, "forward");
-    rig.backward(&mut layer, &saved).unwrap();
-    assert_eq!(rig.queue.submissions(), 4, "backward");
+    let two = NonZeroUsize::new(2).unwrap();
+    let ranks = threads::run(two, Duration::from_secs(20), |comm| {
+        let mut rig = rig(&wgpu);
+        let mut layer = layer(&rig, Arc::new(Staged(comm)));
+        let saved = rig.forward(&mut layer).unwrap();
+        let after_forward = rig.queue.submissions();
+        rig.backward(&mut layer, &saved).unwrap();
+        (after_forward, rig.queue.submissions())
+    });
+    assert_eq!(ranks.unwrap(), [(2, 4); 2]);
 }
 
 #[test]
