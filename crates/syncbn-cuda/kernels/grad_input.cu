@@ -1,5 +1,7 @@
 // dx = weight invstd (dy - sum_dy/M - (x - mean) invstd^2 sum_dy_xmu/M); with frozen statistics dx = weight invstd dy.
 // dx may lie over dy: each element is read and then written by one thread.
+//
+// It may start before the kernel that makes the message has ended: until it has waited, it only reads x and dy.
 
 struct GradInputArgs {
     Tile tile;
@@ -10,64 +12,82 @@ struct GradInputArgs {
     const f64* message; // null: frozen statistics
     const Param* weight; // null: 1
 };
+static_assert(sizeof(GradInputArgs) == ARGS_BYTES, "grad_input.rs has another struct");
 
-extern "C" __global__ void __launch_bounds__(THREADS) grad_input(const __grid_constant__ GradInputArgs args) {
+// dx = dy scale + (x - mean) slope + shift of some channels, where mean is rounded to Math and shift makes up for it.
+struct Affine {
+    Math mean[MOST_PACK], scale[MOST_PACK], slope[MOST_PACK], shift[MOST_PACK];
+
+    __device__ void fill(const GradInputArgs& args, const Place& place) {
+        long long first = place.first_channel(args.tile);
+        for (int c = threadIdx.x; c < args.tile.pack && first + c < args.tile.channels; c += blockDim.x) {
+            f64 exact = args.saved[first + c];
+            f64 invstd = args.saved[args.tile.channels + first + c];
+            f64 count = args.saved[2 * args.tile.channels];
+            f64 factor = args.weight ? args.weight[first + c] * invstd : invstd;
+            f64 offset = 0, tilt = 0;
+            if (args.message && count > 0) {
+                offset = -factor * (args.message[first + c] / count);
+                tilt = -factor * invstd * invstd * (args.message[args.tile.channels + first + c] / count);
+            }
+            mean[c] = (Math)exact;
+            scale[c] = (Math)factor;
+            slope[c] = (Math)tilt;
+            shift[c] = (Math)(offset - (exact - (f64)mean[c]) * tilt);
+        }
+    }
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) grad_input(const __grid_constant__ GradInputArgs args) {
     const Tile& tile = args.tile;
     Place place(tile, gridDim.x - 1 - blockIdx.x);
-
-    __shared__ Math mean_high[THREADS], mean_low[THREADS], scales[THREADS], offsets[THREADS], slopes[THREADS];
-    long long channel = place.first_channel() + threadIdx.x;
-    if (threadIdx.x < place.slots * WIDTH && channel < tile.channels) {
-        f64 mean = args.saved[channel];
-        f64 invstd = args.saved[tile.channels + channel];
-        f64 count = args.saved[2 * tile.channels];
-        bool depends = args.message && count > 0;
-        mean_high[threadIdx.x] = (Math)mean;
-        mean_low[threadIdx.x] = (Math)(mean - (f64)(Math)mean);
-        scales[threadIdx.x] = (Math)(args.weight ? args.weight[channel] * invstd : invstd);
-        offsets[threadIdx.x] = depends ? (Math)(args.message[channel] / count) : 0;
-        slopes[threadIdx.x] =
-            depends ? (Math)(invstd * invstd * (args.message[tile.channels + channel] / count)) : 0;
-    }
-    __syncthreads();
     Walk<true> walk(tile, place);
-    if (!walk.more()) return;
-    Math high[WIDTH], low[WIDTH], scale[WIDTH], offset[WIDTH], slope[WIDTH];
+    bool frozen = args.message == nullptr;
+    Policy policy = forget();
+    long long indices[UNROLL];
+    Vector x[UNROLL], dy[UNROLL];
+    auto load_next = [&] {
+        int taken = walk.take(indices);
+        for_taken(taken, [&](int u) {
+            dy[u].raw = load((const Raw*)args.dy + indices[u], policy);
+            if (!frozen) x[u].raw = load_constant((const Raw*)args.x + indices[u], policy);
+        });
+        return taken;
+    };
+    int taken = load_next();
+
+    wait_for_previous_kernel();
+    __shared__ Affine affine;
+    affine.fill(args, place);
+    __syncthreads();
+    Math mean[WIDTH], scale[WIDTH], slope[WIDTH], shift[WIDTH];
 #pragma unroll
     for (int w = 0; w < WIDTH; w++) {
-        int s = place.slot * WIDTH + w;
-        high[w] = mean_high[s];
-        low[w] = mean_low[s];
-        scale[w] = scales[s];
-        offset[w] = offsets[s];
-        slope[w] = slopes[s];
+        int c = place.local_channel(tile, w);
+        mean[w] = affine.mean[c];
+        scale[w] = affine.scale[c];
+        slope[w] = affine.slope[c];
+        shift[w] = affine.shift[c];
     }
-    bool frozen = args.message == nullptr;
-    while (walk.more()) {
-        long long indices[UNROLL];
-        Vector x[UNROLL], dy[UNROLL];
-        int taken = walk.take(indices);
-#pragma unroll
-        for (int u = 0; u < UNROLL; u++) {
-            if (u < taken) {
-                dy[u].raw = load(args.dy, indices[u]);
-                if (!frozen) x[u].raw = load_constant(args.x, indices[u]);
-            }
-        }
-#pragma unroll
-        for (int u = 0; u < UNROLL; u++) {
-            if (u >= taken) continue;
+    for (; taken > 0; taken = load_next()) {
+        for_taken(taken, [&](int u) {
+            Math dx[VEC];
 #pragma unroll
             for (int j = 0; j < VEC; j++) {
                 int w = COLUMNS ? j : 0;
-                Math g = widen(dy[u].element[j]);
-                if (!frozen) {
-                    Math xmu = (widen(x[u].element[j]) - high[w]) - low[w];
-                    g = (g - offset[w]) - xmu * slope[w];
-                }
-                narrow(g * scale[w], dy[u].element[j]);
+                Math rest = frozen ? 0 : (widen(x[u].element[j]) - mean[w]) * slope[w] + shift[w];
+                dx[j] = widen(dy[u].element[j]) * scale[w] + rest;
             }
-            store(args.dx, indices[u], dy[u].raw);
-        }
+            narrow(dx, dy[u]);
+            store((Raw*)args.dx + indices[u], dy[u].raw, policy);
+        });
+    }
+    if (place.split > 0) return;
+#pragma unroll 1
+    for (unsigned e = threadIdx.x; e < tile.tail; e += blockDim.x) {
+        int c = e % (unsigned)tile.pack;
+        long long index = tile.runs * tile.slots * VEC + e;
+        Math rest = frozen ? 0 : (element_at(args.x, index) - affine.mean[c]) * affine.slope[c] + affine.shift[c];
+        narrow(element_at(args.dy, index) * affine.scale[c] + rest, ((Element*)args.dx)[index]);
     }
 }

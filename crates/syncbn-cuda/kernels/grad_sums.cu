@@ -1,6 +1,11 @@
 // Per channel: sum_dy and sum_dy_xmu = sum dy (x - mean) of this rank, as the backward message, and d_bias, d_weight.
+//
+// Chains of at most 64 terms are summed in Math, chains in f64. In Math, x is taken from the mean as rounded to Math; the rest of
+// the mean is put right in the total.
 
-#define CHAIN 64
+// Rows have two accumulators, for fewer additions one after the other.
+#define PARTS (COLUMNS ? VEC : VEC < 2 ? 1 : 2)
+#define CHAIN_VECTORS (64 / (VEC / PARTS))
 
 struct GradSumsArgs {
     Tile tile;
@@ -10,95 +15,91 @@ struct GradSumsArgs {
     Param* d_weight; // null: not wanted
     Param* d_bias;   // null: not wanted
     f64* message;
-    f64* partials;
+    double2* partials;
     unsigned* tickets;
 };
+static_assert(sizeof(GradSumsArgs) == ARGS_BYTES, "grad_sums.rs has another struct");
 
-extern "C" __global__ void __launch_bounds__(THREADS) grad_sums(const __grid_constant__ GradSumsArgs args) {
+struct Chain {
+    Math dy[PARTS], dy_xmu[PARTS];
+
+    __device__ Chain() {
+#pragma unroll
+        for (int p = 0; p < PARTS; p++) dy[p] = dy_xmu[p] = 0;
+    }
+
+    __device__ void add(const Vector& x, const Vector& g, const Math (&mean)[WIDTH]) {
+#pragma unroll
+        for (int j = 0; j < VEC; j++) {
+            Math wide = widen(g.element[j]);
+            dy[j % PARTS] += wide;
+            dy_xmu[j % PARTS] += wide * (widen(x.element[j]) - mean[COLUMNS ? j : 0]);
+        }
+    }
+
+    // As many vectors as a chain may have.
+    __device__ void take(const GradSumsArgs& args, Walk<false>& walk, Policy policy, const Math (&mean)[WIDTH]) {
+#pragma unroll 1
+        for (int vectors = 0; walk.left > 0 && vectors < CHAIN_VECTORS; vectors += UNROLL) {
+            long long indices[UNROLL];
+            Vector x[UNROLL], g[UNROLL];
+            int taken = walk.take(indices);
+            for_taken(taken, [&](int u) {
+                x[u].raw = load_constant((const Raw*)args.x + indices[u], policy);
+                g[u].raw = load_constant((const Raw*)args.dy + indices[u], policy);
+            });
+            for_taken(taken, [&](int u) { add(x[u], g[u], mean); });
+        }
+    }
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) grad_sums(const __grid_constant__ GradSumsArgs args) {
+    let_next_kernel_start();
     const Tile& tile = args.tile;
     Place place(tile, blockIdx.x);
-    long long channel = place.channel();
-    bool inside = place.lane < tile.lanes;
-
-    Math high[WIDTH], low[WIDTH], chain[2 * WIDTH];
-    f64 sums[2 * WIDTH];
-#pragma unroll
-    for (int w = 0; w < WIDTH; w++) {
-        f64 mean = inside ? args.saved[channel + w] : 0;
-        high[w] = (Math)mean;
-        low[w] = (Math)(mean - (f64)high[w]);
-    }
-#pragma unroll
-    for (int n = 0; n < 2 * WIDTH; n++) sums[n] = chain[n] = 0;
-
-    int length = 0;
+    Share share(tile, place);
     Walk<false> walk(tile, place);
-    while (walk.more()) {
-        long long indices[UNROLL];
-        Vector x[UNROLL], dy[UNROLL];
-        int taken = walk.take(indices);
+    Policy policy = keep();
+    Math mean[WIDTH];
 #pragma unroll
-        for (int u = 0; u < UNROLL; u++) {
-            if (u < taken) {
-                x[u].raw = load_constant(args.x, indices[u]);
-                dy[u].raw = load_constant(args.dy, indices[u]);
-            }
+    for (int w = 0; w < WIDTH; w++) mean[w] = place.inside ? (Math)args.saved[place.channel(tile, w)] : 0;
+    Pair total = {0, 0};
+#if COLUMNS
+    __shared__ Left<Math> sums, products;
+#pragma unroll 1
+    for (int done = 0; done <= tile.whole; done += CHAIN_VECTORS) {
+        Chain chain;
+        chain.take(args, walk, policy, mean);
+        if (done > 0) __syncthreads();
+#pragma unroll
+        for (int w = 0; w < WIDTH; w++) {
+            sums.mine(w) = chain.dy[w];
+            products.mine(w) = chain.dy_xmu[w];
         }
-#pragma unroll
-        for (int u = 0; u < UNROLL; u++) {
-            if (u >= taken) continue;
-#pragma unroll
-            for (int j = 0; j < VEC; j++) {
-                int w = COLUMNS ? j : 0;
-                Math xmu = (widen(x[u].element[j]) - high[w]) - low[w];
-                Math g = widen(dy[u].element[j]);
-                chain[w] += g;
-                chain[WIDTH + w] += g * xmu;
-            }
-        }
-        length += UNROLL * DEPTH;
-        if (length + UNROLL * DEPTH > CHAIN) {
-#pragma unroll
-            for (int n = 0; n < 2 * WIDTH; n++) {
-                sums[n] += chain[n];
-                chain[n] = 0;
-            }
-            length = 0;
-        }
+        __syncthreads();
+        for_share(tile, share, [&](int at, int) { total.add({sums.value[at], products.value[at]}); });
     }
+#else
+    while (walk.left > 0) {
+        Chain chain;
+        chain.take(args, walk, policy, mean);
 #pragma unroll
-    for (int n = 0; n < 2 * WIDTH; n++) sums[n] += chain[n];
-    sum_over_members(sums, place, tile.members);
-
-    bool writes = place.member == 0 && inside;
-    if (tile.splits > 1) {
-        if (writes) {
-#pragma unroll
-            for (int w = 0; w < WIDTH; w++) {
-                *partial(args.partials, tile, 0, place.split, channel + w) = sums[w];
-                *partial(args.partials, tile, 1, place.split, channel + w) = sums[WIDTH + w];
-            }
-        }
-        if (!is_last_split(args.tickets, place, tile.splits)) return;
-#pragma unroll
-        for (int n = 0; n < 2 * WIDTH; n++) sums[n] = 0;
-        for (int split = place.member; split < tile.splits && inside; split += tile.members) {
-#pragma unroll
-            for (int w = 0; w < WIDTH; w++) {
-                sums[w] += __ldcg(partial(args.partials, tile, 0, split, channel + w));
-                sums[WIDTH + w] += __ldcg(partial(args.partials, tile, 1, split, channel + w));
-            }
-        }
-        sum_over_members(sums, place, tile.members);
+        for (int p = 0; p < PARTS; p++) total.add({chain.dy[p], chain.dy_xmu[p]});
     }
-    if (!writes) return;
-#pragma unroll
-    for (int w = 0; w < WIDTH; w++) {
-        args.message[channel + w] = sums[w];
-        args.message[tile.channels + channel + w] = sums[WIDTH + w];
-        if (args.d_bias) args.d_bias[channel + w] = (Param)sums[w];
-        if (args.d_weight) {
-            args.d_weight[channel + w] = (Param)(sums[WIDTH + w] * args.saved[tile.channels + channel + w]);
-        }
+#endif
+    sum_block(tile, place, share, total);
+    if (!sum_splits(tile, place, share, args.partials, args.tickets, total)) return;
+    f64 exact = args.saved[share.channel], invstd = args.saved[tile.channels + share.channel];
+    f64 rounded = (Math)exact;
+#pragma unroll 1
+    for (int e = share.local; e < tile.tail; e += tile.pack) {
+        long long index = tile.runs * tile.slots * VEC + e;
+        f64 g = element_at(args.dy, index);
+        total.add({g, g * ((f64)element_at(args.x, index) - rounded)});
     }
+    f64 product = total.second - (exact - rounded) * total.first;
+    args.message[share.channel] = total.first;
+    args.message[tile.channels + share.channel] = product;
+    if (args.d_bias) args.d_bias[share.channel] = (Param)total.first;
+    if (args.d_weight) args.d_weight[share.channel] = (Param)(product * invstd);
 }

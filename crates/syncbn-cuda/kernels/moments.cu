@@ -1,172 +1,134 @@
 // Per channel: count, mean and M2 of this rank's x, as the forward message [m | m mean | M2 + m mean^2] and M2 alone.
 //
-// Chains of at most 64 elements, shifted by their first, are summed in Math; chains, threads, and blocks are merged in f64.
+// A chain is at most 64 elements that one thread meets of a channel: it sums them, and the squares of their differences from
+// the first of them. In f64, chains are then moved to differences from the channel's first element, and added: the squares,
+// in f32, are of differences no larger than the chain's own, and f64 forgives the channel's first element.
 
-#define CHAIN 64
+// Rows have two accumulators, for fewer additions one after the other.
+#define PARTS (COLUMNS ? VEC : VEC < 2 ? 1 : 2)
+#define CHAIN_VECTORS (64 / (VEC / PARTS))
 
 struct MomentsArgs {
     Tile tile;
     const void* x;
     f64* message;
     f64* m2;
-    f64* partials;
+    double2* partials;
     unsigned* tickets;
     f64 count;
 };
+static_assert(sizeof(MomentsArgs) == ARGS_BYTES, "moments.rs has another struct");
 
-// The moments of WIDTH channels that have equally many elements.
-struct Moments {
-    f64 count;
-    f64 mean[WIDTH];
-    f64 m2[WIDTH];
-
-    __device__ Moments() : count(0) {
-#pragma unroll
-        for (int w = 0; w < WIDTH; w++) mean[w] = m2[w] = 0;
-    }
-
-    // Chan, Golub and LeVeque 1983.
-    __device__ void merge(f64 n, const f64 (&other_mean)[WIDTH], const f64 (&other_m2)[WIDTH]) {
-        if (n == 0) return;
-        f64 total = count + n;
-        f64 share = n / total;
-        f64 weight = count * share;
-#pragma unroll
-        for (int w = 0; w < WIDTH; w++) {
-            f64 delta = other_mean[w] - mean[w];
-            if (count == 0) {
-                mean[w] = other_mean[w];
-                m2[w] = other_m2[w];
-            } else {
-                mean[w] += delta * share;
-                m2[w] += other_m2[w] + delta * delta * weight;
-            }
-        }
-        count = total;
-    }
-
-    // Those of all members together: M2 about the common mean.
-    __device__ void merge_members(const Place& place, int members) {
-        f64 sums[WIDTH + 1];
-        sums[WIDTH] = count;
-#pragma unroll
-        for (int w = 0; w < WIDTH; w++) sums[w] = count * mean[w];
-        sum_over_members(sums, place, members);
-        f64 total = sums[WIDTH];
-        f64 squares[WIDTH];
-#pragma unroll
-        for (int w = 0; w < WIDTH; w++) {
-            f64 common = total == 0 ? 0 : sums[w] / total;
-            f64 delta = mean[w] - common;
-            squares[w] = count == 0 ? 0 : m2[w] + count * delta * delta;
-            mean[w] = common;
-        }
-        sum_over_members(squares, place, members);
-#pragma unroll
-        for (int w = 0; w < WIDTH; w++) {
-            // What the common mean's rounding makes of a constant channel, whose M2 is 0; false for NaN.
-            bool rounding = squares[w] <= total * mean[w] * mean[w] * 0x1p-100;
-            m2[w] = rounding ? 0 : squares[w];
-        }
-        count = total;
-    }
-};
-
-// A few elements of each channel, about the first of them.
 struct Chain {
-    int count;
-    Math shift[WIDTH], sum[WIDTH], squares[WIDTH];
+    int vectors = 0;
+    Math shift[WIDTH], squares[PARTS];
+    // Of x itself where Sum is wide, else of the differences, which are exact in f32 for halves of like size.
+    Sum sum[PARTS];
 
-    __device__ Chain() : count(0) {}
+    __device__ Chain() {
+#pragma unroll
+        for (int w = 0; w < WIDTH; w++) shift[w] = 0;
+#pragma unroll
+        for (int p = 0; p < PARTS; p++) sum[p] = squares[p] = 0;
+    }
 
     __device__ void add(const Vector& x) {
-        if (count == 0) {
-#pragma unroll
-            for (int w = 0; w < WIDTH; w++) {
-                shift[w] = widen(x.element[w]);
-                sum[w] = squares[w] = 0;
-            }
-        }
 #pragma unroll
         for (int j = 0; j < VEC; j++) {
-            int w = COLUMNS ? j : 0;
-            Math d = widen(x.element[j]) - shift[w];
-            sum[w] += d;
-            squares[w] += d * d;
+            Math d = widen(x.element[j]) - shift[COLUMNS ? j : 0];
+            sum[j % PARTS] += sizeof(Sum) > sizeof(Math) ? widen(x.element[j]) : d;
+            squares[j % PARTS] += d * d;
         }
-        count += DEPTH;
     }
 
-    __device__ void empty_into(Moments& moments) {
-        if (count == 0) return;
-        f64 inverse = 1.0 / count;
-        f64 mean[WIDTH], m2[WIDTH];
+    // As many vectors as a chain may have.
+    __device__ void take(const void* from, Walk<false>& walk, Policy policy) {
+#pragma unroll 1
+        while (walk.left > 0 && vectors < CHAIN_VECTORS) {
+            long long indices[UNROLL];
+            Vector x[UNROLL];
+            int taken = walk.take(indices);
+            for_taken(taken, [&](int u) { x[u].raw = load_constant((const Raw*)from + indices[u], policy); });
+            if (vectors == 0) {
 #pragma unroll
-        for (int w = 0; w < WIDTH; w++) {
-            f64 s = sum[w];
-            mean[w] = (f64)shift[w] + s * inverse;
-            f64 rest = (f64)squares[w] - s * s * inverse;
-            m2[w] = rest < 0 ? 0 : rest; // NaN stays
+                for (int w = 0; w < WIDTH; w++) shift[w] = widen(x[0].element[w]);
+            }
+            for_taken(taken, [&](int u) { add(x[u]); });
+            vectors += taken;
         }
-        moments.merge(count, mean, m2);
-        count = 0;
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS) moments(const __grid_constant__ MomentsArgs args) {
+// Adds `count` elements with these sums to sums of differences from the origin: x - origin = (x - shift) + delta.
+__device__ inline void move(Pair& total, f64 origin, f64 count, f64 shift, f64 sum, f64 squares) {
+    if (sizeof(Sum) > sizeof(Math)) sum -= count * shift;
+    f64 delta = shift - origin;
+    total.first += fma(count, delta, sum);
+    total.second += fma(delta, fma(count, delta, 2 * sum), squares);
+}
+
+__device__ inline void write(const MomentsArgs& args, long long channel, f64 origin, const Pair& total) {
+    f64 mean = 0, m2 = 0;
+    if (args.count > 0) {
+        f64 from_origin = total.first / args.count;
+        mean = origin + from_origin;
+        m2 = total.second - total.first * from_origin;
+        m2 = m2 < 0 ? 0 : m2; // NaN stays
+    }
+    f64 sum = args.count * mean;
+    if (channel == 0) args.message[0] = args.count;
+    args.message[1 + channel] = sum;
+    args.message[1 + args.tile.channels + channel] = fma(sum, mean, m2);
+    args.m2[channel] = m2;
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) moments(const __grid_constant__ MomentsArgs args) {
+    let_next_kernel_start();
     const Tile& tile = args.tile;
     Place place(tile, blockIdx.x);
-    Moments moments;
-    Chain chain;
+    Share share(tile, place);
     Walk<false> walk(tile, place);
-    while (walk.more()) {
-        long long indices[UNROLL];
-        Vector x[UNROLL];
-        int taken = walk.take(indices);
+    Policy policy = keep();
+    f64 origin = share.inside && args.count > 0 ? element_at(args.x, share.channel * tile.inner) : 0;
+    Pair total = {0, 0};
+#if COLUMNS
+    __shared__ Left<Math> shifts, squares;
+    __shared__ Left<Sum> sums;
+#pragma unroll 1
+    for (int done = 0; done <= tile.whole; done += CHAIN_VECTORS) {
+        Chain chain;
+        chain.take(args.x, walk, policy);
+        if (done > 0) __syncthreads();
 #pragma unroll
-        for (int u = 0; u < UNROLL; u++) {
-            if (u < taken) x[u].raw = load_constant(args.x, indices[u]);
+        for (int w = 0; w < WIDTH; w++) {
+            shifts.mine(w) = chain.shift[w];
+            sums.mine(w) = chain.sum[w];
+            squares.mine(w) = chain.squares[w];
         }
-#pragma unroll
-        for (int u = 0; u < UNROLL; u++) {
-            if (u < taken) chain.add(x[u]);
-        }
-        if (chain.count + UNROLL * DEPTH > CHAIN) chain.empty_into(moments);
+        __syncthreads();
+        for_share(tile, share, [&](int at, int member) {
+            int count = max(0, min(place.vectors(tile, member) - done, CHAIN_VECTORS));
+            move(total, origin, count, shifts.value[at], sums.value[at], squares.value[at]);
+        });
     }
-    chain.empty_into(moments);
-    moments.merge_members(place, tile.members);
-
-    long long channel = place.channel();
-    bool writes = place.member == 0 && place.lane < tile.lanes;
-    if (tile.splits > 1) {
-        if (writes) {
-#pragma unroll
-            for (int w = 0; w < WIDTH; w++) {
-                *partial(args.partials, tile, 0, place.split, channel + w) = moments.mean[w];
-                *partial(args.partials, tile, 1, place.split, channel + w) = moments.m2[w];
-                *partial(args.partials, tile, 2, place.split, channel + w) = moments.count;
-            }
+#else
+    while (walk.left > 0) {
+        Chain chain;
+        chain.take(args.x, walk, policy);
+        f64 sum = chain.sum[0], squares = chain.squares[0];
+        if (PARTS > 1) {
+            sum += chain.sum[PARTS - 1];
+            squares += chain.squares[PARTS - 1];
         }
-        if (!is_last_split(args.tickets, place, tile.splits)) return;
-        moments = Moments();
-        for (int split = place.member; split < tile.splits && place.lane < tile.lanes; split += tile.members) {
-            f64 mean[WIDTH], m2[WIDTH];
-#pragma unroll
-            for (int w = 0; w < WIDTH; w++) {
-                mean[w] = __ldcg(partial(args.partials, tile, 0, split, channel + w));
-                m2[w] = __ldcg(partial(args.partials, tile, 1, split, channel + w));
-            }
-            moments.merge(__ldcg(partial(args.partials, tile, 2, split, channel)), mean, m2);
-        }
-        moments.merge_members(place, tile.members);
+        move(total, origin, (f64)chain.vectors * DEPTH, chain.shift[0], sum, squares);
     }
-    if (!writes) return;
-    if (channel == 0) args.message[0] = args.count;
-#pragma unroll
-    for (int w = 0; w < WIDTH; w++) {
-        f64 sum = args.count * moments.mean[w];
-        args.message[1 + channel + w] = sum;
-        args.message[1 + tile.channels + channel + w] = fma(sum, moments.mean[w], moments.m2[w]);
-        args.m2[channel + w] = moments.m2[w];
+#endif
+    sum_block(tile, place, share, total);
+    if (!sum_splits(tile, place, share, args.partials, args.tickets, total)) return;
+#pragma unroll 1
+    for (int e = share.local; e < tile.tail; e += tile.pack) {
+        f64 d = (f64)element_at(args.x, tile.runs * tile.slots * VEC + e) - origin;
+        total.add({d, d * d});
     }
+    write(args, share.channel, origin, total);
 }

@@ -1,5 +1,7 @@
 // y = (x - mean) invstd weight + bias. The first blocks of the grid walk no tensor: they own the state, one channel a
 // thread, and write the saved and the running statistics; the others finalise what they need for themselves.
+//
+// It may start before the kernel that makes the message has ended: until it has waited, it only reads x.
 
 enum Source { GROUP, LOCAL, FROZEN, SAVED };
 
@@ -23,6 +25,7 @@ struct NormalizeArgs {
     int source;
     int owners;
 };
+static_assert(sizeof(NormalizeArgs) == ARGS_BYTES, "normalize.rs has another struct");
 
 struct Batch { f64 count, mean, var; };
 
@@ -48,11 +51,11 @@ __device__ void mean_and_invstd(const NormalizeArgs& args, long long channel, f6
         invstd = args.saved[args.tile.channels + channel];
     } else if (args.source == FROZEN) {
         mean = args.frozen_mean[channel];
-        invstd = 1.0 / sqrt((f64)args.frozen_var[channel] + args.eps);
+        invstd = rsqrt((f64)args.frozen_var[channel] + args.eps);
     } else {
         Batch b = batch(args, channel);
         mean = b.mean;
-        invstd = b.count == 0 ? 0 : 1.0 / sqrt(b.var + args.eps);
+        invstd = b.count == 0 ? 0 : rsqrt(b.var + args.eps);
     }
 }
 
@@ -80,7 +83,7 @@ __device__ void update_running(const NormalizeArgs& args, long long channel, con
 }
 
 __device__ void own_state(const NormalizeArgs& args) {
-    long long channel = (long long)blockIdx.x * THREADS + threadIdx.x;
+    long long channel = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     long long channels = args.tile.channels;
     Batch b = {0, 0, 0};
     if (channel < channels) {
@@ -94,51 +97,72 @@ __device__ void own_state(const NormalizeArgs& args) {
     if (args.running_mean && args.message[0] != 0) update_running(args, channel, b);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) normalize(const __grid_constant__ NormalizeArgs args) {
-    if (blockIdx.x < args.owners) return own_state(args);
+// y = (x - mean) scale + shift of some channels, where mean is rounded to Math and shift makes up for it.
+struct Affine {
+    Math mean[MOST_PACK], scale[MOST_PACK], shift[MOST_PACK];
+
+    __device__ void fill(const NormalizeArgs& args, const Place& place) {
+        long long first = place.first_channel(args.tile);
+        for (int c = threadIdx.x; c < args.tile.pack && first + c < args.tile.channels; c += blockDim.x) {
+            f64 exact, invstd;
+            mean_and_invstd(args, first + c, exact, invstd);
+            f64 factor = args.weight ? args.weight[first + c] * invstd : invstd;
+            f64 bias = args.bias ? (f64)args.bias[first + c] : 0;
+            mean[c] = (Math)exact;
+            scale[c] = (Math)factor;
+            shift[c] = (Math)(bias - (exact - (f64)mean[c]) * factor);
+        }
+    }
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) normalize(const __grid_constant__ NormalizeArgs args) {
+    if (blockIdx.x < args.owners) {
+        wait_for_previous_kernel();
+        return own_state(args);
+    }
     const Tile& tile = args.tile;
     Place place(tile, gridDim.x - 1 - blockIdx.x);
-
-    __shared__ Math mean_high[THREADS], mean_low[THREADS], scale[THREADS], shift[THREADS];
-    long long channel = place.first_channel() + threadIdx.x;
-    if (threadIdx.x < place.slots * WIDTH && channel < tile.channels) {
-        f64 mean, invstd;
-        mean_and_invstd(args, channel, mean, invstd);
-        mean_high[threadIdx.x] = (Math)mean;
-        mean_low[threadIdx.x] = (Math)(mean - (f64)(Math)mean);
-        scale[threadIdx.x] = (Math)(args.weight ? args.weight[channel] * invstd : invstd);
-        shift[threadIdx.x] = args.bias ? args.bias[channel] : 0;
-    }
-    __syncthreads();
     Walk<true> walk(tile, place);
-    if (!walk.more()) return;
-    Math high[WIDTH], low[WIDTH], a[WIDTH], b[WIDTH];
+    Policy policy = forget();
+    long long indices[UNROLL];
+    Vector x[UNROLL];
+    auto load_next = [&] {
+        int taken = walk.take(indices);
+        for_taken(taken, [&](int u) { x[u].raw = load_constant((const Raw*)args.x + indices[u], policy); });
+        return taken;
+    };
+    int taken = load_next();
+
+    wait_for_previous_kernel();
+    __shared__ Affine affine;
+    affine.fill(args, place);
+    __syncthreads();
+    Math mean[WIDTH], scale[WIDTH], shift[WIDTH];
 #pragma unroll
     for (int w = 0; w < WIDTH; w++) {
-        int s = place.slot * WIDTH + w;
-        high[w] = mean_high[s];
-        low[w] = mean_low[s];
-        a[w] = scale[s];
-        b[w] = shift[s];
+        int c = place.local_channel(tile, w);
+        mean[w] = affine.mean[c];
+        scale[w] = affine.scale[c];
+        shift[w] = affine.shift[c];
     }
-    while (walk.more()) {
-        long long indices[UNROLL];
-        Vector x[UNROLL];
-        int taken = walk.take(indices);
-#pragma unroll
-        for (int u = 0; u < UNROLL; u++) {
-            if (u < taken) x[u].raw = load_constant(args.x, indices[u]);
-        }
-#pragma unroll
-        for (int u = 0; u < UNROLL; u++) {
-            if (u >= taken) continue;
+    for (; taken > 0; taken = load_next()) {
+        for_taken(taken, [&](int u) {
+            Math y[VEC];
 #pragma unroll
             for (int j = 0; j < VEC; j++) {
                 int w = COLUMNS ? j : 0;
-                Math xmu = (widen(x[u].element[j]) - high[w]) - low[w];
-                narrow(xmu * a[w] + b[w], x[u].element[j]);
+                y[j] = (widen(x[u].element[j]) - mean[w]) * scale[w] + shift[w];
             }
-            store(args.y, indices[u], x[u].raw);
-        }
+            narrow(y, x[u]);
+            store((Raw*)args.y + indices[u], x[u].raw, policy);
+        });
+    }
+    if (place.split > 0) return;
+#pragma unroll 1
+    for (unsigned e = threadIdx.x; e < tile.tail; e += blockDim.x) {
+        int c = e % (unsigned)tile.pack;
+        long long index = tile.runs * tile.slots * VEC + e;
+        Math y = (element_at(args.x, index) - affine.mean[c]) * affine.scale[c] + affine.shift[c];
+        narrow(y, ((Element*)args.y)[index]);
     }
 }

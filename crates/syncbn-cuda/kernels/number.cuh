@@ -1,18 +1,23 @@
 // Numbers: the four activation types, their conversions, and vectors of VEC of them.
 //
-// Compiled with -DELEMENT (f16, bf16, f32 or f64), -DVEC (elements of one load), -DCOLUMNS (1: channels-last). NVRTC comes
-// without cuda_fp16.h, so the two conversions that half types need are written here.
+// Compiled with -DELEMENT (f16, bf16, f32 or f64), -DVEC (elements of one load), -DCOLUMNS (see tile.cuh), -DTHREADS (the most
+// of a block), -DBLOCKS (that have room on a multiprocessor), -DUNROLL (loads of one tensor that a thread has in flight),
+// -DMOST_PACK (channels of a block), -DTILE_BYTES and -DARGS_BYTES (the sizes of its argument structs in Rust). NVRTC comes
+// without cuda_fp16.h, so the conversions that half types need are written here.
 
 struct f16 { unsigned short bits; };
 struct bf16 { unsigned short bits; };
 typedef float f32;
 typedef double f64;
 
-// What sums and differences are taken in, and what parameters are stored in.
-template <class T> struct Number { typedef f32 Math; };
-template <> struct Number<f64> { typedef f64 Math; };
+// Math: what differences and products are taken in, and what parameters are stored in. Sum: what up to 64 elements are added
+// in without a rounding that shows in their mean.
+template <class T> struct Number { typedef f32 Math, Sum; };
+template <> struct Number<f32> { typedef f32 Math; typedef f64 Sum; };
+template <> struct Number<f64> { typedef f64 Math, Sum; };
 typedef ELEMENT Element;
 typedef Number<ELEMENT>::Math Math;
+typedef Number<ELEMENT>::Sum Sum;
 typedef Math Param;
 
 __device__ inline f32 widen(f32 x) { return x; }
@@ -48,12 +53,78 @@ typedef Word<VEC * sizeof(Element)>::Type Raw;
 union Vector {
     Raw raw;
     Element element[VEC];
+    unsigned pair[(VEC + 1) / 2];
     __device__ Vector() {}
 };
 
+// Two at a time where the processor can.
+template <class T> __device__ inline void narrow_pair(Math low, Math high, T& first, T& second, unsigned&) {
+    narrow(low, first);
+    narrow(high, second);
+}
+#if __CUDA_ARCH__ >= 800
+__device__ inline void narrow_pair(f32 low, f32 high, f16&, f16&, unsigned& pair) {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+}
+__device__ inline void narrow_pair(f32 low, f32 high, bf16&, bf16&, unsigned& pair) {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+}
+#endif
+__device__ inline void narrow(const Math (&wide)[VEC], Vector& out) {
+#if VEC == 1
+    narrow(wide[0], out.element[0]);
+#else
+#pragma unroll
+    for (int j = 0; j < VEC; j += 2) {
+        narrow_pair(wide[j], wide[j + 1], out.element[j], out.element[j + 1], out.pair[j / 2]);
+    }
+#endif
+}
+
+// How the cache treats what is read: as worth keeping for the kernel that comes next, or as not needed again.
+typedef unsigned long long Policy;
+__device__ inline Policy keep() {
+    Policy policy = 0;
+#if __CUDA_ARCH__ >= 800
+    asm("createpolicy.fractional.L2::evict_last.b64 %0;" : "=l"(policy));
+#endif
+    return policy;
+}
+__device__ inline Policy forget() {
+    Policy policy = 0;
+#if __CUDA_ARCH__ >= 800
+    asm("createpolicy.fractional.L2::evict_first.b64 %0;" : "=l"(policy));
+#endif
+    return policy;
+}
+
 // Memory that nothing writes while the kernel runs.
-__device__ inline Raw load_constant(const void* base, long long index) { return __ldg((const Raw*)base + index); }
+template <class Word> __device__ inline Word load_constant(const Word* from, Policy) { return __ldg(from); }
 // Memory that this kernel may write: dx over dy.
-__device__ inline Raw load(const void* base, long long index) { return *((const Raw*)base + index); }
+template <class Word> __device__ inline Word load(const Word* from, Policy) { return *from; }
 // Results, which nobody here reads again: they should not push x out of the cache.
-__device__ inline void store(void* base, long long index, Raw raw) { __stcs((Raw*)base + index, raw); }
+template <class Word> __device__ inline void store(Word* to, Word word, Policy) { __stcs(to, word); }
+#if __CUDA_ARCH__ >= 800
+template <> __device__ inline uint4 load_constant(const uint4* from, Policy policy) {
+    uint4 word;
+    asm volatile("ld.global.nc.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
+                 : "=r"(word.x), "=r"(word.y), "=r"(word.z), "=r"(word.w)
+                 : "l"(from), "l"(policy));
+    return word;
+}
+template <> __device__ inline uint4 load(const uint4* from, Policy policy) {
+    uint4 word;
+    asm volatile("ld.global.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
+                 : "=r"(word.x), "=r"(word.y), "=r"(word.z), "=r"(word.w)
+                 : "l"(from), "l"(policy)
+                 : "memory");
+    return word;
+}
+template <> __device__ inline void store(uint4* to, uint4 word, Policy policy) {
+    asm volatile("st.global.L1::no_allocate.L2::cache_hint.v4.u32 [%0], {%1, %2, %3, %4}, %5;"
+                 :
+                 : "l"(to), "r"(word.x), "r"(word.y), "r"(word.z), "r"(word.w), "l"(policy)
+                 : "memory");
+}
+#endif
+__device__ inline Math element_at(const void* base, long long index) { return widen(((const Element*)base)[index]); }

@@ -1,59 +1,137 @@
-// Sums over the threads and blocks that share a lane. No float atomics: the order is fixed, so every run gives the same bits.
+// Two sums per channel over the threads and blocks that share it. No float atomics: the order is fixed, so every run gives the
+// same bits.
+//
+// Columns: the threads leave the sums of each chain in shared memory; then `shares` threads, neighbours in a warp, add up
+// one channel's. Rows: a thread adds up its own chains; a channel has at least a warp.
 
-// Replaces each value by its sum over the lane's members; all of them get it. Every thread of the block has to call it.
-template <int N> __device__ void sum_over_members(f64 (&value)[N], const Place& place, int members) {
+struct Pair {
+    f64 first, second;
+    __device__ void add(const Pair& other) {
+        first += other.first;
+        second += other.second;
+    }
+};
+
+// Which channel a thread adds up, and as which of its sharers. The first of them is its owner.
+struct Share {
+    int local, number, of;
+    long long channel;
+    bool inside, owner;
+
+    __device__ Share(const Tile& tile, const Place& place) {
 #if COLUMNS
-    __shared__ f64 shared[N][THREADS];
-    __syncthreads();
-#pragma unroll
-    for (int n = 0; n < N; n++) shared[n][threadIdx.x] = value[n];
-    for (int half = members / 2; half > 0; half /= 2) {
-        __syncthreads();
-        if (place.member < half) {
-#pragma unroll
-            for (int n = 0; n < N; n++) shared[n][threadIdx.x] += shared[n][threadIdx.x + half * place.slots];
+        of = tile.shares;
+        local = threadIdx.x / (unsigned)of;
+        number = threadIdx.x - local * of;
+        bool is = local < tile.pack;
+#else
+        of = 32;
+        local = place.slot;
+        number = place.member;
+        bool is = true;
+#endif
+        channel = place.first_channel(tile) + local;
+        inside = is && channel < tile.channels;
+        owner = inside && number == 0;
+    }
+
+    // The sum over sharers in one warp; all of them get it. Every thread of the warp has to call it.
+    __device__ void sum(Pair& pair) const {
+#pragma unroll 1
+        for (int half = of / 2; half > 0; half /= 2) {
+            pair.first += __shfl_xor_sync(0xffffffffu, pair.first, half);
+            pair.second += __shfl_xor_sync(0xffffffffu, pair.second, half);
         }
     }
-    __syncthreads();
-#pragma unroll
-    for (int n = 0; n < N; n++) value[n] = shared[n][place.slot];
-#else
-    // At least a warp to a lane: first the warp, then its warps in order.
-    __shared__ f64 shared[N][THREADS / 32];
-#pragma unroll
-    for (int n = 0; n < N; n++) {
-        for (int half = 16; half > 0; half /= 2) value[n] += __shfl_xor_sync(0xffffffffu, value[n], half);
-    }
-    int warps = members / 32;
+};
+
+// The block's sums; the owner gets them. Every thread of the block has to call it.
+__device__ inline void sum_block(const Tile& tile, const Place& place, const Share& share, Pair& pair) {
+    share.sum(pair);
+#if !COLUMNS
+    int warps = tile.members / 32;
     if (warps == 1) return;
+    __shared__ Pair exchange[THREADS / 32];
+    if (threadIdx.x % 32 == 0) exchange[threadIdx.x / 32] = pair;
     __syncthreads();
-    if (threadIdx.x % 32 == 0) {
-#pragma unroll
-        for (int n = 0; n < N; n++) shared[n][threadIdx.x / 32] = value[n];
-    }
-    __syncthreads();
-#pragma unroll
-    for (int n = 0; n < N; n++) {
-        f64 sum = 0;
-        for (int w = 0; w < warps; w++) sum += shared[n][place.slot * warps + w];
-        value[n] = sum;
-    }
+    pair = {0, 0};
+    if (threadIdx.x % 32 < warps) pair = exchange[place.slot * warps + threadIdx.x % 32];
+    share.sum(pair);
 #endif
 }
 
-// Whether this block is the last of its group's splits to come here; if so it sees what all of them have written. The
-// ticket wraps to 0, ready for the next kernel.
-__device__ bool is_last_split(unsigned* tickets, const Place& place, int splits) {
-    __shared__ bool last;
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) last = atomicInc(&tickets[place.group], splits - 1) == (unsigned)(splits - 1);
-    __syncthreads();
-    __threadfence();
-    return last;
+// Counts up to `most` and then from 0 again; returns what was there before. What the block wrote before it comes here is seen
+// by the block that comes after it.
+__device__ inline unsigned take_ticket(unsigned* ticket, unsigned most) {
+    unsigned before;
+    asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;" : "=r"(before) : "l"(ticket), "r"(most) : "memory");
+    return before;
 }
 
-// Where split `split` leaves its number `which` for `channel`.
-__device__ inline f64* partial(f64* partials, const Tile& tile, int which, int split, long long channel) {
-    return partials + ((long long)which * tile.splits + split) * tile.channels + channel;
+// The sums over all splits: the last block of a group to come here adds up what all have left. Whether this thread is a
+// channel's owner, and is to write them. The ticket wraps to 0, ready for the next kernel.
+__device__ inline bool sum_splits(
+    const Tile& tile, const Place& place, const Share& share, double2* partials, unsigned* tickets, Pair& pair
+) {
+    if (tile.splits == 1) return share.owner;
+    __shared__ bool last;
+    if (share.owner) {
+        partials[place.split * tile.channels + share.channel] = make_double2(pair.first, pair.second);
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) last = take_ticket(&tickets[place.group], tile.splits - 1) == tile.splits - 1;
+    __syncthreads();
+    if (!last) return false;
+    pair = {0, 0};
+    if (share.inside && share.number < share.of) {
+        // Many loads at once: one after the other, their latencies would be what the kernel takes.
+        const int batch = COLUMNS ? 16 : 2;
+#pragma unroll 1
+        for (int first = share.number; first < tile.splits; first += batch * share.of) {
+            double2 other[batch];
+#pragma unroll
+            for (int b = 0; b < batch; b++) {
+                int split = first + b * share.of;
+                other[b] = make_double2(0, 0);
+                if (split < tile.splits) other[b] = __ldcg(partials + split * tile.channels + share.channel);
+            }
+#pragma unroll
+            for (int b = 0; b < batch; b++) pair.add({other[b].x, other[b].y});
+        }
+    }
+    share.sum(pair);
+    return share.owner;
 }
+
+#if COLUMNS
+
+// What the threads leave of one chain, one after the other for each w; one number apart, so that neither those who leave it nor
+// those who add it up meet in a bank.
+template <class T> struct Left {
+    T value[(THREADS + 1) * VEC];
+
+    __device__ T& mine(int w) { return value[w * (THREADS + 1) + threadIdx.x]; }
+    __device__ static int at(const Tile& tile, int member, int column) {
+        return column % VEC * (THREADS + 1) + member * tile.slots + column / VEC;
+    }
+};
+
+// Calls `item(at, member)` for this thread's share of what was left for its channel.
+template <class Item> __device__ inline void for_share(const Tile& tile, const Share& share, Item item) {
+    if (!share.inside) return;
+    int each = tile.slots * VEC / tile.pack;
+    bool by_column = each > 1;
+    int first = by_column ? share.number : 0, column_step = by_column ? share.of : 1;
+    int first_member = by_column ? 0 : share.number, member_step = by_column ? 1 : share.of;
+    int stride = tile.inner > 1 ? 1 : tile.pack;
+    int base = tile.inner > 1 ? share.local * tile.inner : share.local;
+#pragma unroll 1
+    for (int c = first; c < each; c += column_step) {
+#pragma unroll 4
+        for (int member = first_member; member < tile.members; member += member_step) {
+            item(Left<int>::at(tile, member, base + c * stride), member);
+        }
+    }
+}
+
+#endif

@@ -1,12 +1,13 @@
 // Which thread takes which elements. tile.rs fills the struct in and explains it; the two have to agree byte for byte.
 //
-// A lane is a sequence of vectors that one accumulator may take: one channel (rows), or VEC neighbouring channels
-// (columns). Vector number l of a lane lies at ((l / segment) * lanes + lane) * segment + l % segment. A block has
-// `slots` lanes; `members` threads share a lane, and so do `splits` blocks.
+// A lane is a sequence of vectors that the same accumulators take. Rows: a lane is a channel, its vectors lie in runs
+// of `segment`. Columns: the tensor is a matrix of `vectors` rows by `lanes` vectors, a lane is one column of vectors, and
+// each of a vector's elements has accumulators of its own. Vector number l of a lane lies at
+// ((l / segment) * lanes + lane) * segment + l % segment, with segments of 1 for columns.
+//
+// A block has `slots` lanes, which make up `pack` channels; `members` threads share a lane, and so do `splits` blocks.
 
-#define THREADS 256
-#define UNROLL 4
-// Channels per lane, and elements that each of a lane's channels gets from one vector.
+// Accumulators per lane, and elements that each of them gets from one vector.
 #if COLUMNS
 #define WIDTH VEC
 #else
@@ -18,92 +19,136 @@ struct Tile {
     long long channels;
     long long lanes;
     long long segment;
-    long long vectors;
-    long long step_index;
-    long long step_within;
-    long long wrap;
+    long long runs;       // of a lane: vectors / segment
+    long long step_index; // the next vector of the same thread, if it is in the same run
+    long long wrap;       // what is added if it is not
+    long long tail;       // elements after the last whole row of columns
+    int step_within;
+    int whole; // vectors of every thread
+    int rest;  // threads of a lane, over all splits, that have one more
+    int inner; // columns: neighbouring elements of one channel
+    int slots;
     int members;
     int splits;
+    int pack;
+    int shares; // columns: threads that add up one channel
 };
+static_assert(sizeof(Tile) == TILE_BYTES, "tile.rs has another struct");
 
 struct Place {
-    int slots;
-    int member;
-    int slot;
-    int split;
-    long long group;
-    long long lane;
+    int member, slot, split;
+    long long group, lane;
+    bool inside;
 
     // `block` counts from the first block that walks the tensor.
-    __device__ Place(const Tile& tile, long long block) {
-        slots = THREADS / tile.members;
+    __device__ Place(const Tile& tile, unsigned block) {
+        unsigned thread = threadIdx.x;
 #if COLUMNS
-        member = threadIdx.x / slots;
-        slot = threadIdx.x % slots;
+        member = thread / (unsigned)tile.slots;
+        slot = thread - member * tile.slots;
 #else
-        member = threadIdx.x % tile.members;
-        slot = threadIdx.x / tile.members;
+        slot = thread / (unsigned)tile.members;
+        member = thread - slot * tile.members;
 #endif
-        group = block / tile.splits;
-        split = (int)(block - group * tile.splits);
-        lane = group * slots + slot;
+        unsigned groups_before = block / (unsigned)tile.splits;
+        group = groups_before;
+        split = block - groups_before * tile.splits;
+        lane = group * tile.slots + slot;
+        inside = lane < tile.lanes && member < tile.members;
     }
 
-    // The first of the lane's WIDTH channels.
-    __device__ long long channel() const { return lane * WIDTH; }
-    __device__ long long first_channel() const { return group * slots * WIDTH; }
+    __device__ long long first_channel(const Tile& tile) const { return group * tile.pack; }
+
+    // How many vectors a member of this block has.
+    __device__ int vectors(const Tile& tile, int of_member) const {
+        return tile.whole + (split * tile.members + of_member < tile.rest ? 1 : 0);
+    }
+
+    // Which of the block's channels accumulator w of this thread is for.
+    __device__ int local_channel(const Tile& tile, int w) const {
+#if COLUMNS
+        unsigned column = slot * VEC + w;
+        if (tile.inner > 1) return column / (unsigned)tile.inner;
+        return tile.slots * VEC == tile.pack ? column : column % (unsigned)tile.pack;
+#else
+        return slot;
+#endif
+    }
+    __device__ long long channel(const Tile& tile, int w) const { return first_channel(tile) + local_channel(tile, w); }
 };
 
 // A thread's way through its lane; backwards, it meets first what an earlier kernel left in the cache.
 template <bool BACKWARDS> struct Walk {
     const Tile& tile;
-    long long at, step, index, within;
+    long long index;
+    long long within;
+    int left;
 
     __device__ Walk(const Tile& tile_, const Place& place) : tile(tile_) {
-        at = (long long)place.split * tile.members + place.member;
-        step = (long long)tile.splits * tile.members;
-        if (place.lane >= tile.lanes || at >= tile.vectors) {
-            at = tile.vectors;
-            index = within = 0;
-            return;
-        }
-        long long number = BACKWARDS ? tile.vectors - 1 - at : at;
-        long long outer = number / tile.segment;
-        within = number - outer * tile.segment;
-        index = (outer * tile.lanes + place.lane) * tile.segment + within;
+        unsigned at = place.split * tile.members + place.member;
+        left = place.inside ? place.vectors(tile, place.member) : 0;
+#if COLUMNS
+        long long row = BACKWARDS ? tile.runs - 1 - at : at;
+        index = row * tile.lanes + place.lane;
+        within = 0;
+#else
+        bool short_runs = tile.segment <= at;
+        unsigned before = short_runs ? at / (unsigned)tile.segment : 0;
+        within = at - before * (unsigned)tile.segment;
+        long long run = BACKWARDS ? tile.runs - 1 - before : before;
+        index = (run * tile.lanes + place.lane) * tile.segment + (BACKWARDS ? tile.segment - 1 - within : within);
+#endif
     }
-
-    __device__ bool more() const { return at < tile.vectors; }
 
     // The next UNROLL vectors, at most; returns how many.
     __device__ int take(long long (&indices)[UNROLL]) {
-        int taken = 0;
+        int taken = left < UNROLL ? left : UNROLL;
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
             indices[u] = index;
-            taken += more() ? 1 : 0;
             advance();
         }
+        left -= taken;
         return taken;
     }
 
   private:
     __device__ void advance() {
-        at += step;
-        if (BACKWARDS) {
-            index -= tile.step_index;
-            within -= tile.step_within;
-            if (within < 0) {
-                within += tile.segment;
-                index -= tile.wrap;
-            }
-        } else {
-            index += tile.step_index;
-            within += tile.step_within;
-            if (within >= tile.segment) {
-                within -= tile.segment;
-                index += tile.wrap;
-            }
+        long long step = tile.step_index;
+#if !COLUMNS
+        within += tile.step_within;
+        if (within >= tile.segment) {
+            within -= tile.segment;
+            step += tile.wrap;
         }
+#endif
+        index += BACKWARDS ? -step : step;
     }
 };
+
+// Calls `use(u)` for each u < taken; a whole turn has no branches.
+template <class Use> __device__ inline void for_taken(int taken, Use use) {
+    if (taken == UNROLL) {
+#pragma unroll
+        for (int u = 0; u < UNROLL; u++) use(u);
+    } else {
+#pragma unroll
+        for (int u = 0; u < UNROLL; u++) {
+            if (u < taken) use(u);
+        }
+    }
+}
+
+// Programmatic dependent launch: the next kernel of the stream, if it was launched so, may start and wait...
+__device__ inline void let_next_kernel_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+// ... until all of this one's predecessor is done and seen. What the predecessor writes may only be touched after it; x and the
+// parameters were there before the predecessor began.
+__device__ inline void wait_for_previous_kernel() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}

@@ -10,7 +10,7 @@ use crate::device::Cuda;
 use crate::error::CudaError;
 use crate::raw::memory::{Buffer, Mem, MemMut};
 use crate::scratch::{Saved, Sums};
-use crate::tile::{Plan, Work};
+use crate::tile::Plan;
 use crate::{grad_input, grad_sums, moments, normalize};
 
 impl Backend for Cuda {
@@ -101,13 +101,8 @@ impl Storage for Cuda {
 impl<T: Element> Kernels<T> for Cuda {
     /// Compiles the four kernels for memory of full alignment, and puts one set of saved statistics into the pool.
     fn prepare(&self, queue: &Arc<CudaStream>, geometry: &Geometry) -> Result<(), CudaError> {
-        for (kernel, work) in [
-            ("moments", Work::Sum),
-            ("normalize", Work::Write),
-            ("grad_sums", Work::Sum),
-            ("grad_input", Work::Write),
-        ] {
-            let plan = Plan::new(geometry, size_of::<T>(), &[0], self.multiprocessors(), work)?;
+        for kernel in [&moments::KERNEL, &normalize::KERNEL, &grad_sums::KERNEL, &grad_input::KERNEL] {
+            let plan = Plan::new(geometry, size_of::<T>(), &[0], self.multiprocessors(), kernel)?;
             self.kernel::<T>(kernel, &plan)?;
         }
         self.saved(queue, geometry.channels()).map(drop)

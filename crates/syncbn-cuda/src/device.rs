@@ -10,9 +10,10 @@ use cudarc::driver::{CudaContext, CudaStream};
 use syncbn_core::Element;
 
 use crate::error::CudaError;
-use crate::module::{Key, Modules};
+use crate::module::{Kernel, Modules, Special};
 use crate::raw::driver::{self, Function};
 use crate::raw::memory::Place;
+use crate::raw::nvrtc::nvrtc;
 use crate::scratch::Pool;
 use crate::tile::Plan;
 
@@ -23,6 +24,7 @@ pub struct Cuda(Arc<Device>);
 struct Device {
     context: Arc<CudaContext>,
     multiprocessors: usize,
+    can_overlap: bool,
     modules: Modules,
     pool: Arc<Pool>,
 }
@@ -63,7 +65,8 @@ impl Cuda {
         let multiprocessors = usize::try_from(count).unwrap_or(1).max(1);
         let modules = Modules::new(10 * major + minor)?;
         let pool = Arc::new(Pool::new(context.clone()));
-        Ok(Self(Arc::new(Device { context, multiprocessors, modules, pool })))
+        let can_overlap = major >= 9 && driver::version()? >= driver::CAPTURES_OVERLAPS;
+        Ok(Self(Arc::new(Device { context, multiprocessors, can_overlap, modules, pool })))
     }
 
     /// The context that all memory and streams have to belong to.
@@ -72,8 +75,23 @@ impl Cuda {
         &self.0.context
     }
 
+    /// The versions of CUDA that the driver and the compiler are of, by name.
+    pub fn versions(&self) -> Result<[(String, String); 2], CudaError> {
+        let driver = driver::version()?;
+        let (major, minor) = nvrtc()?.version();
+        Ok([
+            ("cuda driver".to_owned(), format!("{}.{}", driver / 1000, driver % 1000 / 10)),
+            ("nvrtc".to_owned(), format!("{major}.{minor}")),
+        ])
+    }
+
     pub(crate) fn multiprocessors(&self) -> usize {
         self.0.multiprocessors
+    }
+
+    /// Whether a kernel may be launched to start before the one before it has ended (programmatic dependent launch).
+    pub(crate) fn can_overlap(&self) -> bool {
+        self.0.can_overlap
     }
 
     pub(crate) fn pool(&self) -> &Arc<Pool> {
@@ -82,11 +100,11 @@ impl Cuda {
 
     pub(crate) fn kernel<T: Element>(
         &self,
-        kernel: &'static str,
+        kernel: &'static Kernel,
         plan: &Plan,
     ) -> Result<Function, CudaError> {
-        let key = Key { kernel, dtype: T::DTYPE, vec: plan.vec, columns: plan.columns };
-        self.0.modules.get(&self.0.context, key)
+        let special = Special { kernel, dtype: T::DTYPE, vec: plan.vec, columns: plan.columns };
+        self.0.modules.get(&self.0.context, special)
     }
 
     /// Makes the device current in this thread, for libraries that ask CUDA which one is.

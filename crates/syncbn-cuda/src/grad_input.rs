@@ -8,8 +8,19 @@ use syncbn_core::backend::{Grad, GradInputArgs};
 
 use crate::device::Cuda;
 use crate::error::CudaError;
-use crate::raw::driver::launch;
-use crate::tile::{Plan, Tile, Work};
+use crate::module::Kernel;
+use crate::raw::driver::{Launch, launch};
+use crate::tile::{Plan, Tile, Tuning};
+
+pub(crate) const KERNEL: Kernel = Kernel {
+    name: "grad_input",
+    source: include_str!("../kernels/grad_input.cu"),
+    args_bytes: size_of::<GradInputParams>(),
+    writes: true,
+    rows: Tuning::new(256, 4, 2),
+    columns: Tuning::new(256, 4, 2),
+    columns_of_halves: Tuning::new(256, 4, 2),
+};
 
 /// `GradInputArgs` of `grad_input.cu`.
 #[repr(C)]
@@ -46,11 +57,14 @@ pub(crate) fn enqueue<T: Element>(
     }
     let weight = weight.map_or(Ok(0), |mem| cuda.pointer(queue, "weight", mem.place))?;
     let saved = saved.pointer(queue)?;
-    let plan = Plan::new(&geometry, size_of::<T>(), &[x, dy, dx], cuda.multiprocessors(), Work::Write)?;
+    let plan = Plan::new(&geometry, size_of::<T>(), &[x, dy, dx], cuda.multiprocessors(), &KERNEL)?;
     if plan.blocks == 0 {
         return Ok(());
     }
     let message = sums.map_or(0, crate::scratch::Sums::message);
     let params = GradInputParams { tile: plan.tile, x, dy, dx, saved, message, weight };
-    launch(queue, cuda.kernel::<T>("grad_input", &plan)?, plan.blocks, params)
+    // With frozen statistics nothing says what the previous kernel was: it may be the one that makes dy.
+    let overlaps = message != 0 && cuda.can_overlap();
+    let launched = Launch { overlaps, ..Launch::of(&plan) };
+    launch(queue, cuda.kernel::<T>(&KERNEL, &plan)?, launched, params)
 }

@@ -8,8 +8,19 @@ use syncbn_core::backend::GradSumsArgs;
 
 use crate::device::Cuda;
 use crate::error::CudaError;
-use crate::raw::driver::launch;
-use crate::tile::{Plan, Tile, Work};
+use crate::module::Kernel;
+use crate::raw::driver::{Launch, launch};
+use crate::tile::{Plan, Tile, Tuning};
+
+pub(crate) const KERNEL: Kernel = Kernel {
+    name: "grad_sums",
+    source: include_str!("../kernels/grad_sums.cu"),
+    args_bytes: size_of::<GradSumsParams>(),
+    writes: false,
+    rows: Tuning::new(512, 2, 2),
+    columns: Tuning::new(384, 2, 2),
+    columns_of_halves: Tuning::new(384, 1, 4),
+};
 
 /// `GradSumsArgs` of `grad_sums.cu`.
 #[repr(C)]
@@ -36,8 +47,8 @@ pub(crate) fn enqueue<T: Element>(
     let x = cuda.pointer(queue, "x", x.mem().place)?;
     let dy = cuda.pointer(queue, "dy", dy.mem().place)?;
     let optional = |name, place: Option<_>| place.map_or(Ok(0), |place| cuda.pointer(queue, name, place));
-    let plan = Plan::new(&geometry, size_of::<T>(), &[x, dy], cuda.multiprocessors(), Work::Sum)?;
-    let kernel = cuda.kernel::<T>("grad_sums", &plan)?;
+    let plan = Plan::new(&geometry, size_of::<T>(), &[x, dy], cuda.multiprocessors(), &KERNEL)?;
+    let kernel = cuda.kernel::<T>(&KERNEL, &plan)?;
     let saved = saved.pointer(queue)?;
     let d_weight = optional("d_weight", d_weight.map(|mem| mem.place))?;
     let d_bias = optional("d_bias", d_bias.map(|mem| mem.place))?;
@@ -53,5 +64,5 @@ pub(crate) fn enqueue<T: Element>(
         partials: out.partials(),
         tickets: out.tickets(),
     };
-    launch(queue, kernel, plan.blocks, params)
+    launch(queue, kernel, Launch::of(&plan), params)
 }

@@ -12,6 +12,8 @@ use crate::cache::Cache;
 use crate::error::CudaError;
 use crate::raw::driver::Function;
 use crate::raw::nvrtc::{Nvrtc, nvrtc};
+use crate::tile::{MOST_PACK, Tile, Tuning};
+use crate::{grad_input, grad_sums, moments, normalize};
 
 const SHARED: &str = concat!(
     include_str!("../kernels/number.cuh"),
@@ -19,33 +21,74 @@ const SHARED: &str = concat!(
     include_str!("../kernels/reduce.cuh")
 );
 
-const KERNELS: &[(&str, &str)] = &[
-    ("moments", include_str!("../kernels/moments.cu")),
-    ("normalize", include_str!("../kernels/normalize.cu")),
-    ("grad_sums", include_str!("../kernels/grad_sums.cu")),
-    ("grad_input", include_str!("../kernels/grad_input.cu")),
-];
+/// One kernel: its source, and what it is compiled for. Each stands in the file of its name.
+#[derive(Debug)]
+pub(crate) struct Kernel {
+    pub(crate) name: &'static str,
+    pub(crate) source: &'static str,
+    /// The bytes of its argument struct, which the compiler compares with the one in the source.
+    pub(crate) args_bytes: usize,
+    /// Whether it writes a tensor, or only sums.
+    pub(crate) writes: bool,
+    pub(crate) rows: Tuning,
+    pub(crate) columns: Tuning,
+    /// For elements of two bytes: twice as many sums to a thread.
+    pub(crate) columns_of_halves: Tuning,
+}
+
+impl Kernel {
+    /// For elements of `size` bytes.
+    pub(crate) fn tuning(&self, columns: bool, size: usize) -> Tuning {
+        match (columns, size) {
+            (false, _) => self.rows,
+            (true, 2) => self.columns_of_halves,
+            (true, _) => self.columns,
+        }
+    }
+}
+
+const KERNELS: [&Kernel; 4] = [&moments::KERNEL, &normalize::KERNEL, &grad_sums::KERNEL, &grad_input::KERNEL];
 
 /// One specialisation of one kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Key {
-    pub(crate) kernel: &'static str,
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Special {
+    pub(crate) kernel: &'static Kernel,
     pub(crate) dtype: Dtype,
     pub(crate) vec: usize,
     pub(crate) columns: bool,
 }
 
-impl Key {
+type Key = (&'static str, Dtype, usize, bool);
+
+impl Special {
+    fn key(&self) -> Key {
+        (self.kernel.name, self.dtype, self.vec, self.columns)
+    }
+
+    fn element_bytes(&self) -> usize {
+        match self.dtype {
+            Dtype::F16 | Dtype::Bf16 => 2,
+            Dtype::F64 => 8,
+            _ => 4,
+        }
+    }
+
     fn source(&self) -> String {
-        let own = KERNELS.iter().find(|(name, _)| *name == self.kernel).map_or("", |(_, source)| source);
-        format!("{SHARED}{own}")
+        format!("{SHARED}{}", self.kernel.source)
     }
 
     fn options(&self, architecture: &str) -> Vec<String> {
+        let Tuning { threads, blocks, unroll } = self.kernel.tuning(self.columns, self.element_bytes());
         vec![
             format!("-DELEMENT={}", self.dtype),
             format!("-DVEC={}", self.vec),
             format!("-DCOLUMNS={}", i32::from(self.columns)),
+            format!("-DTHREADS={threads}"),
+            format!("-DBLOCKS={blocks}"),
+            format!("-DUNROLL={unroll}"),
+            format!("-DMOST_PACK={MOST_PACK}"),
+            format!("-DTILE_BYTES={}", size_of::<Tile>()),
+            format!("-DARGS_BYTES={}", self.kernel.args_bytes),
             format!("--gpu-architecture={architecture}"),
             "--std=c++17".into(),
             "-lineinfo".into(),
@@ -59,7 +102,7 @@ impl Key {
         if let Some(image) = cache.get(&key) {
             return Ok(image);
         }
-        let image = nvrtc.compile(self.kernel, &source, &options)?;
+        let image = nvrtc.compile(self.kernel.name, &source, &options)?;
         cache.put(&key, &image);
         Ok(image)
     }
@@ -86,14 +129,14 @@ impl Modules {
     }
 
     /// The kernel, compiled and loaded at its first use.
-    pub(crate) fn get(&self, context: &CudaContext, key: Key) -> Result<Function, CudaError> {
+    pub(crate) fn get(&self, context: &CudaContext, special: Special) -> Result<Function, CudaError> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(function) = loaded.get(&key) {
+        if let Some(function) = loaded.get(&special.key()) {
             return Ok(*function);
         }
-        let image = key.compile(nvrtc()?, &self.architecture, &self.cache)?;
-        let function = Function::load(context, &image, key.kernel)?;
-        loaded.insert(key, function);
+        let image = special.compile(nvrtc()?, &self.architecture, &self.cache)?;
+        let function = Function::load(context, &image, special.kernel.name)?;
+        loaded.insert(special.key(), function);
         Ok(function)
     }
 }
@@ -103,12 +146,12 @@ impl Modules {
 pub fn compile_all(architecture: &str) -> Result<usize, CudaError> {
     let nvrtc = nvrtc()?;
     let mut count = 0;
-    for (kernel, _) in KERNELS {
+    for kernel in KERNELS {
         for (dtype, widest) in [(Dtype::F32, 4), (Dtype::F64, 2), (Dtype::F16, 8), (Dtype::Bf16, 8)] {
             for vec in [1, 2, 4, 8].into_iter().filter(|&vec| vec <= widest) {
                 for columns in [false, true] {
-                    let key = Key { kernel, dtype, vec, columns };
-                    nvrtc.compile(kernel, &key.source(), &key.options(architecture))?;
+                    let special = Special { kernel, dtype, vec, columns };
+                    nvrtc.compile(kernel.name, &special.source(), &special.options(architecture))?;
                     count += 1;
                 }
             }

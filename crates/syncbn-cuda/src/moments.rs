@@ -7,9 +7,20 @@ use syncbn_core::{Element, View};
 
 use crate::device::Cuda;
 use crate::error::CudaError;
-use crate::raw::driver::launch;
+use crate::module::Kernel;
+use crate::raw::driver::{Launch, launch};
 use crate::scratch::Sums;
-use crate::tile::{Plan, Tile, Work};
+use crate::tile::{Plan, Tile, Tuning};
+
+pub(crate) const KERNEL: Kernel = Kernel {
+    name: "moments",
+    source: include_str!("../kernels/moments.cu"),
+    args_bytes: size_of::<MomentsParams>(),
+    writes: false,
+    rows: Tuning::new(512, 2, 4),
+    columns: Tuning::new(384, 2, 4),
+    columns_of_halves: Tuning::new(384, 1, 8),
+};
 
 /// `MomentsArgs` of moments.cu.
 #[repr(C)]
@@ -32,8 +43,8 @@ pub(crate) fn enqueue<T: Element>(
     cuda.check_queue(queue)?;
     let geometry = x.geometry();
     let x = cuda.pointer(queue, "x", x.mem().place)?;
-    let plan = Plan::new(geometry, size_of::<T>(), &[x], cuda.multiprocessors(), Work::Sum)?;
-    let kernel = cuda.kernel::<T>("moments", &plan)?;
+    let plan = Plan::new(geometry, size_of::<T>(), &[x], cuda.multiprocessors(), &KERNEL)?;
+    let kernel = cuda.kernel::<T>(&KERNEL, &plan)?;
     out.enter(queue)?;
     let params = MomentsParams {
         tile: plan.tile,
@@ -44,5 +55,5 @@ pub(crate) fn enqueue<T: Element>(
         tickets: out.tickets(),
         count: geometry.per_channel() as f64,
     };
-    launch(queue, kernel, plan.blocks, params)
+    launch(queue, kernel, Launch::of(&plan), params)
 }

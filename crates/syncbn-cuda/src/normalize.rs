@@ -8,8 +8,19 @@ use syncbn_core::backend::{NormalizeArgs, Source};
 
 use crate::device::Cuda;
 use crate::error::CudaError;
-use crate::raw::driver::launch;
-use crate::tile::{Plan, THREADS, Tile, Work};
+use crate::module::Kernel;
+use crate::raw::driver::{Launch, launch};
+use crate::tile::{Plan, Tile, Tuning};
+
+pub(crate) const KERNEL: Kernel = Kernel {
+    name: "normalize",
+    source: include_str!("../kernels/normalize.cu"),
+    args_bytes: size_of::<NormalizeParams>(),
+    writes: true,
+    rows: Tuning::new(256, 4, 4),
+    columns: Tuning::new(512, 2, 4),
+    columns_of_halves: Tuning::new(512, 2, 4),
+};
 
 /// `NormalizeArgs` of normalize.cu.
 #[repr(C)]
@@ -51,7 +62,7 @@ pub(crate) fn enqueue<T: Element>(
     let x = cuda.pointer(queue, "x", x.mem().place)?;
     let y = cuda.pointer(queue, "y", y.mem_mut().place)?;
     let optional = |name, place: Option<_>| place.map_or(Ok(0), |place| cuda.pointer(queue, name, place));
-    let plan = Plan::new(&geometry, size_of::<T>(), &[x, y], cuda.multiprocessors(), Work::Write)?;
+    let plan = Plan::new(&geometry, size_of::<T>(), &[x, y], cuda.multiprocessors(), &KERNEL)?;
     let mut params = NormalizeParams {
         tile: plan.tile,
         x,
@@ -70,7 +81,7 @@ pub(crate) fn enqueue<T: Element>(
         eps,
         momentum: -1.0,
         source: SAVED,
-        owners: geometry.channels().div_ceil(THREADS) as i32,
+        owners: geometry.channels().div_ceil(plan.threads as usize) as i32,
     };
     match source {
         Source::Batch { sums, group, saved, running } => {
@@ -104,5 +115,8 @@ pub(crate) fn enqueue<T: Element>(
     if blocks == 0 {
         return Ok(());
     }
-    launch(queue, cuda.kernel::<T>("normalize", &plan)?, blocks, params)
+    // Only after `moments` is it known that the previous kernels have nothing to do with x.
+    let overlaps = matches!(params.source, GROUP | LOCAL) && cuda.can_overlap();
+    let launched = Launch { blocks, overlaps, ..Launch::of(&plan) };
+    launch(queue, cuda.kernel::<T>(&KERNEL, &plan)?, launched, params)
 }

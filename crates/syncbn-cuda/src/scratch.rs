@@ -33,12 +33,12 @@ impl Sums {
         let mut sums = Self {
             scratch: Scratch::new(queue.context(), 0)?,
             channels,
-            partials: 3 * partials,
+            partials: 2 * partials,
             tickets,
             stream: queue.clone(),
         };
         // One ticket more: the state's.
-        let bytes = (3 * channels + 1 + sums.partials) * F64 + (tickets + 1) * size_of::<u32>();
+        let bytes = (3 * channels + 2 + sums.partials) * F64 + (tickets + 1) * size_of::<u32>();
         sums.scratch = Scratch::zeroed(queue, bytes)?;
         Ok(sums)
     }
@@ -75,7 +75,8 @@ impl Sums {
     }
 
     pub(crate) fn partials(&self) -> u64 {
-        self.m2() + (self.channels * F64) as u64
+        // They are read two numbers at a time.
+        (self.m2() + (self.channels * F64) as u64).next_multiple_of(2 * F64 as u64)
     }
 
     pub(crate) fn tickets(&self) -> u64 {

@@ -1,21 +1,27 @@
 //! How a grid walks a tensor: the host's half of tile.cuh.
 //!
-//! A lane is a sequence of vectors that one accumulator may take: one channel (rows), or as many neighbouring channels as a
-//! vector has elements (columns, channels-last). Channels-last is rows with segments of one vector. A block has
-//! [`THREADS`] threads, `members` to a lane; `splits` blocks share a group of lanes.
+//! Rows: a block has whole channels, each a number of runs in memory, and a thread sums vectors of one channel. Columns:
+//! the tensor is a matrix whose columns belong to one channel each, a thread goes down the columns under one vector,
+//! and has a sum for each. Channels-last is such a matrix; so are many short planes, `inner` columns to a channel; and so is
+//! channels-last with an odd number of channels, if as many rows are read as one until they fill whole vectors.
 //!
 //! Deliberately not here: anything that runs on the device.
 
 use syncbn_core::Geometry;
 
 use crate::error::CudaError;
+use crate::module::Kernel;
 
-/// Threads of a block, as in tile.cuh.
-pub(crate) const THREADS: usize = 256;
-/// Vectors that a thread has in flight, as in tile.cuh.
-const UNROLL: usize = 4;
 /// The widest load, in bytes.
 const WIDEST: usize = 16;
+/// The most channels of a block; tile.cuh is told.
+pub(crate) const MOST_PACK: usize = 256;
+/// The bytes of the lanes of a block of columns: a line of the cache.
+const LINE: usize = 128;
+/// The most lanes of a block whose channels would not end together in fewer.
+const MOST_SLOTS: usize = 128;
+/// Fewer rows than this are not worth reading as matrices that end between them.
+const LEAST_RUNS: usize = 256;
 
 /// The struct of the same name in tile.cuh.
 #[repr(C)]
@@ -24,19 +30,36 @@ pub(crate) struct Tile {
     channels: i64,
     lanes: i64,
     segment: i64,
-    vectors: i64,
+    runs: i64,
     step_index: i64,
-    step_within: i64,
     wrap: i64,
+    tail: i64,
+    step_within: i32,
+    whole: i32,
+    rest: i32,
+    inner: i32,
+    slots: i32,
     members: i32,
     splits: i32,
+    pack: i32,
+    shares: i32,
 }
 
-/// Whether a pass sums, or writes a tensor: how many blocks to a multiprocessor are worth having.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Work {
-    Sum,
-    Write,
+/// How many threads and blocks a kernel is compiled for, and how many loads each thread has in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Tuning {
+    /// The most threads of a block.
+    pub(crate) threads: usize,
+    /// Blocks of so many threads that have room on a multiprocessor.
+    pub(crate) blocks: usize,
+    /// Loads of one tensor.
+    pub(crate) unroll: usize,
+}
+
+impl Tuning {
+    pub(crate) const fn new(threads: usize, blocks: usize, unroll: usize) -> Self {
+        Self { threads, blocks, unroll }
+    }
 }
 
 /// A tile, and what else a launch needs.
@@ -44,9 +67,26 @@ pub(crate) struct Plan {
     pub(crate) tile: Tile,
     /// Blocks that walk the tensor; 0 for an empty one that is only written.
     pub(crate) blocks: u32,
+    /// Threads of a block.
+    pub(crate) threads: u32,
     /// Elements of one load.
     pub(crate) vec: usize,
     pub(crate) columns: bool,
+}
+
+/// What vectors a tensor consists of, before threads are put to them.
+#[derive(Clone, Copy, Debug)]
+struct Matrix {
+    vec: usize,
+    columns: bool,
+    lanes: usize,
+    segment: usize,
+    runs: usize,
+    inner: usize,
+    /// Lanes and channels that a block cannot do with fewer of; rows: of one warp's block.
+    slots: usize,
+    pack: usize,
+    tail: usize,
 }
 
 impl Plan {
@@ -56,158 +96,207 @@ impl Plan {
         size: usize,
         pointers: &[u64],
         multiprocessors: usize,
-        work: Work,
+        kernel: &Kernel,
     ) -> Result<Self, CudaError> {
-        let columns = geometry.inner() == 1;
-        let period = if columns { geometry.channels() } else { geometry.inner() };
-        let vec = vector_width(period, size, pointers);
-        let (lanes, segment) = if columns {
-            (geometry.channels() / vec, 1)
-        } else {
-            (geometry.channels(), geometry.inner() / vec)
-        };
-        let vectors = geometry.outer() * segment;
-        let members = members(columns, lanes, vectors);
-        let groups = lanes.div_ceil(THREADS / members);
-        let target = target_blocks(multiprocessors, columns, work);
-        let splits = (target / groups).min(vectors.div_ceil(members * UNROLL)).max(1);
-        let blocks = if work == Work::Write && vectors == 0 { 0 } else { groups.saturating_mul(splits) };
+        let matrix = Matrix::of(geometry, size, pointers);
+        let team = matrix.team(kernel.tuning(matrix.columns, size), multiprocessors);
+        let vectors = matrix.runs * matrix.segment;
+        let step = team.members * team.splits;
+        let empty = kernel.writes && geometry.is_empty();
+        let blocks = if empty { 0 } else { team.groups.saturating_mul(team.splits) };
 
-        let step = members * splits;
         let too_large = || CudaError::TooLarge { channels: geometry.channels() };
         // Leaves room in a grid for the blocks that own the state.
         let blocks = u32::try_from(blocks).ok().filter(|&b| b < u32::MAX / 4).ok_or_else(too_large)?;
+        let small = |value: usize| i32::try_from(value).map_err(|_| too_large());
         let tile = Tile {
             channels: geometry.channels() as i64,
-            lanes: lanes as i64,
-            segment: segment as i64,
-            vectors: vectors as i64,
-            step_index: (step / segment * lanes * segment + step % segment) as i64,
-            step_within: (step % segment) as i64,
-            wrap: ((lanes - 1) * segment) as i64,
-            members: members as i32,
-            splits: splits as i32,
+            lanes: matrix.lanes as i64,
+            segment: matrix.segment as i64,
+            runs: matrix.runs as i64,
+            step_index: (step / matrix.segment * matrix.lanes * matrix.segment + step % matrix.segment)
+                as i64,
+            wrap: ((matrix.lanes - 1) * matrix.segment) as i64,
+            tail: matrix.tail as i64,
+            step_within: small(step % matrix.segment)?,
+            whole: small(vectors / step)?,
+            rest: small(vectors % step)?,
+            inner: small(matrix.inner)?,
+            slots: small(team.slots)?,
+            members: small(team.members)?,
+            splits: small(team.splits)?,
+            pack: small(team.pack)?,
+            shares: small(team.shares())?,
         };
-        Ok(Self { tile, blocks, vec, columns })
+        Ok(Self { tile, blocks, threads: team.threads as u32, vec: matrix.vec, columns: matrix.columns })
     }
 }
 
-/// The most blocks that a pass is split into for the sake of a full device.
-fn target_blocks(multiprocessors: usize, columns: bool, work: Work) -> usize {
-    multiprocessors
-        * match (work, columns) {
-            (Work::Sum, true) => 2,
-            (Work::Sum, false) => 4,
-            (Work::Write, _) => 8,
+impl Matrix {
+    /// The matrix of the widest vectors that are aligned and belong to whole columns or runs.
+    fn of(geometry: &Geometry, size: usize, pointers: &[u64]) -> Self {
+        let (outer, channels, inner) = (geometry.outer(), geometry.channels(), geometry.inner());
+        let aligned = |vec: &usize| pointers.iter().all(|p| p.is_multiple_of((vec * size) as u64));
+        let widths = [8, 4, 2].into_iter().filter(|vec| vec * size <= WIDEST).filter(aligned);
+        for vec in widths {
+            let found = if inner == 1 {
+                Self::channels_last(outer, channels, vec, size)
+            } else if inner.is_multiple_of(vec) {
+                Some(Self::rows(outer, channels, inner, vec))
+            } else {
+                Self::short_planes(outer, channels, inner, vec, size)
+            };
+            if let Some(matrix) = found {
+                return matrix;
+            }
         }
+        if inner == 1 {
+            Self::plain_columns(outer, channels, 1, size)
+        } else {
+            Self::rows(outer, channels, inner, 1)
+        }
+    }
+
+    fn rows(outer: usize, channels: usize, inner: usize, vec: usize) -> Self {
+        let segment = (inner / vec).max(1);
+        let runs = if inner == 0 { 0 } else { outer };
+        Self { vec, columns: false, lanes: channels, segment, runs, inner, slots: 1, pack: 1, tail: 0 }
+    }
+
+    fn plain_columns(rows: usize, channels: usize, vec: usize, size: usize) -> Self {
+        let lanes = channels / vec;
+        // Two blocks to a row that is one line: half as many channels have half as many partial sums in the last block.
+        let line = if channels * size == LINE { LINE / 2 } else { LINE };
+        let slots = lanes.min(line / (vec * size));
+        let pack = slots * vec;
+        Self { vec, columns: true, lanes, segment: 1, runs: rows, inner: 1, slots, pack, tail: 0 }
+    }
+
+    fn channels_last(rows: usize, channels: usize, vec: usize, size: usize) -> Option<Self> {
+        let common = gcd(channels, vec);
+        if common == vec {
+            return Some(Self::plain_columns(rows, channels, vec, size));
+        }
+        // So many rows fill whole vectors, and are read as one.
+        let together = vec / common;
+        let lanes = channels / common;
+        let runs = rows / together;
+        let tail = rows % together * channels;
+        let matrix = Self {
+            lanes,
+            runs,
+            tail,
+            slots: lanes,
+            pack: channels,
+            ..Self::plain_columns(0, vec, vec, size)
+        };
+        (lanes <= MOST_SLOTS && channels <= MOST_PACK && runs >= LEAST_RUNS).then_some(matrix)
+    }
+
+    fn short_planes(samples: usize, channels: usize, inner: usize, vec: usize, size: usize) -> Option<Self> {
+        // So many channels fill whole vectors.
+        let together = vec / gcd(inner, vec);
+        let slots = together * inner / vec;
+        if !(channels * inner).is_multiple_of(vec) || slots > MOST_SLOTS {
+            return None;
+        }
+        let times = (4 * LINE / (slots * vec * size)).max(1);
+        let (slots, pack) = (slots * times, together * times);
+        let lanes = channels * inner / vec;
+        Some(Self { lanes, runs: samples, inner, slots, pack, ..Self::plain_columns(0, vec, vec, size) })
+    }
+
+    /// Puts threads to the lanes of a device of so many multiprocessors.
+    fn team(&self, tuning: Tuning, multiprocessors: usize) -> Team {
+        let vectors = self.runs * self.segment;
+        // No more threads than get a few loads each.
+        let wanted = vectors.div_ceil(tuning.unroll.min(4)).max(1);
+        let most = tuning.threads;
+        if !self.columns && wanted <= most.min(256) / 2 {
+            let members = wanted.next_power_of_two().max(32);
+            let slots = most.min(256) / members;
+            let groups = self.lanes.div_ceil(slots);
+            return Team {
+                threads: members * slots,
+                slots,
+                members,
+                pack: slots,
+                groups,
+                splits: 1,
+                score: 0.0,
+            };
+        }
+        let groups = self.lanes.div_ceil(self.slots);
+        let room = multiprocessors * tuning.blocks * most;
+        let (partials, tickets) = most_partials(multiprocessors, groups * self.pack);
+        let team = |threads: usize| {
+            let members = (threads / self.slots).min(wanted.next_power_of_two());
+            let useful =
+                vectors.div_ceil(members * 4).clamp(1, partials / (groups * self.pack).min(partials));
+            let (splits, score) =
+                best_splits(groups, room / threads, if groups > tickets { 1 } else { useful });
+            Team { threads, slots: self.slots, members, pack: self.pack, groups, splits, score }
+        };
+        let least = self.slots.max(self.pack).max(96);
+        let enough = wanted.saturating_mul(self.slots).max(least);
+        // The next smaller size may be enough; at most that is tried too.
+        let sizes = [most, most / 2, most / 4, most / 8].into_iter().filter(|&size| size >= least);
+        let sizes = sizes.filter(|&size| size < 2 * enough);
+        let teams: Vec<Team> = sizes.map(team).collect();
+        let best = teams.iter().map(|team| team.score).fold(0.0, f64::max);
+        // The largest blocks have the fewest partial sums.
+        teams.into_iter().find(|team| team.score >= 0.96 * best).unwrap_or_else(|| team(most))
+    }
+}
+
+/// What one kernel's threads are put to.
+#[derive(Debug)]
+struct Team {
+    threads: usize,
+    slots: usize,
+    members: usize,
+    pack: usize,
+    groups: usize,
+    splits: usize,
+    /// How well it fills the device.
+    score: f64,
+}
+
+impl Team {
+    /// The threads that add up one channel of columns: of one warp.
+    fn shares(&self) -> usize {
+        (1..=5)
+            .map(|power| 1 << power)
+            .take_while(|shares| shares * self.pack <= self.threads)
+            .last()
+            .unwrap_or(1)
+    }
+}
+
+/// How many blocks a group is split into, and how well that fills a device with room for `room` blocks at a time: the last
+/// round of blocks may leave it empty, and each round has its own beginning and end.
+fn best_splits(groups: usize, room: usize, most: usize) -> (usize, f64) {
+    let score = |splits: usize| {
+        let blocks = groups * splits;
+        let rounds = blocks.div_ceil(room);
+        blocks as f64 / (rounds * room) as f64 - 0.05 * (rounds - 1) as f64
+    };
+    let most = most.min((4 * room / groups).max(1));
+    let best = (1..=most).map(score).fold(f64::MIN, f64::max);
+    let splits = (1..=most).find(|&splits| score(splits) >= best - 0.04).unwrap_or(1);
+    (splits, score(splits))
 }
 
 /// The most partial sums, of `channels` channels over all splits, and tickets that any pass needs.
 pub(crate) fn most_partials(multiprocessors: usize, channels: usize) -> (usize, usize) {
-    let columns = target_blocks(multiprocessors, true, Work::Sum) * channels.min(THREADS);
-    let rows = target_blocks(multiprocessors, false, Work::Sum) * channels.min(THREADS / 32);
-    (columns.max(rows), target_blocks(multiprocessors, false, Work::Sum))
+    let tickets = 8 * multiprocessors;
+    ((MOST_PACK * multiprocessors).min(4 * tickets * channels), tickets)
 }
 
-/// Rows have at least a warp to a lane; columns have at most a warp of lanes.
-fn members(columns: bool, lanes: usize, vectors: usize) -> usize {
-    if columns {
-        return THREADS / lanes.next_power_of_two().min(32);
-    }
-    vectors.div_ceil(UNROLL).next_power_of_two().clamp(32, THREADS)
-}
-
-/// The most elements that one load may take: no vector straddles two channels' runs, every one is aligned.
-fn vector_width(period: usize, size: usize, pointers: &[u64]) -> usize {
-    let mut vec = WIDEST / size;
-    let fits = |vec: usize| {
-        period.is_multiple_of(vec) && pointers.iter().all(|p| p.is_multiple_of((vec * size) as u64))
-    };
-    while vec > 1 && !fits(vec) {
-        vec /= 2;
-    }
-    vec
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 #[cfg(test)]
 #[expect(clippy::cast_sign_loss, reason = "every field of a plan was a usize")]
-mod tests {
-    use super::*;
-
-    /// Every vector of the tensor, as the threads of the device would visit them.
-    fn visits(plan: &Plan) -> Vec<u32> {
-        let tile = &plan.tile;
-        let members = tile.members as usize;
-        let slots = THREADS / members;
-        let (lanes, segment, vectors) = (tile.lanes as usize, tile.segment as usize, tile.vectors as usize);
-        let mut seen = vec![0; lanes * vectors];
-        for block in 0..plan.blocks as usize {
-            let (group, split) = (block / tile.splits as usize, block % tile.splits as usize);
-            for thread in 0..THREADS {
-                let (member, slot) = if plan.columns {
-                    (thread / slots, thread % slots)
-                } else {
-                    (thread % members, thread / members)
-                };
-                let lane = group * slots + slot;
-                let mut at = split * members + member;
-                if lane >= lanes || at >= vectors {
-                    continue;
-                }
-                let mut within = (at % segment) as i64;
-                let mut index = ((at / segment * lanes + lane) * segment) as i64 + within;
-                while at < vectors {
-                    seen[index as usize] += 1;
-                    at += members * tile.splits as usize;
-                    index += tile.step_index;
-                    within += tile.step_within;
-                    if within >= tile.segment {
-                        within -= tile.segment;
-                        index += tile.wrap;
-                    }
-                }
-            }
-        }
-        seen
-    }
-
-    #[test]
-    fn every_vector_is_visited_once() {
-        for shape in
-            [&[2, 3, 7][..], &[1, 1, 5], &[64, 5, 7, 7], &[3, 67, 13, 13], &[2, 600, 3], &[9, 2, 4096]]
-        {
-            for first in [true, false] {
-                let geometry =
-                    if first { Geometry::channels_first(shape) } else { Geometry::channels_last(shape) };
-                for work in [Work::Sum, Work::Write] {
-                    let plan = Plan::new(&geometry.clone().unwrap(), 4, &[256], 132, work).unwrap();
-                    assert!(visits(&plan).iter().all(|&n| n == 1), "{shape:?} {first} {work:?}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn partial_sums_of_every_plan_fit_the_scratch() {
-        for channels in [1, 3, 8, 19, 64, 100, 256, 1000, 4096, 100_000] {
-            for shape in [[64, channels, 196], [1, channels, 1], [50_000, channels, 1]] {
-                let geometry = Geometry::channels_first(&shape).unwrap();
-                for size in [2, 4, 8] {
-                    let plan = Plan::new(&geometry, size, &[256], 132, Work::Sum).unwrap();
-                    let (partials, tickets) = most_partials(132, channels);
-                    let splits = plan.tile.splits as usize;
-                    assert!(splits == 1 || splits * channels <= partials, "{shape:?}");
-                    assert!(splits == 1 || plan.blocks as usize / splits <= tickets, "{shape:?}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_pointer_off_alignment_narrows_the_loads() {
-        assert_eq!(vector_width(64, 2, &[256]), 8);
-        assert_eq!(vector_width(64, 2, &[256, 258]), 1);
-        assert_eq!(vector_width(49, 4, &[256]), 1);
-        assert_eq!(vector_width(6, 4, &[8]), 2);
-    }
-}
+mod tests;

@@ -1,6 +1,7 @@
 //! The driver's calls that cudarc's safe layer has no untracked form of: allocation, copies, modules and launches.
 
 use std::ffi::{CString, c_void};
+use std::ptr::null_mut;
 use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
@@ -10,12 +11,25 @@ use crate::grad_input::GradInputParams;
 use crate::grad_sums::GradSumsParams;
 use crate::moments::MomentsParams;
 use crate::normalize::NormalizeParams;
-use crate::tile::THREADS;
+use crate::tile::Plan;
 
 /// Whether the driver's library is there; cudarc would panic without it.
 pub(crate) fn is_driver_present() -> bool {
     // SAFETY: the call only asks the loader for the library, whose initialisers are those of NVIDIA's driver.
     unsafe { sys::is_culib_present() }
+}
+
+/// The driver's version from which on a captured graph may have kernels that overlap.
+pub(crate) const CAPTURES_OVERLAPS: i32 = 12_030;
+
+/// The newest CUDA that the driver serves, as 12030 for 12.3.
+pub(crate) fn version() -> Result<i32, CudaError> {
+    let mut version = 0;
+    // SAFETY: the driver writes the one number that the pointer is for.
+    unsafe { sys::cuDriverGetVersion(&raw mut version) }
+        .result()
+        .map_err(CudaError::driver("asking for the driver's version"))?;
+    Ok(version)
 }
 
 /// Device memory that waits for the device when it is freed, so that no work can outlive it. Not tracked by events.
@@ -88,6 +102,20 @@ pub(crate) fn zero(stream: &CudaStream, memory: &mut DeviceMemory, bytes: usize)
     // SAFETY: the memory was allocated with at least this many bytes, and is borrowed mutably.
     unsafe { result::memset_d8_async(memory.pointer, 0, bytes, stream.cu_stream()) }
         .map_err(CudaError::driver("clearing memory"))
+}
+
+/// Copies bytes on the device, in stream order.
+pub(crate) fn copy(
+    stream: &CudaStream,
+    to: &mut DeviceMemory,
+    from: &DeviceMemory,
+    bytes: usize,
+) -> Result<(), CudaError> {
+    stream.context().bind_to_thread().map_err(CudaError::driver("binding the context"))?;
+    // SAFETY: both were allocated with at least this many bytes, in the stream's context; memory that is freed waits
+    // for the device.
+    unsafe { result::memcpy_dtod_async(to.pointer, from.pointer, bytes, stream.cu_stream()) }
+        .map_err(CudaError::driver("copying on the device"))
 }
 
 /// Copies to the device and waits.
@@ -180,27 +208,51 @@ unsafe impl Params for GradInputParams {
     const KERNEL: &'static str = "grad_input";
 }
 
+/// The grid of a launch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Launch {
+    pub(crate) blocks: u32,
+    pub(crate) threads: u32,
+    /// Programmatic dependent launch: the kernel may start when the stream's previous kernel says so, and waits by
+    /// itself before it touches what that one writes. What is not a kernel is waited for in any case.
+    pub(crate) overlaps: bool,
+}
+
+impl Launch {
+    pub(crate) fn of(plan: &Plan) -> Self {
+        Self { blocks: plan.blocks, threads: plan.threads, overlaps: false }
+    }
+}
+
 /// Enqueues one kernel.
 pub(crate) fn launch<P: Params>(
     stream: &CudaStream,
     function: Function,
-    blocks: u32,
+    launch: Launch,
     mut params: P,
 ) -> Result<(), CudaError> {
     stream.context().bind_to_thread().map_err(CudaError::driver("binding the context"))?;
     let mut pointers: [*mut c_void; 1] = [(&raw mut params).cast()];
-    let threads = THREADS as u32;
-    // SAFETY: by `Params` the struct is what the kernel takes; the driver copies it before it returns. The context
-    // is current, and the function belongs to it, since backend and stream were compared before.
-    unsafe {
-        result::launch_kernel(
-            function.0,
-            (blocks, 1, 1),
-            (threads, 1, 1),
-            0,
-            stream.cu_stream(),
-            &mut pointers,
-        )
-    }
-    .map_err(CudaError::driver(P::KERNEL))
+    let mut overlap = sys::CUlaunchAttribute {
+        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+        pad: [0; 4],
+        value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+    };
+    let config = sys::CUlaunchConfig {
+        gridDimX: launch.blocks,
+        gridDimY: 1,
+        gridDimZ: 1,
+        blockDimX: launch.threads,
+        blockDimY: 1,
+        blockDimZ: 1,
+        sharedMemBytes: 0,
+        hStream: stream.cu_stream(),
+        attrs: &raw mut overlap,
+        numAttrs: u32::from(launch.overlaps),
+    };
+    // SAFETY: by `Params` the struct is what the kernel takes; the driver copies it, and the attribute, before it returns.
+    // The context is current, and the function belongs to it, since backend and stream were compared before.
+    unsafe { sys::cuLaunchKernelEx(&raw const config, function.0, pointers.as_mut_ptr(), null_mut()) }
+        .result()
+        .map_err(CudaError::driver(P::KERNEL))
 }

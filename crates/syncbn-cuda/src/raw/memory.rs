@@ -131,6 +131,18 @@ impl<T: Scalar> Buffer<T> {
         Ok(values)
     }
 
+    /// Enqueues a copy of another buffer of the same length and context.
+    pub fn copy_from(&mut self, stream: &CudaStream, from: &Self) -> Result<(), CudaError> {
+        if self.len != from.len {
+            return Err(CudaError::Length { expected: self.len, got: from.len });
+        }
+        let same = |memory: &DeviceMemory| memory.context().cu_ctx() == stream.context().cu_ctx();
+        if !same(&self.memory) || !same(&from.memory) {
+            return Err(CudaError::OtherDevice { tensor: "a buffer", ordinal: stream.context().ordinal() });
+        }
+        driver::copy(stream, &mut self.memory, &from.memory, self.len * size_of::<T>())
+    }
+
     pub(crate) fn mem(&self) -> Mem<'_, T> {
         Mem { place: self.place(), _guard: None, marker: PhantomData }
     }
