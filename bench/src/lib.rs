@@ -13,6 +13,8 @@
 #![forbid(unsafe_code)]
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod measure;
 pub mod report;
 pub mod results;

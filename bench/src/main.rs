@@ -29,6 +29,9 @@ struct Arguments {
 #[derive(Clone, Copy, ValueEnum)]
 enum BackendName {
     Cpu,
+    /// The first CUDA device, with NCCL.
+    #[cfg(feature = "cuda")]
+    Cuda,
     /// The fastest GPU that wgpu finds.
     #[cfg(feature = "wgpu")]
     Wgpu,
@@ -44,6 +47,11 @@ fn main() -> Result<()> {
         BackendName::Cpu => {
             let device = CpuDevice::new()?;
             all(device.meta(), &cases, |case| device.measure(case))?
+        }
+        #[cfg(feature = "cuda")]
+        BackendName::Cuda => {
+            let device = syncbn_bench::cuda::CudaDevice::new(0)?;
+            all(device.meta()?, &cases, |case| device.measure(case))?
         }
         #[cfg(feature = "wgpu")]
         BackendName::Wgpu => {

@@ -99,8 +99,16 @@ fn mean_and_square<T: Element>(values: &[T]) -> (f64, f64) {
     (sum / len, square / len)
 }
 
-/// Values between -1.5 and 2.5, the same for the same seed.
+/// Values between -1.5 and 2.5, the same for the same seed. Large tensors repeat them, after a number of elements that
+/// is a multiple of no size.
 fn random<T: Element>(len: usize, seed: u64) -> Vec<T> {
+    const PRIME: usize = 1_000_003;
     let mut rng = Rng::with_seed(seed);
-    std::iter::repeat_with(|| T::from_f64(rng.f64() * 4.0 - 1.5)).take(len).collect()
+    let few: Vec<T> =
+        std::iter::repeat_with(|| T::from_f64(rng.f64() * 4.0 - 1.5)).take(len.min(PRIME)).collect();
+    let mut all = Vec::with_capacity(len);
+    while all.len() < len {
+        all.extend_from_slice(&few[..few.len().min(len - all.len())]);
+    }
+    all
 }

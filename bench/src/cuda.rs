@@ -1,0 +1,123 @@
+//! A CUDA device: events around replays of a captured graph, and an L2 cache emptied by writing a buffer that is larger.
+//!
+//! Deliberately not here: what is measured, and anything unsafe.
+
+use std::cell::RefCell;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use syncbn_core::{Communicator, Dtype, Element};
+use syncbn_cuda::cudarc::driver::sys::{CUdevice_attribute, CUevent_flags, CUgraphInstantiate_flags};
+use syncbn_cuda::cudarc::driver::{CudaSlice, CudaStream, sys::CUstreamCaptureMode};
+use syncbn_cuda::nccl::{NcclCommunicator, NcclId};
+use syncbn_cuda::{Buffer, Cuda};
+
+use crate::measure::measure;
+use crate::results::{Meta, Row};
+use crate::shapes::Case;
+use crate::timing::{Device, Group, REPETITIONS, Times, Work};
+
+/// Calls that are enqueued one after the other for one sample of the host's time.
+const CALLS: usize = 10;
+
+/// One CUDA device, with a stream of its own.
+pub struct CudaDevice {
+    cuda: Cuda,
+    stream: Arc<CudaStream>,
+    group: Arc<dyn Communicator<Cuda>>,
+    flushed: RefCell<CudaSlice<u8>>,
+}
+
+impl CudaDevice {
+    /// The device of this ordinal, with an NCCL group of one rank: the path with its collective.
+    pub fn new(ordinal: usize) -> Result<Self> {
+        let cuda = Cuda::open(ordinal)?;
+        let stream = cuda.context().new_stream()?;
+        let timeout = Duration::from_secs(60);
+        let nccl = NcclCommunicator::new(&cuda, &NcclId::new()?, 0, NonZeroUsize::MIN, timeout)?;
+        let cache = cuda.context().attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?;
+        let flushed = stream.alloc_zeros(4 * usize::try_from(cache)?.max(16 << 20))?;
+        Ok(Self { cuda, stream, group: Arc::new(nccl), flushed: RefCell::new(flushed) })
+    }
+
+    /// What makes the figures.
+    pub fn meta(&self) -> Result<Meta> {
+        let context = self.cuda.context();
+        let units = context.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+        let (major, minor) = context.compute_capability()?;
+        let machine = format!("{units} multiprocessors, compute capability {major}.{minor}");
+        let mut meta = Meta::today(context.name()?, machine);
+        meta.versions.extend(self.cuda.versions()?);
+        Ok(meta)
+    }
+
+    /// The rows of one case.
+    pub fn measure(&self, case: &Case) -> Result<Vec<Row>> {
+        match case.dtype {
+            Dtype::F16 => measure::<_, syncbn_core::f16>(self, case),
+            Dtype::Bf16 => measure::<_, syncbn_core::bf16>(self, case),
+            Dtype::F32 => measure::<_, f32>(self, case),
+            Dtype::F64 => measure::<_, f64>(self, case),
+            other => bail!("no kernels for {other}"),
+        }
+    }
+}
+
+impl Device for CudaDevice {
+    type Backend = Cuda;
+
+    fn backend(&self) -> &Cuda {
+        &self.cuda
+    }
+
+    fn queue(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+
+    fn groups(&self) -> Vec<Group<Cuda>> {
+        vec![("syncbn", self.group.clone())]
+    }
+
+    fn copy<T: Element>(&self, from: &Buffer<T>, to: &mut Buffer<T>) -> Result<()> {
+        Ok(to.copy_from(&self.stream, from)?)
+    }
+
+    fn device_time(&self, work: Work<'_>) -> Result<Times> {
+        work()?;
+        self.stream.synchronize()?;
+        self.stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)?;
+        let enqueued = work();
+
+        let graph = self.stream.end_capture(CUgraphInstantiate_flags(0))?;
+        enqueued?;
+        let graph = graph.context("nothing was captured")?;
+        graph.upload()?;
+        let mut flushed = self.flushed.try_borrow_mut()?;
+        let event = || self.cuda.context().new_event(Some(CUevent_flags::CU_EVENT_DEFAULT));
+        let (start, end) = (event()?, event()?);
+        let mut sample = || -> Result<f64> {
+            self.stream.memset_zeros(&mut *flushed)?;
+            start.record(&self.stream)?;
+            graph.launch()?;
+            end.record(&self.stream)?;
+            Ok(f64::from(start.elapsed_ms(&end)?) * 1e3)
+        };
+        let samples: Result<Vec<f64>> = (0..=REPETITIONS).map(|_| sample()).collect();
+        Times::of(samples?.split_off(1)).context("nothing was repeated")
+    }
+
+    fn host_time(&self, work: Work<'_>) -> Result<Option<Times>> {
+        let mut sample = || -> Result<f64> {
+            self.stream.synchronize()?;
+            let start = Instant::now();
+            for _ in 0..CALLS {
+                work()?;
+            }
+            Ok(start.elapsed().as_secs_f64() * 1e6 / CALLS as f64)
+        };
+        let samples: Result<Vec<f64>> = (0..=REPETITIONS).map(|_| sample()).collect();
+        Ok(Times::of(samples?.split_off(1)))
+    }
+}
