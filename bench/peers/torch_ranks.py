@@ -1,7 +1,7 @@
-"""torch.nn.SyncBatchNorm on several GPUs: the peer of `syncbn-bench --backend cuda --comm nccl`. Started by torchrun, a process a GPU.
+"""torch.nn.SyncBatchNorm on several GPUs: the peer of `syncbn-bench --backend cuda --launched`. Started by torchrun, a process a GPU.
 
 Rank 0's figures: `forward` and `backward` between events on the device, with the ranks lined up by a sum before each and the L2
-cache emptied; `forward_host` and `backward_host` on the wall clock until the device is done, as a training loop sees them, since
+cache emptied; `forward_wall` and `backward_wall` on the wall clock until the device is done, as a training loop sees them, since
 this layer waits for the device in between. It cannot be captured in a graph.
 """
 
@@ -55,7 +55,7 @@ def measure(case, clock, device):
     backward = clock.samples(lambda: layer(x), lambda y: torch.autograd.grad(y, parameters, dy))
     for op, (on_device, wall) in (("forward", forward), ("backward", backward)):
         yield common.row("torch_sync", op, case, on_device)
-        yield common.row("torch_sync", f"{op}_host", case, wall)
+        yield common.row("torch_sync", f"{op}_wall", case, wall)
 
 
 def main():

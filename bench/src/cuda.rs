@@ -1,4 +1,5 @@
-//! A CUDA device: events around replays of a captured graph, and an L2 cache emptied by writing a buffer that is larger.
+//! A CUDA device: events around replays of a captured graph, and an L2 cache emptied by writing a buffer that is larger. One of
+//! several ranks measures in step with the others: a sum lines them up before each repetition.
 //!
 //! Deliberately not here: what is measured, and anything unsafe.
 
@@ -8,11 +9,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use syncbn_core::{Communicator, Dtype, Element};
+use syncbn_core::{Backend, Call, Communicator, Dtype, Element, Pass};
 use syncbn_cuda::cudarc::driver::sys::{CUdevice_attribute, CUevent_flags, CUgraphInstantiate_flags};
 use syncbn_cuda::cudarc::driver::{CudaSlice, CudaStream, sys::CUstreamCaptureMode};
 use syncbn_cuda::nccl::{NcclCommunicator, NcclId};
-use syncbn_cuda::{Buffer, Cuda};
+use syncbn_cuda::{Buffer, Cuda, Sums};
 
 use crate::measure::measure;
 use crate::results::{Meta, Row};
@@ -22,24 +23,62 @@ use crate::timing::{Device, Group, REPETITIONS, Times, Work};
 /// Calls that are enqueued one after the other for one sample of the host's time.
 const CALLS: usize = 10;
 
+const TIMEOUT: Duration = Duration::from_secs(60);
+
 /// One CUDA device, with a stream of its own.
 pub struct CudaDevice {
     cuda: Cuda,
     stream: Arc<CudaStream>,
-    group: Arc<dyn Communicator<Cuda>>,
+    /// A group of this rank alone: the path with its collective, and nobody to wait for.
+    alone: Arc<dyn Communicator<Cuda>>,
+    /// All ranks, where there are several.
+    ranks: Option<Ranks>,
     flushed: RefCell<CudaSlice<u8>>,
 }
 
+/// The group of all ranks, and a number that they sum to start together.
+struct Ranks {
+    group: Arc<NcclCommunicator>,
+    token: RefCell<Sums>,
+}
+
 impl CudaDevice {
-    /// The device of this ordinal, with an NCCL group of one rank: the path with its collective.
+    /// The device of this ordinal, on its own.
     pub fn new(ordinal: usize) -> Result<Self> {
-        let cuda = Cuda::open(ordinal)?;
+        Self::of(Cuda::open(ordinal)?)
+    }
+
+    /// This process's rank and device, as its launcher says, in step with the others.
+    pub fn launched() -> Result<Self> {
+        let (cuda, group) = NcclCommunicator::from_env(TIMEOUT)?;
+        let mut device = Self::of(cuda)?;
+        let token = RefCell::new(device.cuda.sums(&device.stream, 1)?);
+        device.ranks = Some(Ranks { group: Arc::new(group), token });
+        Ok(device)
+    }
+
+    fn of(cuda: Cuda) -> Result<Self> {
         let stream = cuda.context().new_stream()?;
-        let timeout = Duration::from_secs(60);
-        let nccl = NcclCommunicator::new(&cuda, &NcclId::new()?, 0, NonZeroUsize::MIN, timeout)?;
+        let alone = NcclCommunicator::new(&cuda, &NcclId::new()?, 0, NonZeroUsize::MIN, TIMEOUT)?;
         let cache = cuda.context().attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?;
         let flushed = stream.alloc_zeros(4 * usize::try_from(cache)?.max(16 << 20))?;
-        Ok(Self { cuda, stream, group: Arc::new(nccl), flushed: RefCell::new(flushed) })
+        Ok(Self { cuda, stream, alone: Arc::new(alone), ranks: None, flushed: RefCell::new(flushed) })
+    }
+
+    /// Whether this rank's figures are the ones to be written.
+    #[must_use]
+    pub fn writes(&self) -> bool {
+        self.ranks.as_ref().is_none_or(|ranks| ranks.group.rank() == 0)
+    }
+
+    /// Empties the cache, and puts a sum of all ranks in front of what comes.
+    fn line_up(&self) -> Result<()> {
+        self.stream.memset_zeros(&mut *self.flushed.try_borrow_mut()?)?;
+        if let Some(Ranks { group, token }) = &self.ranks {
+            let call = Call::new("(line up)", Pass::Backward, 1);
+            group.all_reduce_sum(&call, &self.cuda, &self.stream, &mut *token.try_borrow_mut()?)?;
+        }
+        Ok(())
     }
 
     /// What makes the figures.
@@ -47,7 +86,11 @@ impl CudaDevice {
         let context = self.cuda.context();
         let units = context.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
         let (major, minor) = context.compute_capability()?;
-        let machine = format!("{units} multiprocessors, compute capability {major}.{minor}");
+        let ranks = self.ranks.as_ref().map_or(1, |ranks| ranks.group.world_size().get());
+        let mut machine = format!("{units} multiprocessors, compute capability {major}.{minor}");
+        if ranks > 1 {
+            machine = format!("{ranks} devices of {machine}");
+        }
         let mut meta = Meta::today(context.name()?, machine);
         meta.versions.extend(self.cuda.versions()?);
         Ok(meta)
@@ -77,7 +120,10 @@ impl Device for CudaDevice {
     }
 
     fn groups(&self) -> Vec<Group<Cuda>> {
-        vec![("syncbn", self.group.clone())]
+        match &self.ranks {
+            None => vec![("syncbn", self.alone.clone())],
+            Some(ranks) => vec![("syncbn", ranks.group.clone()), ("syncbn_alone", self.alone.clone())],
+        }
     }
 
     fn copy<T: Element>(&self, from: &Buffer<T>, to: &mut Buffer<T>) -> Result<()> {
@@ -89,16 +135,14 @@ impl Device for CudaDevice {
         self.stream.synchronize()?;
         self.stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)?;
         let enqueued = work();
-
         let graph = self.stream.end_capture(CUgraphInstantiate_flags(0))?;
         enqueued?;
         let graph = graph.context("nothing was captured")?;
         graph.upload()?;
-        let mut flushed = self.flushed.try_borrow_mut()?;
         let event = || self.cuda.context().new_event(Some(CUevent_flags::CU_EVENT_DEFAULT));
         let (start, end) = (event()?, event()?);
-        let mut sample = || -> Result<f64> {
-            self.stream.memset_zeros(&mut *flushed)?;
+        let sample = || -> Result<f64> {
+            self.line_up()?;
             start.record(&self.stream)?;
             graph.launch()?;
             end.record(&self.stream)?;
@@ -116,6 +160,22 @@ impl Device for CudaDevice {
                 work()?;
             }
             Ok(start.elapsed().as_secs_f64() * 1e6 / CALLS as f64)
+        };
+        let samples: Result<Vec<f64>> = (0..=REPETITIONS).map(|_| sample()).collect();
+        Ok(Times::of(samples?.split_off(1)))
+    }
+
+    fn wall_time(&self, work: Work<'_>) -> Result<Option<Times>> {
+        if self.ranks.is_none() {
+            return Ok(None);
+        }
+        let mut sample = || -> Result<f64> {
+            self.line_up()?;
+            self.stream.synchronize()?;
+            let start = Instant::now();
+            work()?;
+            self.stream.synchronize()?;
+            Ok(start.elapsed().as_secs_f64() * 1e6)
         };
         let samples: Result<Vec<f64>> = (0..=REPETITIONS).map(|_| sample()).collect();
         Ok(Times::of(samples?.split_off(1)))

@@ -21,6 +21,10 @@ struct Arguments {
     /// A list of tensors, one a line, such as `bf16 nhwc 2x64x256x512`; the default list if absent.
     #[arg(long)]
     shapes: Option<PathBuf>,
+    /// Measures as one of several ranks, one process to a GPU, as torchrun, mpirun or srun starts them; rank 0 writes.
+    #[cfg(feature = "cuda")]
+    #[arg(long)]
+    launched: bool,
     /// Where the results go.
     #[arg(long, default_value = "target/bench/results")]
     out: PathBuf,
@@ -50,8 +54,13 @@ fn main() -> Result<()> {
         }
         #[cfg(feature = "cuda")]
         BackendName::Cuda => {
-            let device = syncbn_bench::cuda::CudaDevice::new(0)?;
-            all(device.meta()?, &cases, |case| device.measure(case))?
+            use syncbn_bench::cuda::CudaDevice;
+            let device = if arguments.launched { CudaDevice::launched()? } else { CudaDevice::new(0)? };
+            let run = all(device.meta()?, &cases, |case| device.measure(case))?;
+            if !device.writes() {
+                return Ok(());
+            }
+            run
         }
         #[cfg(feature = "wgpu")]
         BackendName::Wgpu => {

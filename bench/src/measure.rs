@@ -10,7 +10,8 @@ use crate::shapes::Case;
 use crate::step::Step;
 use crate::timing::Device;
 
-/// The rows of one case: `forward`, `backward`, and where the device has its own time, `forward_host` and `backward_host`.
+/// The rows of one case: `forward`, `backward`, and where the device has its own time, `forward_host` and `backward_host`; for one of
+/// several ranks `forward_wall` and `backward_wall`.
 pub fn measure<D: Device, T: Element>(device: &D, case: &Case) -> Result<Vec<Row>>
 where
     D::Backend: Kernels<T>,
@@ -24,12 +25,14 @@ where
         step.check()?;
         rows.push(Row::new(name, "forward", case, forward, Some(copy)));
         rows.push(Row::new(name, "backward", case, backward, Some(copy)));
-        if let Some(host) = device.host_time(&mut || step.forward())? {
-            rows.push(Row::new(name, "forward_host", case, host, None));
-        }
-        if let Some(host) = device.host_time(&mut || step.backward())? {
-            rows.push(Row::new(name, "backward_host", case, host, None));
-        }
+        let others = [
+            ("forward_host", device.host_time(&mut || step.forward())?),
+            ("backward_host", device.host_time(&mut || step.backward())?),
+            ("forward_wall", device.wall_time(&mut || step.forward())?),
+            ("backward_wall", device.wall_time(&mut || step.backward())?),
+        ];
+        let measured = others.into_iter().filter_map(|(op, times)| Some((op, times?)));
+        rows.extend(measured.map(|(op, times)| Row::new(name, op, case, times, None)));
     }
     Ok(rows)
 }

@@ -20,7 +20,8 @@ pub struct Row {
     /// Who did it: `syncbn` (with its collective), `solo` (without), or a peer's name.
     #[serde(rename = "impl")]
     pub implementation: String,
-    /// `forward` or `backward`, the device's time; `forward_host` or `backward_host`, the host's time to enqueue it.
+    /// `forward` or `backward`, the device's time; `forward_host` or `backward_host`, the host's time to enqueue it;
+    /// `forward_wall` or `backward_wall`, the time until the device has done it, for one of several ranks.
     pub op: String,
     /// `f16`, `bf16`, `f32` or `f64`.
     pub dtype: String,

@@ -56,4 +56,10 @@ pub trait Device {
     fn device_time(&self, work: Work<'_>) -> Result<Times>;
     /// The host's time to enqueue the work on an idle device; `None` where the host does the work itself.
     fn host_time(&self, work: Work<'_>) -> Result<Option<Times>>;
+    /// The time on the wall clock from enqueueing the work until the device has done it, for one of several ranks that start
+    /// together; `None` for a rank alone.
+    fn wall_time(&self, work: Work<'_>) -> Result<Option<Times>> {
+        let _ = work;
+        Ok(None)
+    }
 }

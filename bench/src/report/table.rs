@@ -17,7 +17,7 @@ pub(super) fn markdown(comparison: &Comparison, chart: &str) -> String {
     }
     let _ = writeln!(text, "\n![Time over the time of a copy]({chart})\n");
     text += &means(comparison);
-    for op in ["forward", "backward", "forward_host", "backward_host"] {
+    for op in ["forward", "backward", "forward_wall", "backward_wall", "forward_host", "backward_host"] {
         text += &figures(comparison, op);
     }
     text
@@ -50,7 +50,9 @@ fn means(comparison: &Comparison) -> String {
         cells
     };
     let mut text = format!("Geometric means; above 1, {OURS} is faster:\n\n");
-    text += &rows(&head, groups(comparison).iter().map(line));
+    // The host's times are ours alone: there is nothing to put them over.
+    let compared = groups(comparison).into_iter().filter(|group| !group.op.ends_with("_host"));
+    text += &rows(&head, compared.collect::<Vec<_>>().iter().map(line));
     text
 }
 
