@@ -7,8 +7,7 @@
 //!   neighbours are too few to fill a vector; which layout a tensor has is not asked anywhere else.
 //! - **Sums are `f64`**, whatever the type of the activations. Elements are computed in `f32` with the mean split in two, in
 //!   `f64` for `f64` and where `f32` cannot hold a coefficient.
-//! - **Memory is what limits these kernels**, so it is read in order, the second pass begins where the first has ended, and
-//!   large outputs are written past the cache (`stream`).
+//! - **Memory is what limits these kernels**, so it is read in order, and the second pass begins where the first has ended.
 //! - **Cuts depend on the shape alone** (`partition`), and their results are merged in order: any number of threads gives
 //!   the same bits.
 //! - **Vectors of the width that the processor has**, chosen when the program runs, by the `pulp` crate.
@@ -17,8 +16,7 @@
 //!
 //! Deliberately not here: the order of steps, running averages' formulas and errors about arguments, which are core's.
 
-#![deny(unsafe_code)]
-// but for `stream`
+#![forbid(unsafe_code)]
 // The inner loops have to be compiled inside the function that has the vector instructions.
 #![allow(clippy::inline_always)]
 
@@ -33,7 +31,6 @@ mod moments;
 mod normalize;
 mod number;
 mod partition;
-mod stream;
 mod sums;
 mod vector;
 

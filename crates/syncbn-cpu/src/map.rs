@@ -7,11 +7,11 @@
 
 use syncbn_core::Geometry;
 
+use crate::CpuError;
 use crate::memory::filled;
 use crate::number::{BLOCK, Block, Number, Real, STRIP, rest};
 use crate::partition::{PIECE, by_planes, share};
 use crate::vector::vector;
-use crate::{CpuError, stream};
 
 /// What is computed for every element from the inputs and the channel's coefficients.
 pub(crate) trait Formula<const N: usize, const K: usize>: Sync {
@@ -110,8 +110,6 @@ fn map_in<T: Number, A: Real, const N: usize, const K: usize>(
     T::Lane: Into<A>,
 {
     let output = &mut output[..geometry.len()];
-    let apart = inputs.iter().all(|input| matches!(input, Input::Apart(_)));
-    let past_cache = apart && size_of_val(output) >= stream::FROM;
     let planes = by_planes(geometry);
     let pieces = output.len().div_ceil(PIECE);
     share(pieces, output.chunks_mut(PIECE).enumerate().rev(), |(piece, output)| {
@@ -122,7 +120,7 @@ fn map_in<T: Number, A: Real, const N: usize, const K: usize>(
             Input::Apart(memory) => Input::Apart(&memory[start..start + output.len()]),
             Input::Output => Input::Output,
         });
-        let piece = Piece { table, planes, past_cache, channel, within: start % period };
+        let piece = Piece { table, planes, channel, within: start % period };
         vector(
             #[inline(always)]
             || piece.write(inputs, output, formula),
@@ -134,7 +132,6 @@ fn map_in<T: Number, A: Real, const N: usize, const K: usize>(
 struct Piece<'a, A, const K: usize> {
     table: &'a Table<A, K>,
     planes: bool,
-    past_cache: bool,
     channel: usize,
     within: usize,
 }
@@ -152,19 +149,14 @@ impl<A: Real, const K: usize> Piece<'_, A, K> {
     {
         let mut buffers = [[T::Lane::default(); BLOCK]; N];
         let mut result = [T::Lane::default(); BLOCK];
-        let mut passing = [T::default(); BLOCK];
         for (block, output) in output.chunks_mut(BLOCK).enumerate() {
             let lanes = decode(inputs, block * BLOCK, output, &mut buffers);
-            let passing = &mut passing[..output.len()];
             T::encode(
-                if self.past_cache { &mut *passing } else { &mut *output },
+                output,
                 &mut result,
                 #[inline(always)]
                 |output| self.block(lanes, output, formula),
             );
-            if self.past_cache {
-                stream::copy(passing, output);
-            }
         }
     }
 
