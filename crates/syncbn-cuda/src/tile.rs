@@ -165,9 +165,7 @@ impl Matrix {
 
     fn plain_columns(rows: usize, channels: usize, vec: usize, size: usize) -> Self {
         let lanes = channels / vec;
-        // Two blocks to a row that is one line: half as many channels have half as many partial sums in the last block.
-        let line = if channels * size == LINE { LINE / 2 } else { LINE };
-        let slots = lanes.min(line / (vec * size));
+        let slots = lanes.min(LINE / (vec * size));
         let pack = slots * vec;
         Self { vec, columns: true, lanes, segment: 1, runs: rows, inner: 1, slots, pack, tail: 0 }
     }
