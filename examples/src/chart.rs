@@ -18,7 +18,7 @@ const WINDOW: usize = 12;
 const GREY: RGBColor = RGBColor(90, 98, 110);
 
 struct Look {
-    label: fn(usize) -> String,
+    label: fn(NonZeroUsize, usize) -> String,
     color: RGBColor,
     width: u32,
 }
@@ -26,20 +26,24 @@ struct Look {
 /// In the order in which they are drawn.
 const LOOKS: [Look; 3] = [
     Look {
-        label: |ranks| format!("one process, batch of {}", 2 * ranks),
+        label: |ranks, samples| format!("one process, batch of {}", samples * ranks.get()),
         color: RGBColor(126, 182, 232),
         width: 7,
     },
-    Look { label: |ranks| format!("{ranks} ranks of 2, local"), color: RGBColor(222, 107, 53), width: 2 },
     Look {
-        label: |ranks| format!("{ranks} ranks of 2, synchronised"),
+        label: |ranks, samples| format!("{ranks} ranks of {samples}, local"),
+        color: RGBColor(222, 107, 53),
+        width: 2,
+    },
+    Look {
+        label: |ranks, samples| format!("{ranks} ranks of {samples}, synchronised"),
         color: RGBColor(16, 42, 92),
         width: 2,
     },
 ];
 
-/// Draws the curves, in the order single, local, synchronised, of so many ranks of two samples, to an SVG file.
-pub fn draw(path: &Path, ranks: NonZeroUsize, curves: [&[f64]; 3]) -> Result<()> {
+/// Draws the curves, in the order single, local, synchronised, of so many ranks of so many samples, to an SVG file.
+pub fn draw(path: &Path, (ranks, samples): (NonZeroUsize, usize), curves: [&[f64]; 3]) -> Result<()> {
     let steps = curves[0].len();
     let top = curves.iter().flat_map(|curve| curve.iter().copied()).fold(0.0, f64::max);
     let root = SVGBackend::new(path, SIZE).into_drawing_area();
@@ -68,7 +72,7 @@ pub fn draw(path: &Path, ranks: NonZeroUsize, curves: [&[f64]; 3]) -> Result<()>
         let style = color.stroke_width(*width);
         chart
             .draw_series(LineSeries::new(points(&running_mean(curve)), style))?
-            .label(label(ranks.get()))
+            .label(label(ranks, samples))
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 26, y)], style));
     }
     chart

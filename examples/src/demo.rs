@@ -70,8 +70,11 @@ fn show_parity(device: &impl Device, ranks: NonZeroUsize, seed: u64, out: &mut d
 
 fn show_digits(device: &impl Device, options: &Options, out: &mut dyn Write) -> Result<Digits> {
     let ranks = device.world_size().unwrap_or(DIGITS_RANKS);
-    let steps = digits::steps(ranks);
-    writeln!(out, "Hand-written digits, {steps} steps: one process, and {ranks} ranks of two samples\n")?;
+    let (steps, samples) = (digits::steps(ranks), digits::samples(ranks));
+    writeln!(
+        out,
+        "Hand-written digits, {steps} steps: one process, and {ranks} ranks of {samples} samples\n"
+    )?;
     let bar = progress(device.speaks(), steps * Way::ALL.len())?;
     let outcomes = digits::compare(device, ranks, options.seed, || bar.inc(1))?;
     bar.finish_and_clear();
@@ -91,7 +94,7 @@ fn show_digits(device: &impl Device, options: &Options, out: &mut dyn Write) -> 
 
     if device.speaks() {
         make_parent(&options.svg)?;
-        chart::draw(&options.svg, ranks, [&single.curve, &local.curve, &sync.curve])?;
+        chart::draw(&options.svg, (ranks, samples), [&single.curve, &local.curve, &sync.curve])?;
     }
     let accuracy = Accuracy { single: single.accuracy, local: local.accuracy, sync: sync.accuracy };
     Ok(Digits { accuracy, curve_gap })
