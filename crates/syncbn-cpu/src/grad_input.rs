@@ -5,8 +5,8 @@ use syncbn_core::Element;
 use syncbn_core::backend::{Grad, GradInputArgs};
 use syncbn_core::statistics::GradTerms;
 
-use crate::map::{Coefficients, Formula, Input, map};
-use crate::number::{Number, Real};
+use crate::map::{Coefficients, Input, map};
+use crate::number::Number;
 use crate::{Cpu, CpuError};
 
 pub(crate) fn grad_input<T: Number>(args: GradInputArgs<'_, Cpu, T>) -> Result<(), CpuError> {
@@ -22,36 +22,17 @@ pub(crate) fn grad_input<T: Number>(args: GradInputArgs<'_, Cpu, T>) -> Result<(
         GradTerms::new(weight, saved.invstd[channel], saved.count, sums)
     };
     if sums.is_none() {
-        let coefficients = Coefficients::new(&geometry, |channel, _| [terms(channel).scale])?;
-        map(&geometry, &coefficients, [dy], dx, &Scaled);
+        let coefficients = Coefficients::new(&geometry, |channel| [terms(channel).scale])?;
+        map(&geometry, &coefficients, [dy], dx, |[dy], [scale]| scale * dy);
         return Ok(());
     }
-    let coefficients = Coefficients::new(&geometry, |channel, rest| {
+    let coefficients = Coefficients::new(&geometry, |channel| {
         let GradTerms { scale, mean_dy, slope } = terms(channel);
-        let mean = saved.mean[channel];
-        [mean, scale, mean_dy - rest(mean) * slope, slope]
+        [saved.mean[channel], scale, mean_dy, slope]
     })?;
     let inputs = [Input::Apart(x.mem()), dy];
-    map(&geometry, &coefficients, inputs, dx, &Centred);
+    map(&geometry, &coefficients, inputs, dx, |[x, dy], [mean, scale, mean_dy, slope]| {
+        scale * (dy - mean_dy - (x - mean) * slope)
+    });
     Ok(())
-}
-
-/// dx of given statistics.
-struct Scaled;
-
-impl Formula<1, 1> for Scaled {
-    #[inline(always)]
-    fn of<A: Real>(&self, [dy]: [A; 1], [scale]: [A; 1]) -> A {
-        scale * dy
-    }
-}
-
-/// dx of a batch's.
-struct Centred;
-
-impl Formula<2, 4> for Centred {
-    #[inline(always)]
-    fn of<A: Real>(&self, [x, dy]: [A; 2], [mean, scale, mean_dy, slope]: [A; 4]) -> A {
-        scale * ((dy - mean_dy) - (x - mean) * slope)
-    }
 }

@@ -2,15 +2,13 @@
 //!
 //! # Design
 //!
-//! - **Two loops serve four kernels.** `moments` and `grad_sums` are two sums per channel (`sums`); `normalize` and
+//! - **Two loops serve four kernels.** `moments` and `grad_sums` are two sums per channel (`reduce`); `normalize` and
 //!   `grad_input` are one output element per element (`map`). Each runs along a plane, or across channels where a channel's
 //!   neighbours are too few to fill a vector; which layout a tensor has is not asked anywhere else.
-//! - **Sums are `f64`**, whatever the type of the activations. Elements are computed in `f32` with the mean split in two, in
-//!   `f64` for `f64` and where `f32` cannot hold a coefficient.
-//! - **Memory is what limits these kernels**, so it is read in order, and the second pass begins where the first has ended.
+//! - **Everything is computed in `f64`**, whatever the type of the activations: memory is what limits these kernels.
 //! - **Cuts depend on the shape alone** (`partition`), and their results are merged in order: any number of threads gives
 //!   the same bits.
-//! - **Vectors of the width that the processor has**, chosen when the program runs, by the `pulp` crate.
+//! - **Plain loops, compiled once per instruction set** (`vector`), and no fused operations.
 //! - Work runs on the rayon pool that the caller is in. No kernel waits for another rank, so a pool can never be starved by
 //!   a collective; a rank should be a thread of the operating system all the same.
 //!
@@ -24,14 +22,13 @@ mod array;
 mod error;
 mod grad_input;
 mod grad_sums;
-mod halves;
 mod map;
 mod memory;
 mod moments;
 mod normalize;
 mod number;
 mod partition;
-mod sums;
+mod reduce;
 mod vector;
 
 use syncbn_core::backend::{GradInputArgs, GradSumsArgs, NormalizeArgs};

@@ -4,9 +4,9 @@ use syncbn_core::backend::{NormalizeArgs, Source};
 use syncbn_core::statistics::{Batch, Running, invstd};
 use syncbn_core::{Element, RunningMut};
 
-use crate::map::{Coefficients, Formula, Input, Rest, map};
+use crate::map::{Coefficients, Input, map};
 use crate::memory::{Saved, Sums};
-use crate::number::{Number, Real};
+use crate::number::Number;
 use crate::{Cpu, CpuError};
 
 pub(crate) fn normalize<T: Number>(args: NormalizeArgs<'_, Cpu, T>) -> Result<(), CpuError> {
@@ -16,9 +16,9 @@ pub(crate) fn normalize<T: Number>(args: NormalizeArgs<'_, Cpu, T>) -> Result<()
     let coefficients = match source {
         Source::Batch { sums, group, saved, running } => {
             let batch = |channel| of_batch(sums, group, channel);
-            let coefficients = Coefficients::new(&geometry, |channel, rest| {
+            let coefficients = Coefficients::new(&geometry, |channel| {
                 let batch = batch(channel);
-                affine.coefficients(channel, rest, batch.mean, batch.invstd(eps))
+                affine.coefficients(channel, batch.mean, batch.invstd(eps))
             })?;
             // Nothing can fail from here on.
             let batches = (0..geometry.channels()).map(batch);
@@ -31,28 +31,21 @@ pub(crate) fn normalize<T: Number>(args: NormalizeArgs<'_, Cpu, T>) -> Result<()
         Source::Frozen { mean, var, saved } => {
             let of = |channel: usize| (mean[channel].to_f64(), invstd(var[channel].to_f64(), eps));
             saved.count = 0.0;
-            Coefficients::new(&geometry, |channel, rest| {
+            Coefficients::new(&geometry, |channel| {
                 let (mean, invstd) = of(channel);
                 (saved.mean[channel], saved.invstd[channel]) = (mean, invstd);
-                affine.coefficients(channel, rest, mean, invstd)
+                affine.coefficients(channel, mean, invstd)
             })?
         }
-        Source::Saved(saved) => Coefficients::new(&geometry, |channel, rest| {
-            affine.coefficients(channel, rest, saved.mean[channel], saved.invstd[channel])
+        Source::Saved(saved) => Coefficients::new(&geometry, |channel| {
+            affine.coefficients(channel, saved.mean[channel], saved.invstd[channel])
         })?,
         _ => return Err(CpuError::UnknownSource),
     };
-    map(&geometry, &coefficients, [Input::Apart(x.mem())], y.mem_mut(), &Normalized);
-    Ok(())
-}
-
-struct Normalized;
-
-impl Formula<1, 3> for Normalized {
-    #[inline(always)]
-    fn of<A: Real>(&self, [x]: [A; 1], [mean, scale, bias]: [A; 3]) -> A {
+    map(&geometry, &coefficients, [Input::Apart(x.mem())], y.mem_mut(), |[x], [mean, scale, bias]| {
         (x - mean) * scale + bias
-    }
+    });
+    Ok(())
 }
 
 /// The scale and shift per channel, 1 and 0 where absent.
@@ -61,12 +54,11 @@ struct Affine<'a, T: Element> {
     bias: Option<&'a [T::Param]>,
 }
 
-impl<T: Number> Affine<'_, T> {
-    fn coefficients(&self, channel: usize, rest: Rest, mean: f64, invstd: f64) -> [f64; 3] {
+impl<T: Element> Affine<'_, T> {
+    fn coefficients(&self, channel: usize, mean: f64, invstd: f64) -> [f64; 3] {
         let weight = self.weight.map_or(1.0, |weight| weight[channel].to_f64());
         let bias = self.bias.map_or(0.0, |bias| bias[channel].to_f64());
-        let scale = invstd * weight;
-        [mean, scale, bias - rest(mean) * scale]
+        [mean, invstd * weight, bias]
     }
 }
 

@@ -1,166 +1,109 @@
-//! How a tensor is cut into pieces of work, and how threads share them. The cuts depend on the geometry alone, never on the
-//! number of threads: that, and a fixed order of merging, is why any number of threads gives the same bits.
+//! How a tensor is cut into pieces of work. The cuts depend on the geometry alone, never on the number of threads: that,
+//! and a fixed order of merging, is why any number of threads gives the same bits.
 //!
 //! Deliberately not here: what is done with a piece.
 
-use std::iter;
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
 
+use rayon::prelude::*;
 use syncbn_core::Geometry;
 
-use crate::number::STRIP;
-use crate::sums::COLUMNS;
+use crate::number::BLOCK;
 
 /// The elements of one piece of work: enough to be worth a thread's attention, and few enough that a tensor worth
 /// several threads has several.
-pub(crate) const PIECE: usize = 1 << 16;
+const PIECE: usize = 1 << 16;
 
-/// Rows shorter than this are joined to longer ones, so that vectors are full.
-const ROW: usize = 256;
+/// Tensors with fewer elements are not worth waking a second thread.
+const SERIAL: usize = 1 << 15;
+
+/// From this many neighbours on, a channel's own neighbours fill vectors. Below, vectors run across channels.
+const PLANE: usize = 32;
 
 /// Whether vectors run along one channel (a plane) or across channels (a row).
 pub(crate) fn by_planes(geometry: &Geometry) -> bool {
-    geometry.inner() >= STRIP
+    geometry.inner() >= PLANE
 }
 
-/// A tensor, not empty, cut for sums per channel: into splits, each of which has one partial result per column.
-pub(crate) enum Cut {
-    /// Vectors run along planes; a column is a channel.
-    Runs(Runs),
-    /// Vectors run across channels; a column is an element of a row.
-    Bands(Bands),
+/// A box of elements: of each of the channels the same ones.
+pub(crate) struct Tile {
+    pub(crate) outer: Range<usize>,
+    pub(crate) channels: Range<usize>,
+    pub(crate) inner: Range<usize>,
 }
 
-impl Cut {
-    pub(crate) fn new(geometry: &Geometry) -> Self {
-        if by_planes(geometry) { Self::Runs(Runs::new(geometry)) } else { Self::Bands(Bands::new(geometry)) }
-    }
-
-    pub(crate) fn columns(&self) -> usize {
-        match self {
-            Self::Runs(runs) => runs.channels,
-            Self::Bands(bands) => bands.columns,
-        }
-    }
-
-    pub(crate) fn splits(&self) -> usize {
-        match self {
-            Self::Runs(runs) => runs.outer * runs.parts(),
-            Self::Bands(bands) => bands.rows.div_ceil(bands.height),
-        }
-    }
-
-    /// The elements of a column that are in a split.
-    pub(crate) fn count(&self, split: usize) -> f64 {
-        let elements = match self {
-            Self::Runs(runs) => runs.run(split, 0),
-            Self::Bands(bands) => bands.band(split),
-        };
-        elements.len() as f64
-    }
-
-    /// The channels of the columns, and of the elements of the rest.
-    pub(crate) fn channels(&self) -> impl Iterator<Item = usize> {
-        let (channels, width) = match self {
-            Self::Runs(runs) => (runs.channels, 1),
-            Self::Bands(bands) => (bands.channels, bands.inner),
-        };
-        (0..channels).cycle().flat_map(move |channel| iter::repeat_n(channel, width))
-    }
-
-    /// The elements at the tensor's end that no split has: too few for a row.
-    pub(crate) fn rest(&self, geometry: &Geometry) -> Range<usize> {
-        match self {
-            Self::Runs(_) => 0..0,
-            Self::Bands(bands) => bands.rows * bands.columns..geometry.len(),
-        }
-    }
-}
-
-/// A tensor cut into runs of neighbours of one channel: planes, or parts of large ones.
-pub(crate) struct Runs {
+/// A tensor cut into boxes for a sum per channel: groups of channels, whose elements are cut into `splits` parts.
+pub(crate) struct Tiles {
     outer: usize,
-    pub(crate) channels: usize,
-    inner: usize,
-}
-
-impl Runs {
-    fn new(geometry: &Geometry) -> Self {
-        Self { outer: geometry.outer(), channels: geometry.channels(), inner: geometry.inner() }
-    }
-
-    fn parts(&self) -> usize {
-        self.inner.div_ceil(PIECE)
-    }
-
-    /// The elements of the run of a split and a channel.
-    pub(crate) fn run(&self, split: usize, channel: usize) -> Range<usize> {
-        let plane = (split / self.parts() * self.channels + channel) * self.inner;
-        let start = split % self.parts() * PIECE;
-        plane + start..plane + (start + PIECE).min(self.inner)
-    }
-
-    /// The runs that make a piece of work.
-    pub(crate) fn per_piece(&self) -> usize {
-        (PIECE / self.inner).max(1)
-    }
-}
-
-/// A tensor cut into bands of rows. A row is as many of the tensor's as make it long enough.
-pub(crate) struct Bands {
-    /// The length of a row.
-    pub(crate) columns: usize,
-    /// The columns of a piece of work.
-    pub(crate) width: usize,
-    /// The rows of a band.
-    height: usize,
-    /// The whole rows.
-    rows: usize,
     channels: usize,
     inner: usize,
+    outer_step: usize,
+    channel_step: usize,
+    inner_step: usize,
 }
 
-impl Bands {
-    fn new(geometry: &Geometry) -> Self {
-        let (channels, inner) = (geometry.channels(), geometry.inner());
-        let row = channels * inner;
-        let joined = (ROW / row).clamp(1, geometry.outer());
-        let columns = row * joined;
-        let width = columns.div_ceil(columns.div_ceil(COLUMNS));
-        Self { columns, width, height: PIECE / width, rows: geometry.outer() / joined, channels, inner }
+impl Tiles {
+    pub(crate) fn new(geometry: &Geometry) -> Self {
+        let (outer, channels, inner) = (geometry.outer(), geometry.channels(), geometry.inner());
+        let inner_step = inner.min(PIECE);
+        // Neighbouring channels share a tile up to a block: then its memory comes in runs of a page or so.
+        let groups = channels.div_ceil((BLOCK / inner_step).clamp(1, channels));
+        let channel_step = channels.div_ceil(groups);
+        let outer_step = (PIECE / (channel_step * inner_step)).max(1);
+        Self { outer, channels, inner, outer_step, channel_step, inner_step }
     }
 
-    /// The channel of a column.
-    pub(crate) fn channel(&self, column: usize) -> usize {
-        column / self.inner % self.channels
+    /// The parts into which the elements of each channel are cut; 0 if there are none.
+    pub(crate) fn splits(&self) -> usize {
+        self.outer.div_ceil(self.outer_step) * self.inner.div_ceil(self.inner_step)
     }
 
-    /// The rows of a split.
-    pub(crate) fn band(&self, split: usize) -> Range<usize> {
-        split * self.height..((split + 1) * self.height).min(self.rows)
+    /// The elements of a channel that a part holds.
+    pub(crate) fn count(&self, split: usize) -> f64 {
+        let tile = self.tile(split, 0);
+        (tile.outer.len() * tile.inner.len()) as f64
     }
-}
 
-/// Runs `work` for each of so many pieces, on as many threads of the caller's rayon pool. The caller is one of them: until
-/// another has woken up, it works alone.
-pub(crate) fn share<I>(count: usize, pieces: I, work: impl Fn(I::Item) + Sync)
-where
-    I: Iterator + Send,
-{
-    let threads = rayon::current_num_threads().min(count);
-    if threads < 2 {
-        return pieces.for_each(work);
-    }
-    let pieces = Mutex::new(pieces);
-    let next = || pieces.lock().unwrap_or_else(PoisonError::into_inner).next();
-    let work_off = || {
-        while let Some(piece) = next() {
-            work(piece);
+    fn tile(&self, split: usize, group: usize) -> Tile {
+        let inner_splits = self.inner.div_ceil(self.inner_step);
+        let step = |index: usize, step: usize, end: usize| index * step..(index * step + step).min(end);
+        Tile {
+            outer: step(split / inner_splits, self.outer_step, self.outer),
+            channels: step(group, self.channel_step, self.channels),
+            inner: step(split % inner_splits, self.inner_step, self.inner),
         }
-    };
-    rayon::in_place_scope(|scope| {
-        (1..threads).for_each(|_| scope.spawn(|_| work_off()));
-        work_off();
-    });
+    }
+
+    /// Runs `work` for every tile. `results` has one row of `channels` results per split, and a tile is lent its own.
+    pub(crate) fn for_each<R: Send>(&self, results: &mut [R], work: impl Fn(&Tile, &mut [R]) + Sync) {
+        let row = |(split, row): (usize, &mut [R])| {
+            for (group, results) in row.chunks_mut(self.channel_step).enumerate() {
+                work(&self.tile(split, group), results);
+            }
+        };
+        if self.outer * self.channels * self.inner < SERIAL {
+            results.chunks_mut(self.channels).enumerate().for_each(row);
+            return;
+        }
+        results.par_chunks_mut(self.channels).enumerate().for_each(|(split, row)| {
+            row.par_chunks_mut(self.channel_step).enumerate().for_each(|(group, results)| {
+                work(&self.tile(split, group), results);
+            });
+        });
+    }
+}
+
+/// Runs `work` for every piece of a tensor's memory, with the offset at which the piece begins. Cuts are between planes or
+/// rows, `period` elements long, where these are small enough: that keeps the inner loops whole.
+pub(crate) fn for_each_piece<T: Send>(
+    period: usize,
+    memory: &mut [T],
+    work: impl Fn(usize, &mut [T]) + Sync,
+) {
+    let piece = if period <= PIECE { PIECE / period * period } else { PIECE };
+    if memory.len() < SERIAL {
+        memory.chunks_mut(piece).enumerate().for_each(|(index, chunk)| work(index * piece, chunk));
+    } else {
+        memory.par_chunks_mut(piece).enumerate().for_each(|(index, chunk)| work(index * piece, chunk));
+    }
 }

@@ -1,7 +1,7 @@
 //! Loops with the widest vectors that the processor has, chosen when the program runs.
 //!
-//! Plain loops that the compiler vectorises are compiled once per instruction set. Sums along a plane, which it does not
-//! vectorise, are written in vectors (`sums`).
+//! Plain loops that the compiler vectorises are compiled once per instruction set. They use no fused operations and a
+//! fixed order of sums; the tests hold that for any number of threads on one processor.
 //!
 //! Deliberately not here: intrinsics.
 

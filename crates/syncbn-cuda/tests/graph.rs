@@ -5,8 +5,8 @@
 mod common;
 
 use std::num::NonZeroUsize;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -19,6 +19,13 @@ use syncbn_cuda::{Cuda, CudaError};
 
 const REPLAYS: usize = 1000;
 const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// One test at a time: one of them watches the device's free memory.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 type Group = Arc<dyn Communicator<Cuda>>;
 
@@ -51,6 +58,7 @@ fn capture(rig: &mut Rig) -> CudaGraph {
 
 #[test]
 fn a_captured_step_replayed_1000_times_equals_1000_steps() {
+    let _alone = alone();
     for cuda in devices() {
         let solo: Group = Arc::new(Solo);
         replays_equal_steps(&cuda, &solo, 3);
@@ -61,6 +69,7 @@ fn a_captured_step_replayed_1000_times_equals_1000_steps() {
 /// One rank on every GPU, with uneven batches, the first of them empty, all of them empty.
 #[test]
 fn a_captured_step_with_nccl_replayed_1000_times_equals_1000_steps() {
+    let _alone = alone();
     let devices = devices();
     let Some(world_size) = NonZeroUsize::new(devices.len()) else { return };
     let id = match NcclId::new() {
@@ -84,6 +93,7 @@ fn a_captured_step_with_nccl_replayed_1000_times_equals_1000_steps() {
 /// The queue is blocked; steps return all the same, and have not run.
 #[test]
 fn a_step_returns_while_the_device_has_not_begun_it() {
+    let _alone = alone();
     for cuda in devices() {
         let id = match NcclId::new() {
             Ok(id) => id,
