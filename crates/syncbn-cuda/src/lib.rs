@@ -1,8 +1,8 @@
 #![doc = include_str!("../README.md")]
 //! # What holds
 //!
-//! - Sums, messages and saved statistics are `f64`. Chains of at most 64 elements are summed in `f32` (`f64` for `f64`
-//!   activations), shifted by their first element, and merged in `f64`. No float atomics: every run gives the same bits.
+//! - Sums, messages and saved statistics are `f64`. Chains of at most 64 elements have the squares of their differences from
+//!   their first summed in `f32` (`f64` for `f64` activations), `f32` elements themselves in `f64`, and are merged in `f64`. No float atomics: every run gives the same bits.
 //! - From compute capability 9.0 on, a kernel that writes y or dx is launched to start before the kernel that sums has ended
 //!   (programmatic dependent launch, in captured graphs too, from driver 12.3 on); it waits by itself for the sums.
 //! - From a call to its return the host never waits for the device, and allocates nothing once a shape has been seen on a
