@@ -26,24 +26,16 @@ struct Look {
 /// In the order in which they are drawn.
 const LOOKS: [Look; 3] = [
     Look {
-        label: |ranks, samples| format!("one process, batch of {}", samples * ranks.get()),
+        label: |_, batch| format!("one process, batch of {batch}"),
         color: RGBColor(126, 182, 232),
         width: 7,
     },
-    Look {
-        label: |ranks, samples| format!("{ranks} ranks of {samples}, local"),
-        color: RGBColor(222, 107, 53),
-        width: 2,
-    },
-    Look {
-        label: |ranks, samples| format!("{ranks} ranks of {samples}, synchronised"),
-        color: RGBColor(16, 42, 92),
-        width: 2,
-    },
+    Look { label: |ranks, _| format!("{ranks} ranks, local"), color: RGBColor(222, 107, 53), width: 2 },
+    Look { label: |ranks, _| format!("{ranks} ranks, synchronised"), color: RGBColor(16, 42, 92), width: 2 },
 ];
 
-/// Draws the curves, in the order single, local, synchronised, of so many ranks of so many samples, to an SVG file.
-pub fn draw(path: &Path, (ranks, samples): (NonZeroUsize, usize), curves: [&[f64]; 3]) -> Result<()> {
+/// Draws the curves, in the order single, local, synchronised, of so many ranks and samples of a step, to an SVG file.
+pub fn draw(path: &Path, (ranks, batch): (NonZeroUsize, usize), curves: [&[f64]; 3]) -> Result<()> {
     let steps = curves[0].len();
     let top = curves.iter().flat_map(|curve| curve.iter().copied()).fold(0.0, f64::max);
     let root = SVGBackend::new(path, SIZE).into_drawing_area();
@@ -72,7 +64,7 @@ pub fn draw(path: &Path, (ranks, samples): (NonZeroUsize, usize), curves: [&[f64
         let style = color.stroke_width(*width);
         chart
             .draw_series(LineSeries::new(points(&running_mean(curve)), style))?
-            .label(label(ranks, samples))
+            .label(label(ranks, batch))
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 26, y)], style));
     }
     chart

@@ -70,10 +70,15 @@ fn show_parity(device: &impl Device, ranks: NonZeroUsize, seed: u64, out: &mut d
 
 fn show_digits(device: &impl Device, options: &Options, out: &mut dyn Write) -> Result<Digits> {
     let ranks = device.world_size().unwrap_or(DIGITS_RANKS);
-    let (steps, samples) = (digits::steps(ranks), digits::samples(ranks));
+    let (steps, batch) = (digits::steps(ranks), digits::batch(ranks));
+    let each = digits::SAMPLES;
+    let last = match batch - each * (ranks.get() - 1) {
+        more if more > each => format!(", the last of {more}"),
+        _ => String::new(),
+    };
     writeln!(
         out,
-        "Hand-written digits, {steps} steps: one process, and {ranks} ranks of {samples} samples\n"
+        "Hand-written digits, {steps} steps: one process, and {ranks} ranks of {each} samples{last}\n"
     )?;
     let bar = progress(device.speaks(), steps * Way::ALL.len())?;
     let outcomes = digits::compare(device, ranks, options.seed, || bar.inc(1))?;
@@ -94,7 +99,7 @@ fn show_digits(device: &impl Device, options: &Options, out: &mut dyn Write) -> 
 
     if device.speaks() {
         make_parent(&options.svg)?;
-        chart::draw(&options.svg, (ranks, samples), [&single.curve, &local.curve, &sync.curve])?;
+        chart::draw(&options.svg, (ranks, batch), [&single.curve, &local.curve, &sync.curve])?;
     }
     let accuracy = Accuracy { single: single.accuracy, local: local.accuracy, sync: sync.accuracy };
     Ok(Digits { accuracy, curve_gap })
