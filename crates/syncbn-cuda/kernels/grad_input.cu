@@ -1,7 +1,8 @@
 // dx = weight invstd (dy - sum_dy/M - (x - mean) invstd^2 sum_dy_xmu/M); with frozen statistics dx = weight invstd dy.
 // dx may lie over dy: each element is read and then written by one thread.
 //
-// It may start before the kernel that makes the message has ended: until it has waited, it only reads x and dy.
+// It may start before the kernel that makes the message has ended: until it has waited, it only reads what was there before
+// that kernel began, x and dy above all: as much of them as there is room for on the multiprocessor.
 
 struct GradInputArgs {
     Tile tile;
@@ -11,37 +12,46 @@ struct GradInputArgs {
     const f64* saved;
     const f64* message; // null: frozen statistics
     const Param* weight; // null: 1
+    int ahead;           // turns that a thread reads before it waits
 };
 static_assert(sizeof(GradInputArgs) == ARGS_BYTES, "grad_input.rs has another struct");
 
 // dx = dy scale + (x - mean) slope + shift of some channels, where mean is rounded to Math and shift makes up for it.
-struct Affine {
-    Math mean[MOST_PACK], scale[MOST_PACK], slope[MOST_PACK], shift[MOST_PACK];
+struct Affine : Banks {
+    Math mean[SIZE], scale[SIZE], slope[SIZE], shift[SIZE];
+    f64 exact_mean[SIZE], per_dy[SIZE], per_dy_xmu[SIZE]; // what a sum counts for
 
-    __device__ void fill(const GradInputArgs& args, const Place& place) {
-        long long first = place.first_channel(args.tile);
-        for (int c = threadIdx.x; c < args.tile.pack && first + c < args.tile.channels; c += blockDim.x) {
-            f64 exact = args.saved[first + c];
-            f64 invstd = args.saved[args.tile.channels + first + c];
-            f64 count = args.saved[2 * args.tile.channels];
-            f64 factor = args.weight ? args.weight[first + c] * invstd : invstd;
-            f64 offset = 0, tilt = 0;
-            if (args.message && count > 0) {
-                offset = -factor * (args.message[first + c] / count);
-                tilt = -factor * invstd * invstd * (args.message[args.tile.channels + first + c] / count);
-            }
-            mean[c] = (Math)exact;
-            scale[c] = (Math)factor;
-            slope[c] = (Math)tilt;
-            shift[c] = (Math)(offset - (exact - (f64)mean[c]) * tilt);
-        }
+    // What does not hang on the sums may be read while the kernel before still runs.
+    __device__ void begin(const GradInputArgs& args, const Place& place) {
+        const f64 *saved_mean = args.saved, *saved_invstd = args.saved + args.tile.channels;
+        for_channels(args.tile, place, [&](int at, long long channel) {
+            f64 count = args.saved[2 * args.tile.channels], invstd = saved_invstd[channel];
+            f64 factor = args.weight ? args.weight[channel] * invstd : invstd;
+            exact_mean[at] = saved_mean[channel];
+            mean[at] = (Math)exact_mean[at];
+            scale[at] = (Math)factor;
+            per_dy[at] = count > 0 ? -factor / count : 0;
+            per_dy_xmu[at] = per_dy[at] * invstd * invstd;
+        });
+    }
+
+    // By the same threads.
+    __device__ void finish(const GradInputArgs& args, const Place& place) {
+        for_channels(args.tile, place, [&](int at, long long channel) {
+            f64 sum_dy = args.message ? args.message[channel] : 0;
+            f64 sum_dy_xmu = args.message ? args.message[args.tile.channels + channel] : 0;
+            f64 tilt = per_dy_xmu[at] * sum_dy_xmu;
+            slope[at] = (Math)tilt;
+            shift[at] = (Math)(per_dy[at] * sum_dy - (exact_mean[at] - (f64)mean[at]) * tilt);
+        });
     }
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) grad_input(const __grid_constant__ GradInputArgs args) {
     const Tile& tile = args.tile;
     Place place(tile, gridDim.x - 1 - blockIdx.x);
-    Walk<true> walk(tile, place);
+    Walk<true> walk(tile, place), behind(tile, place);
+    Ahead ahead_dy(args.ahead, 0), ahead_x(args.ahead, 1);
     bool frozen = args.message == nullptr;
     Policy policy = forget();
     long long indices[UNROLL];
@@ -54,38 +64,54 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) grad_input(const _
         });
         return taken;
     };
+#pragma unroll 1
+    for (int turn = 0; turn < args.ahead; turn++) {
+        for_taken(load_next(), [&](int u) {
+            ahead_dy.at(turn * UNROLL + u) = dy[u].raw;
+            ahead_x.at(turn * UNROLL + u) = x[u].raw;
+        });
+    }
     int taken = load_next();
+    __shared__ Affine affine;
+    affine.begin(args, place);
+    int at[WIDTH];
+    affine.find(tile, place, at);
 
     wait_for_previous_kernel();
-    __shared__ Affine affine;
-    affine.fill(args, place);
+    affine.finish(args, place);
     __syncthreads();
     Math mean[WIDTH], scale[WIDTH], slope[WIDTH], shift[WIDTH];
 #pragma unroll
     for (int w = 0; w < WIDTH; w++) {
-        int c = place.local_channel(tile, w);
-        mean[w] = affine.mean[c];
-        scale[w] = affine.scale[c];
-        slope[w] = affine.slope[c];
-        shift[w] = affine.shift[c];
+        mean[w] = affine.mean[at[w]];
+        scale[w] = affine.scale[at[w]];
+        slope[w] = affine.slope[at[w]];
+        shift[w] = affine.shift[at[w]];
+    }
+    auto write = [&](const Vector& x, Vector& dy, long long index) {
+        Math dx[VEC];
+#pragma unroll
+        for (int j = 0; j < VEC; j++) {
+            int w = COLUMNS ? j : 0;
+            Math rest = frozen ? 0 : (widen(x.element[j]) - mean[w]) * slope[w] + shift[w];
+            dx[j] = widen(dy.element[j]) * scale[w] + rest;
+        }
+        narrow(dx, dy);
+        store((Raw*)args.dx + index, dy.raw, policy);
+    };
+#pragma unroll 2
+    for (int vector = 0; vector < args.ahead * UNROLL && behind.left > 0; vector++) {
+        Vector x, dy;
+        dy.raw = ahead_dy.at(vector);
+        x.raw = ahead_x.at(vector);
+        write(x, dy, behind.next());
     }
     for (; taken > 0; taken = load_next()) {
-        for_taken(taken, [&](int u) {
-            Math dx[VEC];
-#pragma unroll
-            for (int j = 0; j < VEC; j++) {
-                int w = COLUMNS ? j : 0;
-                Math rest = frozen ? 0 : (widen(x[u].element[j]) - mean[w]) * slope[w] + shift[w];
-                dx[j] = widen(dy[u].element[j]) * scale[w] + rest;
-            }
-            narrow(dx, dy[u]);
-            store((Raw*)args.dx + indices[u], dy[u].raw, policy);
-        });
+        for_taken(taken, [&](int u) { write(x[u], dy[u], indices[u]); });
     }
-    if (place.split > 0) return;
 #pragma unroll 1
-    for (unsigned e = threadIdx.x; e < tile.tail; e += blockDim.x) {
-        int c = e % (unsigned)tile.pack;
+    for (unsigned e = place.split * blockDim.x + threadIdx.x; e < tile.tail; e += tile.splits * blockDim.x) {
+        int c = affine.at(e % (unsigned)tile.pack);
         long long index = tile.runs * tile.slots * VEC + e;
         Math rest = frozen ? 0 : (element_at(args.x, index) - affine.mean[c]) * affine.slope[c] + affine.shift[c];
         narrow(element_at(args.dy, index) * affine.scale[c] + rest, ((Element*)args.dx)[index]);

@@ -65,6 +65,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) grad_sums(const __
     for (int w = 0; w < WIDTH; w++) mean[w] = place.inside ? (Math)args.saved[place.channel(tile, w)] : 0;
     Pair total = {0, 0};
 #if COLUMNS
+    for_tail(tile, place, share, [&](long long index) {
+        f64 g = element_at(args.dy, index), rounded = (Math)args.saved[share.channel];
+        total.add({g, g * ((f64)element_at(args.x, index) - rounded)});
+    });
     __shared__ Left<Math> sums, products;
 #pragma unroll 1
     for (int done = 0; done <= tile.whole; done += CHAIN_VECTORS) {
@@ -90,14 +94,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) grad_sums(const __
     sum_block(tile, place, share, total);
     if (!sum_splits(tile, place, share, args.partials, args.tickets, total)) return;
     f64 exact = args.saved[share.channel], invstd = args.saved[tile.channels + share.channel];
-    f64 rounded = (Math)exact;
-#pragma unroll 1
-    for (int e = share.local; e < tile.tail; e += tile.pack) {
-        long long index = tile.runs * tile.slots * VEC + e;
-        f64 g = element_at(args.dy, index);
-        total.add({g, g * ((f64)element_at(args.x, index) - rounded)});
-    }
-    f64 product = total.second - (exact - rounded) * total.first;
+    f64 product = total.second - (exact - (f64)(Math)exact) * total.first;
     args.message[share.channel] = total.first;
     args.message[tile.channels + share.channel] = product;
     if (args.d_bias) args.d_bias[share.channel] = (Param)total.first;

@@ -92,6 +92,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) moments(const __gr
     f64 origin = share.inside && args.count > 0 ? element_at(args.x, share.channel * tile.inner) : 0;
     Pair total = {0, 0};
 #if COLUMNS
+    for_tail(tile, place, share, [&](long long index) {
+        f64 d = (f64)element_at(args.x, index) - origin;
+        total.add({d, d * d});
+    });
     __shared__ Left<Math> shifts, squares;
     __shared__ Left<Sum> sums;
 #pragma unroll 1
@@ -106,8 +110,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) moments(const __gr
             squares.mine(w) = chain.squares[w];
         }
         __syncthreads();
+        f64 usual = min(tile.whole - done, CHAIN_VECTORS), one_more = min(tile.whole + 1 - done, CHAIN_VECTORS);
         for_share(tile, share, [&](int at, int member) {
-            int count = max(0, min(place.vectors(tile, member) - done, CHAIN_VECTORS));
+            f64 count = place.vectors(tile, member) > tile.whole ? one_more : usual;
             move(total, origin, count, shifts.value[at], sums.value[at], squares.value[at]);
         });
     }
@@ -125,10 +130,5 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) moments(const __gr
 #endif
     sum_block(tile, place, share, total);
     if (!sum_splits(tile, place, share, args.partials, args.tickets, total)) return;
-#pragma unroll 1
-    for (int e = share.local; e < tile.tail; e += tile.pack) {
-        f64 d = (f64)element_at(args.x, tile.runs * tile.slots * VEC + e) - origin;
-        total.add({d, d * d});
-    }
     write(args, share.channel, origin, total);
 }

@@ -1,7 +1,8 @@
 // y = (x - mean) invstd weight + bias. The first blocks of the grid walk no tensor: they own the state, one channel a
 // thread, and write the saved and the running statistics; the others finalise what they need for themselves.
 //
-// It may start before the kernel that makes the message has ended: until it has waited, it only reads x.
+// It may start before the kernel that makes the message has ended: until it has waited, it only reads what was there before
+// that kernel began, x above all: as much of it as there is room for on the multiprocessor.
 
 enum Source { GROUP, LOCAL, FROZEN, SAVED };
 
@@ -24,105 +25,130 @@ struct NormalizeArgs {
     f64 momentum; // below 0: cumulative average
     int source;
     int owners;
+    int ahead; // turns that a thread reads before it waits
 };
 static_assert(sizeof(NormalizeArgs) == ARGS_BYTES, "normalize.rs has another struct");
 
 struct Batch { f64 count, mean, var; };
 
-// As statistics.rs of the core has it.
-__device__ Batch batch(const NormalizeArgs& args, long long channel) {
-    Batch b = {args.message[0], 0, 0};
-    if (b.count == 0) return b;
-    b.mean = args.message[1 + channel] / b.count;
-    if (args.source == LOCAL) {
-        b.var = args.m2[channel] / b.count;
-        return b;
+// As statistics.rs of the core has it. What it loads, it loads at once: one wait for all.
+__device__ inline Batch batch(const NormalizeArgs& args, long long channel) {
+    const f64* channels = args.message + 1;
+    bool local = args.source == LOCAL;
+    f64 count = args.message[0], sum = channels[channel];
+    f64 squares = local ? args.m2[channel] : channels[args.tile.channels + channel];
+    // Two divisions that do not wait for each other.
+    f64 mean = sum / count, per = 1 / count;
+    f64 var = squares * per;
+    if (!local) {
+        f64 rest = fma(-mean, count, sum);
+        var = (fma(-sum, mean, squares) - mean * rest) * per;
+        if (var <= squares * per * (1.0 / 281474976710656.0)) var = 0; // false for NaN
     }
-    f64 sum = args.message[1 + channel], squares = args.message[1 + args.tile.channels + channel];
-    f64 rest = fma(-b.mean, b.count, sum);
-    b.var = (fma(-sum, b.mean, squares) - b.mean * rest) / b.count;
-    if (b.var <= squares / b.count * (1.0 / 281474976710656.0)) b.var = 0; // false for NaN
-    return b;
+    if (count == 0) mean = var = 0;
+    return {count, mean, var};
 }
 
-__device__ void mean_and_invstd(const NormalizeArgs& args, long long channel, f64& mean, f64& invstd) {
-    if (args.source == SAVED) {
-        mean = args.saved[channel];
-        invstd = args.saved[args.tile.channels + channel];
-    } else if (args.source == FROZEN) {
-        mean = args.frozen_mean[channel];
-        invstd = rsqrt((f64)args.frozen_var[channel] + args.eps);
-    } else {
-        Batch b = batch(args, channel);
-        mean = b.mean;
-        invstd = b.count == 0 ? 0 : rsqrt(b.var + args.eps);
+struct Statistics {
+    f64 count, mean, var, invstd;
+
+    __device__ Statistics(const NormalizeArgs& args, long long channel) {
+        count = 0;
+        if (args.source == SAVED) {
+            mean = args.saved[channel];
+            invstd = args.saved[args.tile.channels + channel];
+            return;
+        }
+        if (args.source == FROZEN) {
+            mean = args.frozen_mean[channel];
+            var = args.frozen_var[channel];
+        } else {
+            Batch b = batch(args, channel);
+            count = b.count;
+            mean = b.mean;
+            var = b.var;
+        }
+        invstd = args.source != FROZEN && count == 0 ? 0 : rsqrt(var + args.eps);
     }
-}
+};
 
 __device__ Param blend(Param old, f64 fresh, f64 weight) { return (Param)((1.0 - weight) * old + weight * fresh); }
 
-__device__ void update_running(const NormalizeArgs& args, long long channel, const Batch& b) {
-    long long number = *args.num_batches_tracked;
-    number += number < 0x7fffffffffffffffll ? 1 : 0;
-    f64 weight = args.momentum < 0 ? 1.0 / (f64)number : args.momentum;
-    if (channel < args.tile.channels) {
-        args.running_mean[channel] = blend(args.running_mean[channel], b.mean, weight);
-        if (b.count > 1) {
-            f64 unbiased = b.var * (b.count / (b.count - 1.0));
-            args.running_var[channel] = blend(args.running_var[channel], unbiased, weight);
-        } else if (!isfinite(b.var)) {
-            args.running_var[channel] = (Param)(b.var - b.var); // NaN
+// The running statistics of a channel as they were, which may be read while the kernel before still runs.
+struct Running {
+    Param mean = 0, var = 0;
+    long long number = 0;
+    f64 weight = 0;
+    bool last = false; // to have read the counter, of all blocks' first threads: the one that moves it on
+
+    __device__ void read(const NormalizeArgs& args, long long channel) {
+        number = *args.num_batches_tracked;
+        if (channel < args.tile.channels) {
+            mean = args.running_mean[channel];
+            var = args.running_var[channel];
         }
+        number += number < 0x7fffffffffffffffll ? 1 : 0;
+        weight = args.momentum < 0 ? 1.0 / (f64)number : args.momentum;
+        __syncthreads();
+        last = threadIdx.x == 0 && (args.owners == 1 || take_ticket(args.ticket, args.owners - 1) == args.owners - 1);
     }
-    // The last block to have read the counter moves it on.
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        __threadfence();
-        if (atomicInc(args.ticket, args.owners - 1) == (unsigned)(args.owners - 1)) *args.num_batches_tracked = number;
-    }
-}
 
-__device__ void own_state(const NormalizeArgs& args) {
-    long long channel = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-    long long channels = args.tile.channels;
-    Batch b = {0, 0, 0};
-    if (channel < channels) {
-        f64 mean, invstd;
-        mean_and_invstd(args, channel, mean, invstd);
-        args.saved[channel] = mean;
-        args.saved[channels + channel] = invstd;
-        if (args.source != FROZEN) b = batch(args, channel);
-        if (channel == 0) args.saved[2 * channels] = args.source == FROZEN ? 0 : b.count;
-    }
-    if (args.running_mean && args.message[0] != 0) update_running(args, channel, b);
-}
-
-// y = (x - mean) scale + shift of some channels, where mean is rounded to Math and shift makes up for it.
-struct Affine {
-    Math mean[MOST_PACK], scale[MOST_PACK], shift[MOST_PACK];
-
-    __device__ void fill(const NormalizeArgs& args, const Place& place) {
-        long long first = place.first_channel(args.tile);
-        for (int c = threadIdx.x; c < args.tile.pack && first + c < args.tile.channels; c += blockDim.x) {
-            f64 exact, invstd;
-            mean_and_invstd(args, first + c, exact, invstd);
-            f64 factor = args.weight ? args.weight[first + c] * invstd : invstd;
-            f64 bias = args.bias ? (f64)args.bias[first + c] : 0;
-            mean[c] = (Math)exact;
-            scale[c] = (Math)factor;
-            shift[c] = (Math)(bias - (exact - (f64)mean[c]) * factor);
+    __device__ void update(const NormalizeArgs& args, long long channel, const Statistics& s) const {
+        if (s.count == 0) return;
+        if (last) *args.num_batches_tracked = number;
+        args.running_mean[channel] = blend(mean, s.mean, weight);
+        if (s.count > 1) {
+            args.running_var[channel] = blend(var, s.var * (s.count / (s.count - 1.0)), weight);
+        } else if (!isfinite(s.var)) {
+            args.running_var[channel] = (Param)(s.var - s.var); // NaN
         }
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) normalize(const __grid_constant__ NormalizeArgs args) {
-    if (blockIdx.x < args.owners) {
-        wait_for_previous_kernel();
-        return own_state(args);
+__device__ void own_state(const NormalizeArgs& args) {
+    long long channel = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    long long channels = args.tile.channels;
+    Running running;
+    if (args.running_mean) running.read(args, channel);
+    wait_for_previous_kernel();
+    if (channel >= channels) return;
+    Statistics s(args, channel);
+    args.saved[channel] = s.mean;
+    args.saved[channels + channel] = s.invstd;
+    if (channel == 0) args.saved[2 * channels] = s.count;
+    if (args.running_mean) running.update(args, channel, s);
+}
+
+// y = (x - mean) scale + shift of some channels, where mean is rounded to Math and shift makes up for it.
+struct Affine : Banks {
+    Math mean[SIZE], scale[SIZE], shift[SIZE];
+
+    // The parameters, which may be read while the kernel before still runs.
+    __device__ void begin(const NormalizeArgs& args, const Place& place) {
+        for_channels(args.tile, place, [&](int at, long long channel) {
+            scale[at] = args.weight ? args.weight[channel] : 1;
+            shift[at] = args.bias ? args.bias[channel] : 0;
+        });
     }
+
+    // By the same threads.
+    __device__ void finish(const NormalizeArgs& args, const Place& place) {
+        for_channels(args.tile, place, [&](int at, long long channel) {
+            Statistics s(args, channel);
+            f64 factor = scale[at] * s.invstd;
+            mean[at] = (Math)s.mean;
+            scale[at] = (Math)factor;
+            shift[at] = (Math)(shift[at] - (s.mean - (f64)mean[at]) * factor);
+        });
+    }
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) normalize(const __grid_constant__ NormalizeArgs args) {
+    if (blockIdx.x < args.owners) return own_state(args);
     const Tile& tile = args.tile;
     Place place(tile, gridDim.x - 1 - blockIdx.x);
-    Walk<true> walk(tile, place);
+    Walk<true> walk(tile, place), behind(tile, place);
+    Ahead ahead(args.ahead, 0);
     Policy policy = forget();
     long long indices[UNROLL];
     Vector x[UNROLL];
@@ -131,36 +157,48 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) normalize(const __
         for_taken(taken, [&](int u) { x[u].raw = load_constant((const Raw*)args.x + indices[u], policy); });
         return taken;
     };
+#pragma unroll 1
+    for (int turn = 0; turn < ahead.turns; turn++) {
+        for_taken(load_next(), [&](int u) { ahead.at(turn * UNROLL + u) = x[u].raw; });
+    }
     int taken = load_next();
+    __shared__ Affine affine;
+    affine.begin(args, place);
+    int at[WIDTH];
+    affine.find(tile, place, at);
 
     wait_for_previous_kernel();
-    __shared__ Affine affine;
-    affine.fill(args, place);
+    affine.finish(args, place);
     __syncthreads();
     Math mean[WIDTH], scale[WIDTH], shift[WIDTH];
 #pragma unroll
     for (int w = 0; w < WIDTH; w++) {
-        int c = place.local_channel(tile, w);
-        mean[w] = affine.mean[c];
-        scale[w] = affine.scale[c];
-        shift[w] = affine.shift[c];
+        mean[w] = affine.mean[at[w]];
+        scale[w] = affine.scale[at[w]];
+        shift[w] = affine.shift[at[w]];
+    }
+    auto write = [&](Vector& x, long long index) {
+        Math y[VEC];
+#pragma unroll
+        for (int j = 0; j < VEC; j++) {
+            int w = COLUMNS ? j : 0;
+            y[j] = (widen(x.element[j]) - mean[w]) * scale[w] + shift[w];
+        }
+        narrow(y, x);
+        store((Raw*)args.y + index, x.raw, policy);
+    };
+#pragma unroll 2
+    for (int vector = 0; vector < ahead.turns * UNROLL && behind.left > 0; vector++) {
+        Vector x;
+        x.raw = ahead.at(vector);
+        write(x, behind.next());
     }
     for (; taken > 0; taken = load_next()) {
-        for_taken(taken, [&](int u) {
-            Math y[VEC];
-#pragma unroll
-            for (int j = 0; j < VEC; j++) {
-                int w = COLUMNS ? j : 0;
-                y[j] = (widen(x[u].element[j]) - mean[w]) * scale[w] + shift[w];
-            }
-            narrow(y, x[u]);
-            store((Raw*)args.y + indices[u], x[u].raw, policy);
-        });
+        for_taken(taken, [&](int u) { write(x[u], indices[u]); });
     }
-    if (place.split > 0) return;
 #pragma unroll 1
-    for (unsigned e = threadIdx.x; e < tile.tail; e += blockDim.x) {
-        int c = e % (unsigned)tile.pack;
+    for (unsigned e = place.split * blockDim.x + threadIdx.x; e < tile.tail; e += tile.splits * blockDim.x) {
+        int c = affine.at(e % (unsigned)tile.pack);
         long long index = tile.runs * tile.slots * VEC + e;
         Math y = (element_at(args.x, index) - affine.mean[c]) * affine.scale[c] + affine.shift[c];
         narrow(y, ((Element*)args.y)[index]);

@@ -84,19 +84,20 @@ __device__ inline bool sum_splits(
     if (!last) return false;
     pair = {0, 0};
     if (share.inside && share.number < share.of) {
-        // Many loads at once: one after the other, their latencies would be what the kernel takes.
-        const int batch = COLUMNS ? 16 : 2;
+        // Many loads at once: one after the other, their latencies would be what the kernel takes. As many as find registers.
+        const int batch = !COLUMNS ? 2 : BLOCKS > 1 ? 8 : 16;
 #pragma unroll 1
         for (int first = share.number; first < tile.splits; first += batch * share.of) {
             double2 other[batch];
 #pragma unroll
             for (int b = 0; b < batch; b++) {
                 int split = first + b * share.of;
-                other[b] = make_double2(0, 0);
                 if (split < tile.splits) other[b] = __ldcg(partials + split * tile.channels + share.channel);
             }
 #pragma unroll
-            for (int b = 0; b < batch; b++) pair.add({other[b].x, other[b].y});
+            for (int b = 0; b < batch; b++) {
+                if (first + b * share.of < tile.splits) pair.add({other[b].x, other[b].y});
+            }
         }
     }
     share.sum(pair);
@@ -116,21 +117,32 @@ template <class T> struct Left {
     }
 };
 
-// Calls `item(at, member)` for this thread's share of what was left for its channel.
+// Calls `item(at, member)` for this thread's share of what was left for its channel: of a member's columns in turn, then of
+// the next member's.
 template <class Item> __device__ inline void for_share(const Tile& tile, const Share& share, Item item) {
     if (!share.inside) return;
-    int each = tile.slots * VEC / tile.pack;
-    bool by_column = each > 1;
-    int first = by_column ? share.number : 0, column_step = by_column ? share.of : 1;
-    int first_member = by_column ? 0 : share.number, member_step = by_column ? 1 : share.of;
-    int stride = tile.inner > 1 ? 1 : tile.pack;
-    int base = tile.inner > 1 ? share.local * tile.inner : share.local;
-#pragma unroll 1
-    for (int c = first; c < each; c += column_step) {
+    int columns = tile.slots * VEC / (unsigned)tile.pack;
+    int first = tile.inner > 1 ? share.local * tile.inner : share.local, stride = tile.inner > 1 ? 1 : tile.pack;
+    int member = share.number / (unsigned)columns, column = share.number - member * columns;
+    int member_step = share.of / (unsigned)columns, column_step = share.of - member_step * columns;
 #pragma unroll 4
-        for (int member = first_member; member < tile.members; member += member_step) {
-            item(Left<int>::at(tile, member, base + c * stride), member);
+    while (member < tile.members) {
+        item(Left<int>::at(tile, member, first + column * stride), member);
+        member += member_step;
+        column += column_step;
+        if (column >= columns) {
+            column -= columns;
+            member++;
         }
+    }
+}
+
+// Calls `item(index)` for this thread's share of its channel's elements after the last whole row; the first split has them.
+template <class Item> __device__ inline void for_tail(const Tile& tile, const Place& place, const Share& share, Item item) {
+    if (place.split > 0 || !share.inside) return;
+#pragma unroll 1
+    for (int e = share.local + share.number * tile.pack; e < tile.tail; e += share.of * tile.pack) {
+        item(tile.runs * tile.slots * VEC + e);
     }
 }
 

@@ -104,16 +104,15 @@ template <bool BACKWARDS> struct Walk {
     __device__ int take(long long (&indices)[UNROLL]) {
         int taken = left < UNROLL ? left : UNROLL;
 #pragma unroll
-        for (int u = 0; u < UNROLL; u++) {
-            indices[u] = index;
-            advance();
-        }
-        left -= taken;
+        for (int u = 0; u < UNROLL; u++) indices[u] = next();
+        left += UNROLL - taken;
         return taken;
     }
 
-  private:
-    __device__ void advance() {
+    // The next vector.
+    __device__ long long next() {
+        long long now = index;
+        left--;
         long long step = tile.step_index;
 #if !COLUMNS
         within += tile.step_within;
@@ -123,6 +122,40 @@ template <bool BACKWARDS> struct Walk {
         }
 #endif
         index += BACKWARDS ? -step : step;
+        return now;
+    }
+};
+
+// What a thread has read ahead of its use: `turns` turns of UNROLL vectors, in shared memory. Nobody else looks at them, so
+// nobody waits for anybody. The host asks for as much dynamic shared memory as all its tensors' turns take.
+struct Ahead {
+    int turns;
+    Raw* mine;
+
+    __device__ Ahead(int turns_, int tensor) : turns(turns_) {
+        extern __shared__ __align__(16) unsigned char ahead_memory[];
+        mine = (Raw*)ahead_memory + tensor * turns * UNROLL * blockDim.x + threadIdx.x;
+    }
+    __device__ Raw& at(int vector) const { return mine[vector * blockDim.x]; }
+};
+
+// Where a block has the numbers of its channels, in shared memory: those of 32 neighbours in the 32 banks, and those of every
+// VEC-th channel in neighbouring ones.
+struct Banks {
+    static const int RUN = MOST_PACK / VEC + 32 / VEC, SIZE = RUN * VEC;
+
+    __device__ static int at(int local_channel) { return local_channel % VEC * RUN + local_channel / VEC; }
+
+    // Those of the channels that a thread walks.
+    __device__ static void find(const Tile& tile, const Place& place, int (&places)[WIDTH]) {
+#pragma unroll
+        for (int w = 0; w < WIDTH; w++) places[w] = at(place.local_channel(tile, w));
+    }
+
+    // Calls `make(at, channel)` for each of the block's channels, by always the same thread.
+    template <class Make> __device__ static void for_channels(const Tile& tile, const Place& place, Make make) {
+        long long first = place.first_channel(tile);
+        for (int c = threadIdx.x; c < tile.pack && first + c < tile.channels; c += blockDim.x) make(at(c), first + c);
     }
 };
 

@@ -5,7 +5,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-use cudarc::driver::sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+use cudarc::driver::sys::CUdevice_attribute::{
+    CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT,
+};
 use cudarc::driver::{CudaContext, CudaStream};
 use syncbn_core::Element;
 
@@ -24,7 +26,10 @@ pub struct Cuda(Arc<Device>);
 struct Device {
     context: Arc<CudaContext>,
     multiprocessors: usize,
+    /// Bytes of a multiprocessor.
+    shared_memory: usize,
     can_overlap: bool,
+    may_overlap: bool,
     modules: Modules,
     pool: Arc<Pool>,
 }
@@ -60,13 +65,27 @@ impl Cuda {
         if major < 7 {
             return Err(CudaError::TooOld { ordinal: context.ordinal(), major, minor });
         }
-        let count =
-            context.attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT).map_err(CudaError::driver(during))?;
-        let multiprocessors = usize::try_from(count).unwrap_or(1).max(1);
+        let attribute = |which| {
+            let value = context.attribute(which).map_err(CudaError::driver(during))?;
+            Ok::<_, CudaError>(usize::try_from(value).unwrap_or(0))
+        };
+        let multiprocessors = attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?.max(1);
+        let shared_memory = attribute(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)?;
         let modules = Modules::new(10 * major + minor)?;
         let pool = Arc::new(Pool::new(context.clone()));
         let can_overlap = major >= 9 && driver::version()? >= driver::CAPTURES_OVERLAPS;
-        Ok(Self(Arc::new(Device { context, multiprocessors, can_overlap, modules, pool })))
+        // For tools that follow one kernel at a time.
+        let may_overlap =
+            can_overlap && std::env::var_os("SYNCBN_CUDA_OVERLAP").is_none_or(|value| value != "0");
+        Ok(Self(Arc::new(Device {
+            context,
+            multiprocessors,
+            shared_memory,
+            can_overlap,
+            may_overlap,
+            modules,
+            pool,
+        })))
     }
 
     /// The context that all memory and streams have to belong to.
@@ -89,9 +108,19 @@ impl Cuda {
         self.0.multiprocessors
     }
 
-    /// Whether a kernel may be launched to start before the one before it has ended (programmatic dependent launch).
+    /// Bytes that the blocks on one multiprocessor share.
+    pub(crate) fn shared_memory(&self) -> usize {
+        self.0.shared_memory
+    }
+
+    /// Whether the device can start a kernel before the one before it has ended (programmatic dependent launch).
     pub(crate) fn can_overlap(&self) -> bool {
         self.0.can_overlap
+    }
+
+    /// Whether it may, too.
+    pub(crate) fn may_overlap(&self) -> bool {
+        self.0.may_overlap
     }
 
     pub(crate) fn pool(&self) -> &Arc<Pool> {

@@ -10,16 +10,17 @@ use crate::device::Cuda;
 use crate::error::CudaError;
 use crate::module::Kernel;
 use crate::raw::driver::{Launch, launch};
-use crate::tile::{Plan, Tile, Tuning};
+use crate::tile::{Ahead, Plan, Tile, Tuning};
 
 pub(crate) const KERNEL: Kernel = Kernel {
     name: "grad_input",
     source: include_str!("../kernels/grad_input.cu"),
     args_bytes: size_of::<GradInputParams>(),
     writes: true,
+    reads: 2,
     rows: Tuning::new(256, 4, 2),
     columns: Tuning::new(256, 4, 2),
-    columns_of_halves: Tuning::new(256, 4, 2),
+    columns_of_halves: Tuning::new(384, 2, 2),
 };
 
 /// `GradInputArgs` of `grad_input.cu`.
@@ -32,6 +33,7 @@ pub(crate) struct GradInputParams {
     saved: u64,
     message: u64,
     weight: u64,
+    ahead: i32,
 }
 
 pub(crate) fn enqueue<T: Element>(
@@ -62,9 +64,14 @@ pub(crate) fn enqueue<T: Element>(
         return Ok(());
     }
     let message = sums.map_or(0, crate::scratch::Sums::message);
-    let params = GradInputParams { tile: plan.tile, x, dy, dx, saved, message, weight };
+    let kernel = cuda.kernel::<T>(&KERNEL, &plan)?;
+    let mut launched = Launch::of(&plan);
+    let mut ahead = Ahead::default();
     // With frozen statistics nothing says what the previous kernel was: it may be the one that makes dy.
-    let overlaps = message != 0 && cuda.can_overlap();
-    let launched = Launch { overlaps, ..Launch::of(&plan) };
-    launch(queue, cuda.kernel::<T>(&KERNEL, &plan)?, launched, params)
+    if message != 0 && cuda.can_overlap() {
+        ahead = plan.ahead(&KERNEL, size_of::<T>(), cuda.shared_memory(), kernel.shared);
+        launched = Launch { overlaps: cuda.may_overlap(), shared: ahead.bytes, ..launched };
+    }
+    let params = GradInputParams { tile: plan.tile, x, dy, dx, saved, message, weight, ahead: ahead.turns };
+    launch(queue, kernel, launched, params)
 }

@@ -17,6 +17,7 @@ pub(crate) const KERNEL: Kernel = Kernel {
     source: include_str!("../kernels/grad_sums.cu"),
     args_bytes: size_of::<GradSumsParams>(),
     writes: false,
+    reads: 2,
     rows: Tuning::new(512, 2, 2),
     columns: Tuning::new(384, 2, 2),
     columns_of_halves: Tuning::new(384, 1, 4),

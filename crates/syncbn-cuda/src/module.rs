@@ -30,6 +30,8 @@ pub(crate) struct Kernel {
     pub(crate) args_bytes: usize,
     /// Whether it writes a tensor, or only sums.
     pub(crate) writes: bool,
+    /// Tensors that it reads.
+    pub(crate) reads: usize,
     pub(crate) rows: Tuning,
     pub(crate) columns: Tuning,
     /// For elements of two bytes: twice as many sums to a thread.

@@ -17,6 +17,7 @@ pub(crate) const KERNEL: Kernel = Kernel {
     source: include_str!("../kernels/moments.cu"),
     args_bytes: size_of::<MomentsParams>(),
     writes: false,
+    reads: 1,
     rows: Tuning::new(512, 2, 4),
     columns: Tuning::new(384, 2, 4),
     columns_of_halves: Tuning::new(384, 1, 8),

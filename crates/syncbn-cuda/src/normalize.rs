@@ -17,6 +17,7 @@ pub(crate) const KERNEL: Kernel = Kernel {
     source: include_str!("../kernels/normalize.cu"),
     args_bytes: size_of::<NormalizeParams>(),
     writes: true,
+    reads: 1,
     rows: Tuning::new(256, 4, 4),
     columns: Tuning::new(512, 2, 4),
     columns_of_halves: Tuning::new(512, 2, 4),
@@ -43,6 +44,7 @@ pub(crate) struct NormalizeParams {
     momentum: f64,
     source: i32,
     owners: i32,
+    ahead: i32,
 }
 
 /// The enum of the same name in normalize.cu.
@@ -82,6 +84,7 @@ pub(crate) fn enqueue<T: Element>(
         momentum: -1.0,
         source: SAVED,
         owners: geometry.channels().div_ceil(plan.threads as usize) as i32,
+        ahead: 0,
     };
     match source {
         Source::Batch { sums, group, saved, running } => {
@@ -115,8 +118,13 @@ pub(crate) fn enqueue<T: Element>(
     if blocks == 0 {
         return Ok(());
     }
+    let kernel = cuda.kernel::<T>(&KERNEL, &plan)?;
+    let mut launched = Launch { blocks, ..Launch::of(&plan) };
     // Only after `moments` is it known that the previous kernels have nothing to do with x.
-    let overlaps = matches!(params.source, GROUP | LOCAL) && cuda.can_overlap();
-    let launched = Launch { blocks, overlaps, ..Launch::of(&plan) };
-    launch(queue, cuda.kernel::<T>(&KERNEL, &plan)?, launched, params)
+    if matches!(params.source, GROUP | LOCAL) && cuda.can_overlap() {
+        let ahead = plan.ahead(&KERNEL, size_of::<T>(), cuda.shared_memory(), kernel.shared);
+        params.ahead = ahead.turns;
+        launched = Launch { overlaps: cuda.may_overlap(), shared: ahead.bytes, ..launched };
+    }
+    launch(queue, kernel, launched, params)
 }

@@ -21,7 +21,9 @@ const LINE: usize = 128;
 /// The most lanes of a block whose channels would not end together in fewer.
 const MOST_SLOTS: usize = 128;
 /// Fewer rows than this are not worth reading as matrices that end between them.
-const LEAST_RUNS: usize = 256;
+const LEAST_RUNS: usize = 32;
+/// Bytes of shared memory that each block takes beside its own.
+const RESERVED: usize = 1024;
 
 /// The struct of the same name in tile.cuh.
 #[repr(C)]
@@ -60,6 +62,15 @@ impl Tuning {
     pub(crate) const fn new(threads: usize, blocks: usize, unroll: usize) -> Self {
         Self { threads, blocks, unroll }
     }
+}
+
+/// What a thread of a kernel that may start early reads before it has to wait.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Ahead {
+    /// Turns of its loads, besides one that stays in registers.
+    pub(crate) turns: i32,
+    /// Bytes of a block's shared memory that they take.
+    pub(crate) bytes: u32,
 }
 
 /// A tile, and what else a launch needs.
@@ -129,6 +140,19 @@ impl Plan {
             shares: small(team.shares())?,
         };
         Ok(Self { tile, blocks, threads: team.threads as u32, vec: matrix.vec, columns: matrix.columns })
+    }
+
+    /// As much as there is: all but a thread's last turn, if a multiprocessor with `room` bytes of shared memory has room for
+    /// that in all the blocks that it runs, of which each takes `taken` bytes anyway.
+    pub(crate) fn ahead(&self, kernel: &Kernel, size: usize, room: usize, taken: usize) -> Ahead {
+        let tuning = kernel.tuning(self.columns, size);
+        let threads = self.threads as usize;
+        let blocks = (tuning.blocks * tuning.threads / threads).max(1);
+        let turn = kernel.reads * tuning.unroll * threads * self.vec * size;
+        let vectors = self.tile.whole.unsigned_abs() as usize + usize::from(self.tile.rest > 0);
+        let wanted = vectors.div_ceil(tuning.unroll).saturating_sub(1);
+        let turns = wanted.min((room / blocks).saturating_sub(taken + RESERVED) / turn);
+        Ahead { turns: turns as i32, bytes: (turns * turn) as u32 }
     }
 }
 
@@ -207,8 +231,9 @@ impl Matrix {
     /// Puts threads to the lanes of a device of so many multiprocessors.
     fn team(&self, tuning: Tuning, multiprocessors: usize) -> Team {
         let vectors = self.runs * self.segment;
-        // No more threads than get a few loads each.
-        let wanted = vectors.div_ceil(tuning.unroll.min(4)).max(1);
+        // No more threads than get a few loads each: as many as are in flight at once cost no more time than one.
+        let wanted =
+            vectors.div_ceil(if self.columns { tuning.unroll.max(4) } else { tuning.unroll.min(4) }).max(1);
         let most = tuning.threads;
         if !self.columns && wanted <= most.min(256) / 2 {
             let members = wanted.next_power_of_two().max(32);
@@ -229,8 +254,9 @@ impl Matrix {
         let (partials, tickets) = most_partials(multiprocessors, groups * self.pack);
         let team = |threads: usize| {
             let members = (threads / self.slots).min(wanted.next_power_of_two());
-            let useful =
-                vectors.div_ceil(members * 4).clamp(1, partials / (groups * self.pack).min(partials));
+            let useful = vectors
+                .div_ceil(members * tuning.unroll.max(4))
+                .clamp(1, partials / (groups * self.pack).min(partials));
             let (splits, score) =
                 best_splits(groups, room / threads, if groups > tickets { 1 } else { useful });
             Team { threads, slots: self.slots, members, pack: self.pack, groups, splits, score }
@@ -274,14 +300,21 @@ impl Team {
 /// How many blocks a group is split into, and how well that fills a device with room for `room` blocks at a time: the last
 /// round of blocks may leave it empty, and each round has its own beginning and end.
 fn best_splits(groups: usize, room: usize, most: usize) -> (usize, f64) {
-    let score = |splits: usize| {
-        let blocks = groups * splits;
-        let rounds = blocks.div_ceil(room);
-        blocks as f64 / (rounds * room) as f64 - 0.05 * (rounds - 1) as f64
-    };
     let most = most.min((4 * room / groups).max(1));
-    let best = (1..=most).map(score).fold(f64::MIN, f64::max);
-    let splits = (1..=most).find(|&splits| score(splits) >= best - 0.04).unwrap_or(1);
+    let rounds = |splits: usize| (groups * splits).div_ceil(room);
+    let full = |rounds: usize| (rounds * room) as f64;
+    let cost = |rounds: usize| 0.05 * (rounds - 1) as f64;
+    let score = |splits| (groups * splits) as f64 / full(rounds(splits)) - cost(rounds(splits));
+    // In so many rounds, more blocks are better.
+    let fullest = |rounds: usize| (rounds * room / groups).clamp(1, most);
+    let all = rounds(1)..=rounds(most);
+    let best = all.clone().map(|rounds| score(fullest(rounds))).fold(f64::MIN, f64::max);
+    // The fewest splits that are nearly as good have the fewest partial sums.
+    let enough = 0.96 * best;
+    let fewest = |rounds| ((enough + cost(rounds)) * full(rounds) / groups as f64).ceil().max(1.0) as usize;
+    let splits =
+        all.map(|rounds| fewest(rounds).min(fullest(rounds))).find(|&splits| score(splits) >= enough);
+    let splits = splits.unwrap_or(most);
     (splits, score(splits))
 }
 

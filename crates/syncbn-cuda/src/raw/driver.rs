@@ -158,7 +158,11 @@ pub(crate) fn is_capturing(stream: &CudaStream) -> Result<bool, CudaError> {
 
 /// A compiled kernel on a device. It is never unloaded: graphs may hold it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Function(sys::CUfunction);
+pub(crate) struct Function {
+    handle: sys::CUfunction,
+    /// The bytes of shared memory that a block has without asking.
+    pub(crate) shared: usize,
+}
 
 // SAFETY: a CUfunction is a handle that the driver lets every thread use, at any time while its module is loaded; modules
 // are never unloaded before their context goes, and every launch goes through a stream that keeps the context.
@@ -178,8 +182,24 @@ impl Function {
         // SAFETY: the module was just loaded.
         let function = unsafe { result::module::get_function(module, name) }
             .map_err(CudaError::driver("finding a kernel"))?;
-        Ok(Self(function))
+        let shared = allow_shared_memory(context, function).map_err(CudaError::driver("finding a kernel"))?;
+        Ok(Self { handle: function, shared })
     }
+}
+
+/// Lets a kernel be launched with all shared memory that a block can have; returns what it has without asking.
+fn allow_shared_memory(context: &CudaContext, function: sys::CUfunction) -> Result<usize, DriverError> {
+    use sys::CUfunction_attribute::{
+        CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as DYNAMIC,
+        CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES as STATIC,
+    };
+    let most =
+        context.attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+    // SAFETY: the function belongs to the current context.
+    let shared = unsafe { result::function::get_function_attribute(function, STATIC) }?;
+    // SAFETY: as before.
+    unsafe { result::function::set_function_attribute(function, DYNAMIC, (most - shared).max(0)) }?;
+    Ok(usize::try_from(shared).unwrap_or(0))
 }
 
 /// A kernel's only parameter: a struct that has the same bytes in Rust and in CUDA.
@@ -213,6 +233,8 @@ unsafe impl Params for GradInputParams {
 pub(crate) struct Launch {
     pub(crate) blocks: u32,
     pub(crate) threads: u32,
+    /// Bytes of shared memory that a block asks for.
+    pub(crate) shared: u32,
     /// Programmatic dependent launch: the kernel may start when the stream's previous kernel says so, and waits by
     /// itself before it touches what that one writes. What is not a kernel is waited for in any case.
     pub(crate) overlaps: bool,
@@ -220,7 +242,7 @@ pub(crate) struct Launch {
 
 impl Launch {
     pub(crate) fn of(plan: &Plan) -> Self {
-        Self { blocks: plan.blocks, threads: plan.threads, overlaps: false }
+        Self { blocks: plan.blocks, threads: plan.threads, shared: 0, overlaps: false }
     }
 }
 
@@ -245,14 +267,14 @@ pub(crate) fn launch<P: Params>(
         blockDimX: launch.threads,
         blockDimY: 1,
         blockDimZ: 1,
-        sharedMemBytes: 0,
+        sharedMemBytes: launch.shared,
         hStream: stream.cu_stream(),
         attrs: &raw mut overlap,
         numAttrs: u32::from(launch.overlaps),
     };
     // SAFETY: by `Params` the struct is what the kernel takes; the driver copies it, and the attribute, before it returns.
     // The context is current, and the function belongs to it, since backend and stream were compared before.
-    unsafe { sys::cuLaunchKernelEx(&raw const config, function.0, pointers.as_mut_ptr(), null_mut()) }
+    unsafe { sys::cuLaunchKernelEx(&raw const config, function.handle, pointers.as_mut_ptr(), null_mut()) }
         .result()
         .map_err(CudaError::driver(P::KERNEL))
 }

@@ -122,3 +122,57 @@ fn a_pointer_off_alignment_narrows_the_loads() {
     assert_eq!(vec(4, &[8]), 2);
     assert_eq!(vec(8, &[256]), 2);
 }
+
+#[test]
+fn what_is_read_ahead_is_there_and_has_room_in_every_block_of_a_multiprocessor() {
+    let (room, taken) = (228 * 1024, 12_000);
+    let mut most = 0;
+    for shape in
+        [[1, 67, 1], [2, 64, 131_072], [8, 256, 3136], [64, 2048, 49], [131_072, 64, 1], [3, 67, 169]]
+    {
+        let geometry = Geometry::channels_first(&shape).unwrap();
+        for (kernel, size) in KERNELS.into_iter().flat_map(|kernel| [2, 4, 8].map(|size| (kernel, size))) {
+            let plan = Plan::new(&geometry, size, &[256], 132, kernel).unwrap();
+            let tuning = kernel.tuning(plan.columns, size);
+            let Ahead { turns, bytes } = plan.ahead(kernel, size, room, taken);
+            let (turns, bytes) = (turns as usize, bytes as usize);
+            let vector = plan.threads as usize * plan.vec * size;
+            assert_eq!(bytes, turns * tuning.unroll * vector * kernel.reads, "{shape:?} {}", kernel.name);
+            let blocks = tuning.threads * tuning.blocks / plan.threads as usize;
+            assert!(turns == 0 || blocks * (bytes + taken) <= room, "{shape:?} {} {blocks}", kernel.name);
+            // A turn that stays in registers is left to every thread that has one.
+            let vectors = plan.tile.whole as usize + usize::from(plan.tile.rest > 0);
+            assert!(turns == 0 || turns * tuning.unroll < vectors, "{shape:?} {}", kernel.name);
+            most = most.max(turns);
+        }
+    }
+    assert!(most >= 2);
+    let plan =
+        Plan::new(&Geometry::channels_first(&[2, 64, 131_072]).unwrap(), 4, &[256], 132, &normalize::KERNEL);
+    assert_eq!(plan.unwrap().ahead(&normalize::KERNEL, 4, 0, taken).turns, 0);
+}
+
+#[test]
+fn the_splits_are_the_fewest_that_fill_a_device_nearly_as_well_as_the_best() {
+    for groups in [1, 2, 3, 4, 7, 16, 19, 32, 64, 100, 129, 131, 133, 256, 300, 2048] {
+        for (room, most) in
+            [(132, 1), (132, 7), (132, 132), (264, 500), (528, 5000), (1056, 40), (1056, 9000)]
+        {
+            let score = |splits: usize| {
+                let blocks = groups * splits;
+                let rounds = blocks.div_ceil(room);
+                blocks as f64 / (rounds * room) as f64 - 0.05 * (rounds - 1) as f64
+            };
+            let all = 1..=most.min((4 * room / groups).max(1));
+            let best = all.clone().map(score).fold(f64::MIN, f64::max);
+            let (splits, its_score) = best_splits(groups, room, most);
+            assert_eq!(its_score, score(splits));
+            let fewest = all.clone().find(|&splits| score(splits) >= 0.96 * best).unwrap();
+            // Rounding may tell the two apart by one.
+            assert!(
+                splits.abs_diff(fewest) <= 1 && score(splits) >= 0.959 * best,
+                "{groups} {room} {most}: {splits}, {fewest}"
+            );
+        }
+    }
+}
