@@ -2,7 +2,8 @@
 // thread, and write the saved and the running statistics; the others finalise what they need for themselves.
 //
 // It may start before the kernel that makes the message has ended: until it has waited, it only reads what was there before
-// that kernel began, x above all: as much of it as there is room for on the multiprocessor.
+// that kernel began (x above all, as much of it as there is room for on the multiprocessor), and takes the state's ticket, which
+// is nobody else's.
 
 enum Source { GROUP, LOCAL, FROZEN, SAVED };
 
@@ -31,7 +32,7 @@ static_assert(sizeof(NormalizeArgs) == ARGS_BYTES, "normalize.rs has another str
 
 struct Batch { f64 count, mean, var; };
 
-// As statistics.rs of the core has it. What it loads, it loads at once: one wait for all.
+// As statistics.rs of the core has it, up to rounding. What it loads, it loads at once: one wait for all.
 __device__ inline Batch batch(const NormalizeArgs& args, long long channel) {
     const f64* channels = args.message + 1;
     bool local = args.source == LOCAL;

@@ -178,8 +178,8 @@ __device__ inline void let_next_kernel_start() {
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
-// ... until all of this one's predecessor is done and seen. What the predecessor writes may only be touched after it; x and the
-// parameters were there before the predecessor began.
+// ... until all of this one's predecessor is done and seen. What the predecessor writes may only be touched after it; tensors,
+// parameters, and what earlier passes left (running and saved statistics) were there before the predecessor began.
 __device__ inline void wait_for_previous_kernel() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");

@@ -73,7 +73,8 @@ impl Cuda {
         let shared_memory = attribute(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)?;
         let modules = Modules::new(10 * major + minor)?;
         let pool = Arc::new(Pool::new(context.clone()));
-        let can_overlap = major >= 9 && driver::version()? >= driver::CAPTURES_OVERLAPS;
+        // The kernels wait for each other only where they are compiled for a device that can.
+        let can_overlap = modules.capability() >= 90 && driver::version()? >= driver::CAPTURES_OVERLAPS;
         // For tools that follow one kernel at a time.
         let may_overlap =
             can_overlap && std::env::var_os("SYNCBN_CUDA_OVERLAP").is_none_or(|value| value != "0");
@@ -118,7 +119,7 @@ impl Cuda {
         self.0.can_overlap
     }
 
-    /// Whether it may, too.
+    /// Whether it is let, too: without it, kernels still read ahead, one after the other.
     pub(crate) fn may_overlap(&self) -> bool {
         self.0.may_overlap
     }

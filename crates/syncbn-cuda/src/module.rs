@@ -12,7 +12,7 @@ use crate::cache::Cache;
 use crate::error::CudaError;
 use crate::raw::driver::Function;
 use crate::raw::nvrtc::{Nvrtc, nvrtc};
-use crate::tile::{MOST_PACK, Tile, Tuning};
+use crate::tile::{Tile, Tuning, most_pack};
 use crate::{grad_input, grad_sums, moments, normalize};
 
 const SHARED: &str = concat!(
@@ -30,7 +30,7 @@ pub(crate) struct Kernel {
     pub(crate) args_bytes: usize,
     /// Whether it writes a tensor, or only sums.
     pub(crate) writes: bool,
-    /// Tensors that it reads.
+    /// Tensors that it reads, for what it may read ahead.
     pub(crate) reads: usize,
     pub(crate) rows: Tuning,
     pub(crate) columns: Tuning,
@@ -88,7 +88,7 @@ impl Special {
             format!("-DTHREADS={threads}"),
             format!("-DBLOCKS={blocks}"),
             format!("-DUNROLL={unroll}"),
-            format!("-DMOST_PACK={MOST_PACK}"),
+            format!("-DMOST_PACK={}", most_pack(self.columns)),
             format!("-DTILE_BYTES={}", size_of::<Tile>()),
             format!("-DARGS_BYTES={}", self.kernel.args_bytes),
             format!("--gpu-architecture={architecture}"),
@@ -112,6 +112,7 @@ impl Special {
 
 /// The kernels that a device has loaded so far.
 pub(crate) struct Modules {
+    capability: i32,
     architecture: String,
     cache: Cache,
     loaded: Mutex<HashMap<Key, Function>>,
@@ -121,13 +122,18 @@ impl Modules {
     /// For a device of this compute capability: machine code where NVRTC knows it, else PTX of the newest that it does.
     pub(crate) fn new(capability: i32) -> Result<Self, CudaError> {
         let known = nvrtc()?.architectures()?;
-        let architecture = if known.contains(&capability) {
-            format!("sm_{capability}")
+        let (capability, architecture) = if known.contains(&capability) {
+            (capability, format!("sm_{capability}"))
         } else {
             let nearest = known.into_iter().filter(|&known| known < capability).max().unwrap_or(capability);
-            format!("compute_{nearest}")
+            (nearest, format!("compute_{nearest}"))
         };
-        Ok(Self { architecture, cache: Cache::from_env(), loaded: Mutex::default() })
+        Ok(Self { capability, architecture, cache: Cache::from_env(), loaded: Mutex::default() })
+    }
+
+    /// What the kernels are compiled for: the device's compute capability, or an older one.
+    pub(crate) fn capability(&self) -> i32 {
+        self.capability
     }
 
     /// The kernel, compiled and loaded at its first use.

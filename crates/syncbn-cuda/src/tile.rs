@@ -15,7 +15,14 @@ use crate::module::Kernel;
 /// The widest load, in bytes.
 const WIDEST: usize = 16;
 /// The most channels of a block; tile.cuh is told.
-pub(crate) const MOST_PACK: usize = 256;
+const MOST_PACK: usize = 256;
+/// The same of rows: a warp has one channel, and many channels are put into blocks of 256 threads only.
+const MOST_ROWS: usize = 8;
+
+/// The most channels of a block.
+pub(crate) const fn most_pack(columns: bool) -> usize {
+    if columns { MOST_PACK } else { MOST_ROWS }
+}
 /// The bytes of the lanes of a block of columns: a line of the cache.
 const LINE: usize = 128;
 /// The most lanes of a block whose channels would not end together in fewer.
@@ -237,7 +244,7 @@ impl Matrix {
         let most = tuning.threads;
         if !self.columns && wanted <= most.min(256) / 2 {
             let members = wanted.next_power_of_two().max(32);
-            let slots = most.min(256) / members;
+            let slots = most.min(32 * MOST_ROWS) / members;
             let groups = self.lanes.div_ceil(slots);
             return Team {
                 threads: members * slots,
@@ -267,9 +274,9 @@ impl Matrix {
         let sizes = [most, most / 2, most / 4, most / 8].into_iter().filter(|&size| size >= least);
         let sizes = sizes.filter(|&size| size < 2 * enough);
         let teams: Vec<Team> = sizes.map(team).collect();
-        let best = teams.iter().map(|team| team.score).fold(0.0, f64::max);
+        let best = teams.iter().map(|team| team.score).fold(f64::MIN, f64::max);
         // The largest blocks have the fewest partial sums.
-        teams.into_iter().find(|team| team.score >= 0.96 * best).unwrap_or_else(|| team(most))
+        teams.into_iter().find(|team| team.score >= nearly(best)).unwrap_or_else(|| team(most))
     }
 }
 
@@ -310,12 +317,17 @@ fn best_splits(groups: usize, room: usize, most: usize) -> (usize, f64) {
     let all = rounds(1)..=rounds(most);
     let best = all.clone().map(|rounds| score(fullest(rounds))).fold(f64::MIN, f64::max);
     // The fewest splits that are nearly as good have the fewest partial sums.
-    let enough = 0.96 * best;
+    let enough = nearly(best);
     let fewest = |rounds| ((enough + cost(rounds)) * full(rounds) / groups as f64).ceil().max(1.0) as usize;
     let splits =
         all.map(|rounds| fewest(rounds).min(fullest(rounds))).find(|&splits| score(splits) >= enough);
     let splits = splits.unwrap_or(most);
     (splits, score(splits))
+}
+
+/// What is as good as the best score, or nearly; rounding aside.
+fn nearly(best: f64) -> f64 {
+    best - 0.04 * best.abs() - 1e-9
 }
 
 /// The most partial sums, of `channels` channels over all splits, and tickets that any pass needs.

@@ -43,8 +43,12 @@ sanitize() {
     if [ "$tool" = racecheck ]; then # it loses track of kernels that run side by side
         export SYNCBN_CUDA_OVERLAP=0 CUDA_DEVICE_MAX_CONNECTIONS=1
     fi
-    "$program" --list "$@" | sed -n 's/: test$//p' |
-        xargs -P "$(nproc)" -I LAW "$here/run" sanitize_law "$tool" "$program" LAW
+    laws=$("$program" --list "$@") || return 1
+    laws=$(printf '%s\n' "$laws" | sed -n 's/: test$//p')
+    [ -n "$laws" ] || { echo "no law of that name"; return 1; }
+    jobs=$(nproc)
+    [ "$jobs" -le 16 ] || jobs=16 # each has its share of the device's memory
+    printf '%s\n' "$laws" | xargs -P "$jobs" -I {} "$here/run" sanitize_law "$tool" "$program" {}
 }
 
 # One law. A tool that says that it failed itself is asked again.
@@ -54,9 +58,11 @@ sanitize_law() {
         status=$?
         case $log in *'Internal Sanitizer Error'*) ;; *) break ;; esac
     done
-    case $status:$log in 0:*' 1 passed'*) echo "$3 ... ok" && return ;; esac
-    echo "$3 ... FAILED under $1"
-    echo "$log"
+    case $status:$log in
+    *'Internal Sanitizer Error'*) ;;
+    0:*' 1 passed'*) echo "$3 ... ok" && return ;;
+    esac
+    printf '%s\n' "$3 ... FAILED under $1" "$log"
     return 1
 }
 
