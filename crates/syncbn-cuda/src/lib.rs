@@ -4,7 +4,8 @@
 //! - Sums, messages and saved statistics are `f64`. Chains of at most 64 elements have the squares of their differences from
 //!   their first summed in `f32` (`f64` for `f64` activations), `f32` elements themselves in `f64`, and are merged in `f64`. No float atomics: every run gives the same bits.
 //! - From compute capability 9.0 on, a kernel that writes y or dx is launched to start before the kernel that sums has ended
-//!   (programmatic dependent launch, in captured graphs too, from driver 12.3 on); it waits by itself for the sums.
+//!   (programmatic dependent launch, in captured graphs too, from driver 12.3 on): it reads as much as shared memory has room
+//!   for, and waits by itself for the sums.
 //! - From a call to its return the host never waits for the device, and allocates nothing once a shape has been seen on a
 //!   stream: a step can be captured in a CUDA graph. Memory that the caller borrows from cudarc must then be
 //!   untracked (`CudaContext::disable_event_tracking` before it was allocated), since cudarc's events break a capture.
