@@ -14,7 +14,7 @@ use crate::number::BLOCK;
 /// several threads has several.
 const PIECE: usize = 1 << 16;
 
-/// Tensors with fewer elements are not worth waking a second thread.
+/// Sums over fewer elements are not worth waking a second thread.
 const SERIAL: usize = 1 << 15;
 
 /// From this many neighbours on, a channel's own neighbours fill vectors. Below, vectors run across channels.
@@ -76,13 +76,11 @@ impl Tiles {
 
     /// Runs `work` for every tile. `results` has one row of `channels` results per split, and a tile is lent its own.
     pub(crate) fn for_each<R: Send>(&self, results: &mut [R], work: impl Fn(&Tile, &mut [R]) + Sync) {
-        let row = |(split, row): (usize, &mut [R])| {
-            for (group, results) in row.chunks_mut(self.channel_step).enumerate() {
-                work(&self.tile(split, group), results);
-            }
-        };
         if self.outer * self.channels * self.inner < SERIAL {
-            results.chunks_mut(self.channels).enumerate().for_each(row);
+            // Less than a piece: there is one part at most.
+            for (group, results) in results.chunks_mut(self.channel_step).enumerate() {
+                work(&self.tile(0, group), results);
+            }
             return;
         }
         results.par_chunks_mut(self.channels).enumerate().for_each(|(split, row)| {
@@ -101,9 +99,98 @@ pub(crate) fn for_each_piece<T: Send>(
     work: impl Fn(usize, &mut [T]) + Sync,
 ) {
     let piece = if period <= PIECE { PIECE / period * period } else { PIECE };
-    if memory.len() < SERIAL {
-        memory.chunks_mut(piece).enumerate().for_each(|(index, chunk)| work(index * piece, chunk));
-    } else {
-        memory.par_chunks_mut(piece).enumerate().for_each(|(index, chunk)| work(index * piece, chunk));
+    memory.par_chunks_mut(piece).enumerate().for_each(|(index, chunk)| work(index * piece, chunk));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::thread;
+
+    use super::*;
+
+    fn geometry(outer: usize, channels: usize, inner: usize) -> Geometry {
+        Geometry::channels_first(&[outer, channels, inner]).unwrap()
+    }
+
+    /// Whether work stays on the thread that asks for it.
+    fn stays(run: impl FnOnce(&(dyn Fn() + Sync))) -> bool {
+        let threads = Mutex::new(Vec::new());
+        run(&|| threads.lock().unwrap().push(thread::current().id()));
+        let threads = threads.into_inner().unwrap();
+        assert!(!threads.is_empty());
+        threads.iter().all(|&thread| thread == thread::current().id())
+    }
+
+    #[test]
+    fn a_small_tensor_wakes_no_other_thread_and_a_large_one_is_left_to_the_pool() {
+        // Several groups of channels, which several threads could sum.
+        for (outer, channels, inner) in [(1, SERIAL, 1), (2, SERIAL / 4, 2), (1, SERIAL / 16, 16)] {
+            let sum_stays = |channels: usize| {
+                let tiles = Tiles::new(&geometry(outer, channels, inner));
+                stays(|work| tiles.for_each(&mut vec![0; tiles.splits() * channels], |_, _| work()))
+            };
+            assert!(sum_stays(channels - 1));
+            assert!(!sum_stays(channels));
+        }
+        for (len, expected) in [(1, true), (SERIAL, true), (PIECE + 1, false)] {
+            assert_eq!(stays(|work| for_each_piece(1, &mut vec![0; len], |_, _| work())), expected);
+        }
+    }
+
+    #[test]
+    fn tiles_hold_every_element_once_and_write_each_channel_s_own_result() {
+        for (outer, channels, inner) in [
+            (0, 3, 4),
+            (2, 1, 1),
+            (5, 3, 4),
+            (7, 2100, 1),
+            (3, 1100, 2),
+            (300, 129, 1),
+            (2, 3, 255),
+            (40_000, 3, 1),
+            (2, 1, PIECE + 1),
+            (1, 2, 2 * PIECE + 5),
+        ] {
+            let geometry = geometry(outer, channels, inner);
+            // One channel, or one position, has its axes merged.
+            let inner = geometry.inner();
+            let tiles = Tiles::new(&geometry);
+            let seen = Mutex::new(vec![0; geometry.len()]);
+            let mut results = vec![usize::MAX; tiles.splits() * channels];
+            tiles.for_each(&mut results, |tile, results| {
+                assert_eq!(tile.channels.len(), results.len());
+                let run = tile.channels.len() * tile.inner.len();
+                assert!(tile.outer.len() * run <= PIECE, "{geometry:?}");
+                assert!(run <= BLOCK || tile.channels.len() == 1, "{geometry:?}");
+                for (channel, result) in tile.channels.clone().zip(results) {
+                    *result = channel;
+                    for outer in tile.outer.clone() {
+                        let plane = (outer * channels + channel) * inner;
+                        let seen = &mut seen.lock().unwrap()[plane..plane + inner];
+                        seen[tile.inner.clone()].iter_mut().for_each(|seen| *seen += 1);
+                    }
+                }
+            });
+            assert!(seen.into_inner().unwrap().iter().all(|&seen| seen == 1), "{geometry:?}");
+            assert!(results.iter().enumerate().all(|(i, &result)| result == i % channels), "{geometry:?}");
+            let count: f64 = (0..tiles.splits()).map(|split| tiles.count(split)).sum();
+            assert_eq!(count, geometry.per_channel() as f64, "{geometry:?}");
+        }
+    }
+
+    #[test]
+    fn pieces_are_whole_planes_or_rows_where_these_are_small_enough() {
+        for period in [1, 7, 1000, PIECE / 2 + 1, PIECE] {
+            let mut memory = vec![0; 3 * PIECE + 5];
+            let len = memory.len();
+            for_each_piece(period, &mut memory, |start, piece| {
+                assert_eq!(start % period, 0);
+                assert!(piece.len() <= PIECE, "{period}");
+                assert!(piece.len() > PIECE / 2 || start + piece.len() == len, "{period}");
+                piece.iter_mut().zip(start..).for_each(|(element, at)| *element += at);
+            });
+            assert!(memory.into_iter().eq(0..len), "{period}");
+        }
     }
 }
