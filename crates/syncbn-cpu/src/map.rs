@@ -179,3 +179,32 @@ fn across<L: Lane, const N: usize, const K: usize>(
         output[i] = L::narrow(of(array::from_fn(|n| lanes[n][i].widen()), coefficients));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn period_and_vector(shape: [usize; 3]) -> (usize, Vec<f64>) {
+        let geometry = Geometry::channels_first(&shape).unwrap();
+        let Coefficients { vectors: [vector], period } =
+            Coefficients::new(&geometry, |channel| [channel as f64]).unwrap();
+        (period, vector)
+    }
+
+    #[test]
+    fn a_plane_has_one_coefficient_however_long_it_is() {
+        for inner in [32, 49, 5000] {
+            assert_eq!(period_and_vector([2, 3, inner]), (inner, vec![0.0, 1.0, 2.0]));
+        }
+    }
+
+    #[test]
+    fn short_rows_are_repeated_to_fill_a_block_and_long_ones_are_not() {
+        for (channels, inner) in [(1, 1), (3, 1), (5, 31), (BLOCK, 1), (700, 1), (2100, 3)] {
+            let (period, vector) = period_and_vector([2, channels, inner]);
+            let row = channels * inner;
+            assert_eq!(period, row * (BLOCK / row).max(1));
+            assert!(vector.iter().copied().eq((0..period).map(|i| (i / inner % channels) as f64)));
+        }
+    }
+}

@@ -182,3 +182,20 @@ fn copy_in<T: Copy>(ours: &mut [T], from: &[T], what: &'static str) -> Result<()
 fn same_length(expected: usize, got: usize, what: &'static str) -> Result<(), CpuError> {
     if expected == got { Ok(()) } else { Err(CpuError::Length { what, expected, got }) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scratch_grows_by_what_is_missing_and_never_shrinks() {
+        let mut values = Vec::<u8>::new();
+        for (len, kept) in [(3, 3), (5, 5), (2, 5), (5, 5)] {
+            assert_eq!(scratch(&mut values, len, "test").unwrap().len(), len);
+            assert_eq!(values.len(), kept);
+        }
+        let missing = isize::MAX as usize + 1;
+        let error = scratch(&mut vec![0_u8; 5], missing + 5, "test").unwrap_err();
+        assert_eq!(error, CpuError::OutOfMemory { what: "test", bytes: missing });
+    }
+}
