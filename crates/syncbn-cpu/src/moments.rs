@@ -50,7 +50,8 @@ fn of_tile<T: Number>(geometry: &Geometry, tile: &Tile, x: &[T], results: &mut [
     let count = (tile.outer.len() * tile.inner.len()) as f64;
     for (channel, result) in tile.channels.clone().zip(results) {
         let [sum, squares] = *result;
-        let m2 = squares - sum * sum / count;
+        // In this order: the square of a sum may be infinite where the sum of squares is not.
+        let m2 = squares - sum * (sum / count);
         // False for NaN, which thereby stays NaN.
         let rounded_below = m2 < 0.0;
         *result = [shift(channel) + sum / count, if rounded_below { 0.0 } else { m2 }];

@@ -141,3 +141,15 @@ fn what_is_saved_is_the_mean_invstd_and_count_of_the_batch() {
     assert_eq!(saved.inner().mean(), [2.0, 6.0]);
     assert_eq!(saved.inner().invstd(), invstd);
 }
+
+#[test]
+fn a_variance_that_fits_an_f64_is_not_lost_for_a_square_that_does_not() {
+    let mut layer = SyncBatchNorm::<Cpu, f64>::local("test", Config::new(1), Cpu, &()).unwrap();
+    let (mut x, mut y) = ([1e152; 1000], [0.0; 1000]);
+    x[0] = 0.0;
+    let (x, target) =
+        (View::channels_first(&x[..], &[1000, 1]), ViewMut::channels_first(&mut y[..], &[1000, 1]));
+    layer.forward(&(), x, target).unwrap();
+    let expected = -999_f64.sqrt();
+    assert!((y[0] / expected - 1.0).abs() < 1e-12, "{} instead of {expected}", y[0]);
+}
