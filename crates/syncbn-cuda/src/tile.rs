@@ -306,6 +306,7 @@ impl Team {
 
 /// How many blocks a group is split into, and how well that fills a device with room for `room` blocks at a time: the last
 /// round of blocks may leave it empty, and each round has its own beginning and end.
+#[expect(clippy::cast_sign_loss, reason = "a number of splits is at least 1")]
 fn best_splits(groups: usize, room: usize, most: usize) -> (usize, f64) {
     let most = most.min((4 * room / groups).max(1));
     let rounds = |splits: usize| (groups * splits).div_ceil(room);
