@@ -16,7 +16,8 @@ const CHAINS: usize = 4;
 /// short ones are cheaper to add across channels.
 const PLANE: usize = BLOCK / 4;
 
-/// The rows that are added at a time.
+/// The rows of a single input that are added at a time, sharing one look at the sums. Of two inputs it is one row: the processor
+/// fetches ahead of a few sequences of memory, and eight were too many (half as slow again from 128 channels on).
 const ROWS: usize = 4;
 
 /// Adds, for every element of the tile, the two numbers that `term` makes of the inputs' elements and the channel's
@@ -86,7 +87,7 @@ fn rows<T: Number, const N: usize>(
     let mut outer = tile.outer.start;
     while outer < tile.outer.end {
         let (shift, first, second) = (&shift[..len], &mut first[..len], &mut second[..len]);
-        if outer + ROWS <= tile.outer.end {
+        if N == 1 && outer + ROWS <= tile.outer.end {
             let lanes =
                 decode_rows(inputs, array::from_fn::<_, ROWS, _>(|row| at(outer + row)), len, &mut buffers);
             across(lanes, shift, first, second, &term);
