@@ -16,6 +16,7 @@ struct MomentsArgs {
     double2* partials;
     unsigned* tickets;
     f64 count;
+    f64 per_count; // 1 / count
 };
 static_assert(sizeof(MomentsArgs) == ARGS_BYTES, "moments.rs has another struct");
 
@@ -70,7 +71,7 @@ __device__ inline void move(Pair& total, f64 origin, f64 count, f64 shift, f64 s
 __device__ inline void write(const MomentsArgs& args, long long channel, f64 origin, const Pair& total) {
     f64 mean = 0, m2 = 0;
     if (args.count > 0) {
-        f64 from_origin = total.first / args.count;
+        f64 from_origin = divide(total.first, args.count, args.per_count);
         mean = origin + from_origin;
         m2 = total.second - total.first * from_origin;
         m2 = m2 < 0 ? 0 : m2; // NaN stays

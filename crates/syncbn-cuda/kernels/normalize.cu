@@ -38,8 +38,7 @@ __device__ inline Batch batch(const NormalizeArgs& args, long long channel) {
     bool local = args.source == LOCAL;
     f64 count = args.message[0], sum = channels[channel];
     f64 squares = local ? args.m2[channel] : channels[args.tile.channels + channel];
-    // Two divisions that do not wait for each other.
-    f64 mean = sum / count, per = 1 / count;
+    f64 per = reciprocal(count), mean = divide(sum, count, per);
     f64 var = squares * per;
     if (!local) {
         f64 rest = fma(-mean, count, sum);

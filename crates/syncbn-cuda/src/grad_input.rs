@@ -18,6 +18,7 @@ pub(crate) const KERNEL: Kernel = Kernel {
     args_bytes: size_of::<GradInputParams>(),
     writes: true,
     reads: 2,
+    few: 0,
     rows: Tuning::new(256, 4, 2),
     columns: Tuning::new(256, 4, 2),
     columns_of_halves: Tuning::new(384, 2, 2),

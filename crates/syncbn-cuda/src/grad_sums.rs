@@ -18,6 +18,7 @@ pub(crate) const KERNEL: Kernel = Kernel {
     args_bytes: size_of::<GradSumsParams>(),
     writes: false,
     reads: 2,
+    few: 1 << 16,
     rows: Tuning::new(512, 2, 2),
     columns: Tuning::new(384, 2, 2),
     columns_of_halves: Tuning::new(384, 1, 4),

@@ -32,6 +32,9 @@ pub(crate) struct Kernel {
     pub(crate) writes: bool,
     /// Tensors that it reads, for what it may read ahead.
     pub(crate) reads: usize,
+    /// Channels-last tensors of at most so many elements are read one element at a time, in blocks of so few channels that no
+    /// other block has a part of them: what a block waits for others takes longer than what wide loads save.
+    pub(crate) few: usize,
     pub(crate) rows: Tuning,
     pub(crate) columns: Tuning,
     /// For elements of two bytes: twice as many sums to a thread.

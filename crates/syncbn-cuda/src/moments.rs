@@ -18,6 +18,7 @@ pub(crate) const KERNEL: Kernel = Kernel {
     args_bytes: size_of::<MomentsParams>(),
     writes: false,
     reads: 1,
+    few: 1 << 18,
     rows: Tuning::new(512, 2, 4),
     columns: Tuning::new(384, 2, 4),
     columns_of_halves: Tuning::new(384, 1, 8),
@@ -33,6 +34,7 @@ pub(crate) struct MomentsParams {
     partials: u64,
     tickets: u64,
     count: f64,
+    per_count: f64,
 }
 
 pub(crate) fn enqueue<T: Element>(
@@ -47,6 +49,7 @@ pub(crate) fn enqueue<T: Element>(
     let plan = Plan::new(geometry, size_of::<T>(), &[x], cuda.multiprocessors(), &KERNEL)?;
     let kernel = cuda.kernel::<T>(&KERNEL, &plan)?;
     out.enter(queue)?;
+    let count = geometry.per_channel() as f64;
     let params = MomentsParams {
         tile: plan.tile,
         x,
@@ -54,7 +57,8 @@ pub(crate) fn enqueue<T: Element>(
         m2: out.m2(),
         partials: out.partials(),
         tickets: out.tickets(),
-        count: geometry.per_channel() as f64,
+        count,
+        per_count: 1.0 / count,
     };
     launch(queue, kernel, Launch::of(&plan), params)
 }

@@ -18,6 +18,7 @@ pub(crate) const KERNEL: Kernel = Kernel {
     args_bytes: size_of::<NormalizeParams>(),
     writes: true,
     reads: 1,
+    few: 0,
     rows: Tuning::new(256, 4, 4),
     columns: Tuning::new(512, 2, 4),
     columns_of_halves: Tuning::new(512, 2, 4),

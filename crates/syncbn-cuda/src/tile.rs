@@ -17,7 +17,9 @@ const WIDEST: usize = 16;
 /// The most channels of a block; tile.cuh is told.
 const MOST_PACK: usize = 256;
 /// The same of rows: a warp has one channel, and many channels are put into blocks of 256 threads only.
-const MOST_ROWS: usize = 8;
+const MOST_ROWS: usize = SMALL / 32;
+/// The most threads of a block that has several channels to itself.
+const SMALL: usize = 256;
 
 /// The most channels of a block.
 pub(crate) const fn most_pack(columns: bool) -> usize {
@@ -29,6 +31,10 @@ const LINE: usize = 128;
 const MOST_SLOTS: usize = 128;
 /// Fewer rows than this are not worth reading as matrices that end between them.
 const LEAST_RUNS: usize = 32;
+/// The most rows and channels of a tensor that [`Kernel::few`] is for: a few loads to each of half a block's threads, and no more
+/// blocks than find room at once.
+const FEW_ROWS: usize = 2 * SMALL;
+const FEW_CHANNELS: usize = 2048;
 /// Bytes of shared memory that each block takes beside its own.
 const RESERVED: usize = 1024;
 
@@ -116,7 +122,7 @@ impl Plan {
         multiprocessors: usize,
         kernel: &Kernel,
     ) -> Result<Self, CudaError> {
-        let matrix = Matrix::of(geometry, size, pointers);
+        let matrix = Matrix::of(geometry, size, pointers, kernel.few);
         let team = matrix.team(kernel.tuning(matrix.columns, size), multiprocessors);
         let vectors = matrix.runs * matrix.segment;
         let step = team.members * team.splits;
@@ -165,8 +171,11 @@ impl Plan {
 
 impl Matrix {
     /// The matrix of the widest vectors that are aligned and belong to whole columns or runs.
-    fn of(geometry: &Geometry, size: usize, pointers: &[u64]) -> Self {
+    fn of(geometry: &Geometry, size: usize, pointers: &[u64], few: usize) -> Self {
         let (outer, channels, inner) = (geometry.outer(), geometry.channels(), geometry.inner());
+        if inner == 1 && outer <= FEW_ROWS && channels <= FEW_CHANNELS && geometry.len() <= few {
+            return Self { slots: 1, pack: 1, ..Self::plain_columns(outer, channels, 1, size) };
+        }
         let aligned = |vec: &usize| pointers.iter().all(|p| p.is_multiple_of((vec * size) as u64));
         let widths = [8, 4, 2].into_iter().filter(|vec| vec * size <= WIDEST).filter(aligned);
         for vec in widths {
@@ -242,9 +251,11 @@ impl Matrix {
         let wanted =
             vectors.div_ceil(if self.columns { tuning.unroll.max(4) } else { tuning.unroll.min(4) }).max(1);
         let most = tuning.threads;
-        if !self.columns && wanted <= most.min(256) / 2 {
-            let members = wanted.next_power_of_two().max(32);
-            let slots = most.min(32 * MOST_ROWS) / members;
+        let small = most.min(SMALL);
+        if self.pack == 1 && wanted <= small / 2 {
+            // Whole channels to a block: none has to wait for another.
+            let members = wanted.next_power_of_two().max(if self.columns { 8 } else { 32 });
+            let slots = small / members;
             let groups = self.lanes.div_ceil(slots);
             return Team {
                 threads: members * slots,

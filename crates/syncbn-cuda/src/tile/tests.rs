@@ -114,6 +114,24 @@ fn a_block_has_room_for_its_channels_and_its_threads_for_its_sums() {
 }
 
 #[test]
+fn no_block_waits_for_another_to_sum_a_small_tensor() {
+    for shape in [[3, 13, 13, 67], [2, 7, 7, 512], [1, 1, 512, 128], [1, 1, 32, 2048], [1, 1, 500, 3]] {
+        let geometry = Geometry::channels_last(&shape).unwrap();
+        for (kernel, size) in
+            [&moments::KERNEL, &grad_sums::KERNEL].into_iter().flat_map(|k| [2, 4, 8].map(|size| (k, size)))
+        {
+            let plan = Plan::new(&geometry, size, &[256], 132, kernel).unwrap();
+            let what = format!("{shape:?} {} {:?}", kernel.name, plan.tile);
+            assert_eq!((plan.tile.splits, plan.vec), (1, 1), "{what}");
+            // All of a thread's loads are in flight at once, or nearly.
+            assert!(plan.tile.whole as usize <= kernel.tuning(true, size).unroll.max(4), "{what}");
+        }
+    }
+    let large = Geometry::channels_last(&[1, 1, 512, 1024]).unwrap();
+    assert!(Plan::new(&large, 4, &[256], 132, &moments::KERNEL).unwrap().vec > 1);
+}
+
+#[test]
 fn a_pointer_off_alignment_narrows_the_loads() {
     let geometry = Geometry::channels_first(&[2, 64, 64]).unwrap();
     let vec =
