@@ -92,15 +92,14 @@ impl Tiles {
 }
 
 /// Runs `work` for every piece of a tensor's memory, with the offset at which the piece begins. Cuts are between planes or
-/// rows, `period` elements long, where these are small enough: that keeps the inner loops whole. The last pieces come first:
-/// of what the sums before have read, they are what the cache still holds.
+/// rows, `period` elements long, where these are small enough: that keeps the inner loops whole.
 pub(crate) fn for_each_piece<T: Send>(
     period: usize,
     memory: &mut [T],
     work: impl Fn(usize, &mut [T]) + Sync,
 ) {
     let piece = if period <= PIECE { PIECE / period * period } else { PIECE };
-    memory.par_chunks_mut(piece).enumerate().rev().for_each(|(index, chunk)| work(index * piece, chunk));
+    memory.par_chunks_mut(piece).enumerate().for_each(|(index, chunk)| work(index * piece, chunk));
 }
 
 #[cfg(test)]

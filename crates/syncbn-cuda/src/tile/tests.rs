@@ -1,5 +1,6 @@
 //! Plans, walked through as the device walks them.
 
+use super::team::{best_splits, nearly};
 use super::*;
 use crate::{grad_input, grad_sums, moments, normalize};
 
