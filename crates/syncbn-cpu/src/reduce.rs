@@ -17,7 +17,7 @@ const CHAINS: usize = 4;
 const PLANE: usize = BLOCK / 4;
 
 /// The rows of a single input that are added at a time, sharing one look at the sums. Of two inputs it is one row: the processor
-/// fetches ahead of a few sequences of memory, and eight were too many (half as slow again from 128 channels on).
+/// fetches ahead of a few sequences of memory, and eight were too many (a third slower from 128 channels on).
 const ROWS: usize = 4;
 
 /// Adds, for every element of the tile, the two numbers that `term` makes of the inputs' elements and the channel's
