@@ -14,7 +14,7 @@
 //!
 //! Deliberately not here: the order of steps, running averages' formulas and errors about arguments, which are core's.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 // The inner loops have to be compiled inside the function that has the vector instructions.
 #![allow(clippy::inline_always)]
 
@@ -28,6 +28,7 @@ mod moments;
 mod normalize;
 mod number;
 mod partition;
+mod prefetch;
 mod reduce;
 mod vector;
 

@@ -8,43 +8,48 @@ use syncbn_core::Geometry;
 
 use crate::CpuError;
 use crate::memory::filled;
-use crate::number::{BLOCK, Block, Lane, Number};
-use crate::partition::{by_planes, for_each_piece};
+use crate::number::{Number, STRIP, Strip, padded};
+use crate::partition::{by_planes, for_each_piece, merged_rows};
+use crate::prefetch;
 use crate::vector::vector;
 
-/// Neighbours that a loop of fixed length takes: the compiler makes it of whole vectors, and does not what a longer loop's
-/// vectors leave over one by one, which took half the time of planes of 196.
-const SEGMENT: usize = 32;
-
-/// The `K` coefficients of every lane, one vector per coefficient: where vectors run along planes, of every channel; where
-/// they run across channels, of every element of a row, or of as many rows as fit into a block.
-pub(crate) struct Coefficients<const K: usize> {
-    vectors: [Vec<f64>; K],
-    /// The elements after which the pattern moves on to the next channel, or starts again.
-    period: usize,
+/// The `K` coefficients of every channel.
+pub(crate) enum Coefficients<const K: usize> {
+    /// Where vectors run along planes of `len` elements: of each channel.
+    Planes { len: usize, channels: Vec<[f64; K]> },
+    /// Where vectors run across channels: of each strip of `len` elements, a row or several, after which they start again.
+    Rows { len: usize, strips: Vec<[Strip; K]> },
 }
 
 impl<const K: usize> Coefficients<K> {
     /// Calls `of` once per channel, in order.
-    pub(crate) fn new(geometry: &Geometry, mut of: impl FnMut(usize) -> [f64; K]) -> Result<Self, CpuError> {
+    pub(crate) fn new(geometry: &Geometry, of: impl FnMut(usize) -> [f64; K]) -> Result<Self, CpuError> {
+        const WHAT: &str = "coefficients";
+        const ENOUGH: usize = 256;
         let (channels, inner) = (geometry.channels(), geometry.inner());
-        let (copies, rows) =
-            if by_planes(geometry) { (1, 1) } else { (inner, (BLOCK / (channels * inner)).max(1)) };
-        let row = channels * copies;
-        let mut vectors = [const { Vec::new() }; K];
-        for vector in &mut vectors {
-            *vector = filled(0.0, row * rows, "coefficients")?;
+        let mut each = filled([0.0; K], channels, WHAT)?;
+        let values = (0..channels).map(of);
+        each.iter_mut().zip(values).for_each(|(each, values)| *each = values);
+        if by_planes(geometry) {
+            return Ok(Self::Planes { len: inner, channels: each });
         }
-        for channel in 0..channels {
-            let values = of(channel);
-            for (vector, value) in vectors.iter_mut().zip(values) {
-                vector[channel * copies..(channel + 1) * copies].fill(value);
+        let row = channels * inner;
+        let len = row * merged_rows(row, ENOUGH);
+        let mut strips = filled([[0.0; STRIP]; K], len.div_ceil(STRIP), WHAT)?;
+        let lanes = each.iter().flat_map(|values| (0..inner).map(move |_| values)).cycle().take(len);
+        for (lane, values) in lanes.enumerate() {
+            for (strip, value) in strips[lane / STRIP].iter_mut().zip(values) {
+                strip[lane % STRIP] = *value;
             }
         }
-        for vector in &mut vectors {
-            (1..rows).for_each(|copy| vector.copy_within(..row, copy * row));
+        Ok(Self::Rows { len, strips })
+    }
+
+    /// The elements after which others, or the same again, apply.
+    fn period(&self) -> usize {
+        match self {
+            Self::Planes { len, .. } | Self::Rows { len, .. } => *len,
         }
-        Ok(Self { vectors, period: if by_planes(geometry) { inner } else { row * rows } })
     }
 }
 
@@ -57,6 +62,15 @@ pub(crate) enum Input<'a, T> {
     Output,
 }
 
+impl<T> Input<'_, T> {
+    fn cut(self, start: usize, len: usize) -> Self {
+        match self {
+            Self::Apart(memory) => Self::Apart(&memory[start..start + len]),
+            Self::Output => Self::Output,
+        }
+    }
+}
+
 /// `output = of(inputs, coefficients)`, element by element.
 pub(crate) fn map<T: Number, const N: usize, const K: usize>(
     geometry: &Geometry,
@@ -65,11 +79,9 @@ pub(crate) fn map<T: Number, const N: usize, const K: usize>(
     output: &mut [T],
     of: impl Fn([f64; N], [f64; K]) -> f64 + Sync,
 ) {
-    for_each_piece(coefficients.period, &mut output[..geometry.len()], |start, output| {
-        let inputs = inputs.map(|input| match input {
-            Input::Apart(memory) => Input::Apart(&memory[start..start + output.len()]),
-            Input::Output => Input::Output,
-        });
+    let divisible = matches!(coefficients, Coefficients::Planes { .. });
+    for_each_piece(coefficients.period(), divisible, &mut output[..geometry.len()], |start, output| {
+        let inputs = inputs.map(|input| input.cut(start, output.len()));
         vector(
             #[inline(always)]
             || piece(geometry, coefficients, start, inputs, output, &of),
@@ -77,7 +89,7 @@ pub(crate) fn map<T: Number, const N: usize, const K: usize>(
     });
 }
 
-/// A piece that begins at the tensor's element `start`, in blocks that end where a plane or row ends.
+/// A piece that begins at the tensor's element `start`, in runs that end where a plane or row ends.
 #[inline(always)]
 fn piece<T: Number, const N: usize, const K: usize>(
     geometry: &Geometry,
@@ -87,132 +99,143 @@ fn piece<T: Number, const N: usize, const K: usize>(
     output: &mut [T],
     of: &impl Fn([f64; N], [f64; K]) -> f64,
 ) {
-    let planes = by_planes(geometry);
-    let period = coefficients.period;
-    let mut buffers = [[T::Lane::default(); BLOCK]; N];
-    let mut result = [T::Lane::default(); BLOCK];
-    let (mut at, mut within) = (0, start % period);
+    let period = coefficients.period();
     let mut channel = start / geometry.inner() % geometry.channels();
+    let (mut at, mut within) = (0, start % period);
     while at < output.len() {
-        let len = BLOCK.min(period - within).min(output.len() - at);
+        let len = (period - within).min(output.len() - at);
+        let inputs = inputs.map(|input| input.cut(at, len));
         let output = &mut output[at..at + len];
-        let lanes = decode(inputs, at, output, &mut buffers);
-        T::encode(
-            output,
-            &mut result,
-            #[inline(always)]
-            |output| {
-                if planes {
-                    along(lanes, output, coefficients, channel, of);
-                } else {
-                    across(lanes, output, coefficients, within, of);
-                }
-            },
-        );
+        match coefficients {
+            Coefficients::Planes { channels, .. } => {
+                plane(inputs, output, channels[channel].map(|value| [value; STRIP]), of);
+            }
+            Coefficients::Rows { strips, .. } => {
+                // Rows are not divided: this is one's beginning.
+                run(inputs, output, |i| strips[i], of);
+            }
+        }
         at += len;
-        within += len;
-        if within == period {
-            within = 0;
-            channel = if channel + 1 == geometry.channels() { 0 } else { channel + 1 };
-        }
+        within = 0;
+        channel = if channel + 1 == geometry.channels() { 0 } else { channel + 1 };
     }
 }
 
-/// The same block of every input, as lanes.
+/// Neighbours with the same coefficients. What does not fill a strip is computed with some of the elements before it.
 #[inline(always)]
-fn decode<'s, T: Number, const N: usize>(
-    inputs: [Input<'s, T>; N],
-    at: usize,
-    output: &[T],
-    buffers: &'s mut [Block<T::Lane>; N],
-) -> [&'s [T::Lane]; N] {
-    let mut lanes: [&[T::Lane]; N] = [&[]; N];
-    for ((lanes, input), buffer) in lanes.iter_mut().zip(inputs).zip(buffers) {
-        *lanes = match input {
-            Input::Apart(memory) => T::decode(&memory[at..at + output.len()], buffer),
-            Input::Output => T::copy_out(output, buffer),
-        };
-    }
-    lanes
-}
-
-/// A block of one channel.
-#[inline(always)]
-fn along<L: Lane, const N: usize, const K: usize>(
-    mut lanes: [&[L]; N],
-    output: &mut [L],
-    coefficients: &Coefficients<K>,
-    channel: usize,
+fn plane<T: Number, const N: usize, const K: usize>(
+    inputs: [Input<'_, T>; N],
+    output: &mut [T],
+    coefficients: [Strip; K],
     of: &impl Fn([f64; N], [f64; K]) -> f64,
 ) {
-    let len = output.len();
-    for lanes in &mut lanes {
-        *lanes = &lanes[..len];
-    }
-    let coefficients: [f64; K] = array::from_fn(|k| coefficients.vectors[k][channel]);
-    let mut segment = |start: usize, length: usize| {
-        let lanes = lanes.map(|lanes| &lanes[start..start + length]);
-        for (i, output) in output[start..start + length].iter_mut().enumerate() {
-            *output = L::narrow(of(array::from_fn(|n| lanes[n][i].widen()), coefficients));
-        }
+    let rest = output.len() % STRIP;
+    let Some(last) = output.last_chunk::<STRIP>().filter(|_| rest > 0) else {
+        return run(inputs, output, |_| coefficients, of);
     };
-    if len < SEGMENT {
-        return segment(0, len);
-    }
-    for start in (0..len).step_by(SEGMENT) {
-        // The last one ends with the block: a few elements are computed twice, none alone.
-        segment(start.min(len - SEGMENT), SEGMENT);
+    // Before anything is written: an input may lie in the output's memory.
+    let values = inputs.map(|input| match input {
+        Input::Apart(memory) => T::widen(memory.last_chunk().unwrap_or(last)),
+        Input::Output => T::widen(last),
+    });
+    let whole = output.len() - rest;
+    run(inputs.map(|input| input.cut(0, whole)), &mut output[..whole], |_| coefficients, of);
+    if let Some(last) = output.last_chunk_mut() {
+        *last = T::narrow(each(values, coefficients, of));
     }
 }
 
-/// A block of a row, whose lanes have coefficients of their own.
+/// Neighbours, in strips that have coefficients of their own.
 #[inline(always)]
-fn across<L: Lane, const N: usize, const K: usize>(
-    mut lanes: [&[L]; N],
-    output: &mut [L],
-    coefficients: &Coefficients<K>,
-    within: usize,
+fn run<T: Number, const N: usize, const K: usize>(
+    inputs: [Input<'_, T>; N],
+    output: &mut [T],
+    coefficients: impl Fn(usize) -> [Strip; K],
     of: &impl Fn([f64; N], [f64; K]) -> f64,
 ) {
-    let len = output.len();
-    for lanes in &mut lanes {
-        *lanes = &lanes[..len];
+    let distance = prefetch::elements::<T>();
+    let (strips, rest) = output.as_chunks_mut::<STRIP>();
+    let whole = strips.len();
+    let sources = inputs.map(|input| match input {
+        Input::Apart(memory) => Some(&memory.as_chunks::<STRIP>().0[..whole]),
+        Input::Output => None,
+    });
+    for (i, output) in strips.iter_mut().enumerate() {
+        prefetch::ahead(output, distance);
+        let values = sources.map(|source| {
+            let strip = source.map_or(&*output, |strips| &strips[i]);
+            prefetch::ahead(strip, distance);
+            T::widen(strip)
+        });
+        *output = T::narrow(each(values, coefficients(i), of));
     }
-    let mut vectors: [&[f64]; K] = [&[]; K];
-    for (short, vector) in vectors.iter_mut().zip(&coefficients.vectors) {
-        *short = &vector[within..within + len];
+    if !rest.is_empty() {
+        let values = inputs.map(|input| match input.cut(whole * STRIP, rest.len()) {
+            Input::Apart(memory) => T::widen(&padded(memory)),
+            Input::Output => T::widen(&padded(rest)),
+        });
+        let results = T::narrow(each(values, coefficients(whole), of));
+        rest.iter_mut().zip(results).for_each(|(output, result)| *output = result);
     }
-    for i in 0..len {
-        let coefficients = array::from_fn(|k| vectors[k][i]);
-        output[i] = L::narrow(of(array::from_fn(|n| lanes[n][i].widen()), coefficients));
+}
+
+#[inline(always)]
+fn each<const N: usize, const K: usize>(
+    values: [Strip; N],
+    coefficients: [Strip; K],
+    of: &impl Fn([f64; N], [f64; K]) -> f64,
+) -> Strip {
+    let mut results = [0.0; STRIP];
+    for (i, result) in results.iter_mut().enumerate() {
+        *result = of(array::from_fn(|n| values[n][i]), array::from_fn(|k| coefficients[k][i]));
     }
+    results
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn period_and_vector(shape: [usize; 3]) -> (usize, Vec<f64>) {
-        let geometry = Geometry::channels_first(&shape).unwrap();
-        let Coefficients { vectors: [vector], period } =
-            Coefficients::new(&geometry, |channel| [channel as f64]).unwrap();
-        (period, vector)
-    }
+    /// Shapes with rows and planes of every kind: whole strips or not, short, long, merged, cut.
+    const SHAPES: [[usize; 3]; 16] = [
+        [1, 1, 1],
+        [5, 3, 1],
+        [1, 3, 2],
+        [200, 5, 1],
+        [9, 64, 1],
+        [7, 513, 1],
+        [3, 2100, 1],
+        [2, 70_001, 1],
+        [2, 3000, 31],
+        [4, 5, 31],
+        [3, 4, 32],
+        [2, 3, 49],
+        [5, 7, 196],
+        [2, 2, 70_001],
+        [1, 1, 131_075],
+        [0, 3, 4],
+    ];
 
     #[test]
-    fn a_plane_has_one_coefficient_however_long_it_is() {
-        for inner in [32, 49, 5000] {
-            assert_eq!(period_and_vector([2, 3, inner]), (inner, vec![0.0, 1.0, 2.0]));
-        }
-    }
+    fn every_element_meets_its_channel_s_coefficients() {
+        for shape in SHAPES {
+            let geometry = Geometry::channels_first(&shape).unwrap();
+            let channel = |i: usize| (i / geometry.inner() % geometry.channels()) as f64;
+            let coefficients =
+                Coefficients::new(&geometry, |channel| [channel as f64, 2.0 * channel as f64]).unwrap();
+            let x: Vec<f64> = (0..geometry.len()).map(|i| i as f64).collect();
+            let dy: Vec<f64> = x.iter().map(|x| x * 0.5).collect();
+            let of = |[x, dy]: [f64; 2], [a, b]: [f64; 2]| x + 4.0 * dy + a + b;
+            let expected: Vec<f64> = (0..geometry.len()).map(|i| i as f64 * 3.0 + 3.0 * channel(i)).collect();
 
-    #[test]
-    fn short_rows_are_repeated_to_fill_a_block_and_long_ones_are_not() {
-        for (channels, inner) in [(1, 1), (3, 1), (5, 31), (BLOCK, 1), (700, 1), (2100, 3)] {
-            let (period, vector) = period_and_vector([2, channels, inner]);
-            let row = channels * inner;
-            assert_eq!(period, row * (BLOCK / row).max(1));
-            assert!(vector.iter().copied().eq((0..period).map(|i| (i / inner % channels) as f64)));
+            let mut apart = vec![f64::NAN; geometry.len() + 1];
+            map(&geometry, &coefficients, [Input::Apart(&x), Input::Apart(&dy)], &mut apart, of);
+            assert_eq!(apart[..geometry.len()], expected, "{shape:?}");
+            assert!(apart[geometry.len()].is_nan(), "{shape:?}");
+
+            let mut in_place = dy.clone();
+            map(&geometry, &coefficients, [Input::Apart(&x), Input::Output], &mut in_place, of);
+            assert_eq!(in_place, expected, "{shape:?}");
         }
     }
 }

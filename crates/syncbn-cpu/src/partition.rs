@@ -8,7 +8,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 use syncbn_core::Geometry;
 
-use crate::number::BLOCK;
+use crate::number::STRIP;
 
 /// The elements of one piece of work: enough to be worth a thread's attention, and few enough that a tensor worth
 /// several threads has several.
@@ -17,12 +17,30 @@ const PIECE: usize = 1 << 16;
 /// Sums over fewer elements are not worth waking a second thread.
 const SERIAL: usize = 1 << 15;
 
+/// The lanes that rows have sums for: enough for whole vectors, and few enough that the sums stay close to the processor.
+pub(crate) const LANES: usize = 1024;
+
+/// The neighbours that planes are added in: far apart enough that fetching ahead pays.
+const RUN: usize = 1 << 14;
+
 /// From this many neighbours on, a channel's own neighbours fill vectors. Below, vectors run across channels.
 const PLANE: usize = 32;
 
 /// Whether vectors run along one channel (a plane) or across channels (a row).
 pub(crate) fn by_planes(geometry: &Geometry) -> bool {
     geometry.inner() >= PLANE
+}
+
+/// Whether sums run along planes, too. A sum has to be drawn together at the end of each plane, so that it is cheaper to add many
+/// short ones across channels first.
+pub(crate) fn sums_by_planes(geometry: &Geometry) -> bool {
+    by_planes(geometry) && (geometry.inner() >= 2 * PLANE || geometry.outer() < 4)
+}
+
+/// The rows of so many elements that vectors take as one: whole strips, if that is possible, and, in all, about `enough`.
+pub(crate) fn merged_rows(row: usize, enough: usize) -> usize {
+    let whole = STRIP >> row.trailing_zeros().min(STRIP.trailing_zeros());
+    if row * whole > LANES { 1 } else { whole * (enough / (row * whole)).max(1) }
 }
 
 /// A box of elements: of each of the channels the same ones.
@@ -46,8 +64,9 @@ impl Tiles {
     pub(crate) fn new(geometry: &Geometry) -> Self {
         let (outer, channels, inner) = (geometry.outer(), geometry.channels(), geometry.inner());
         let inner_step = inner.min(PIECE);
-        // Neighbouring channels share a tile up to a block: then its memory comes in runs of a page or so.
-        let groups = channels.div_ceil((BLOCK / inner_step).clamp(1, channels));
+        // Neighbouring channels share a tile, so that its memory comes in long runs.
+        let run = if sums_by_planes(geometry) { RUN } else { LANES };
+        let groups = channels.div_ceil((run / inner_step).clamp(1, channels));
         let channel_step = channels.div_ceil(groups);
         let outer_step = (PIECE / (channel_step * inner_step)).max(1);
         Self { outer, channels, inner, outer_step, channel_step, inner_step }
@@ -92,13 +111,14 @@ impl Tiles {
 }
 
 /// Runs `work` for every piece of a tensor's memory, with the offset at which the piece begins. Cuts are between planes or
-/// rows, `period` elements long, where these are small enough: that keeps the inner loops whole.
+/// rows, `period` elements long: that keeps the inner loops whole. Only long planes are cut themselves, if they are `divisible`.
 pub(crate) fn for_each_piece<T: Send>(
     period: usize,
+    divisible: bool,
     memory: &mut [T],
     work: impl Fn(usize, &mut [T]) + Sync,
 ) {
-    let piece = if period <= PIECE { PIECE / period * period } else { PIECE };
+    let piece = if period > PIECE && divisible { PIECE } else { (PIECE / period).max(1) * period };
     memory.par_chunks_mut(piece).enumerate().for_each(|(index, chunk)| work(index * piece, chunk));
 }
 
@@ -134,7 +154,7 @@ mod tests {
             assert!(!sum_stays(channels));
         }
         for (len, expected) in [(1, true), (SERIAL, true), (PIECE + 1, false)] {
-            assert_eq!(stays(|work| for_each_piece(1, &mut vec![0; len], |_, _| work())), expected);
+            assert_eq!(stays(|work| for_each_piece(1, true, &mut vec![0; len], |_, _| work())), expected);
         }
     }
 
@@ -163,7 +183,8 @@ mod tests {
                 assert_eq!(tile.channels.len(), results.len());
                 let run = tile.channels.len() * tile.inner.len();
                 assert!(tile.outer.len() * run <= PIECE, "{geometry:?}");
-                assert!(run <= BLOCK || tile.channels.len() == 1, "{geometry:?}");
+                let most = if sums_by_planes(&geometry) { RUN } else { LANES };
+                assert!(run <= most || tile.channels.len() == 1, "{geometry:?}");
                 for (channel, result) in tile.channels.clone().zip(results) {
                     *result = channel;
                     for outer in tile.outer.clone() {
@@ -181,17 +202,34 @@ mod tests {
     }
 
     #[test]
-    fn pieces_are_whole_planes_or_rows_where_these_are_small_enough() {
-        for period in [1, 7, 1000, PIECE / 2 + 1, PIECE] {
-            let mut memory = vec![0; 3 * PIECE + 5];
+    fn pieces_are_whole_planes_or_rows_but_for_long_planes() {
+        for (period, divisible) in [1, 7, 1000, PIECE / 2 + 1, PIECE, PIECE + 1, 2 * PIECE]
+            .into_iter()
+            .flat_map(|period| [(period, true), (period, false)])
+        {
+            let mut memory = vec![0; 4 * PIECE + 5];
             let len = memory.len();
-            for_each_piece(period, &mut memory, |start, piece| {
-                assert_eq!(start % period, 0);
-                assert!(piece.len() <= PIECE, "{period}");
+            for_each_piece(period, divisible, &mut memory, |start, piece| {
+                if period <= PIECE || !divisible {
+                    assert_eq!(start % period, 0);
+                }
+                assert!(piece.len() <= if divisible { PIECE } else { PIECE.max(period) }, "{period}");
                 assert!(piece.len() > PIECE / 2 || start + piece.len() == len, "{period}");
                 piece.iter_mut().zip(start..).for_each(|(element, at)| *element += at);
             });
             assert!(memory.into_iter().eq(0..len), "{period}");
+        }
+    }
+
+    #[test]
+    fn short_rows_are_merged_to_whole_strips_and_wide_ones_are_not() {
+        for row in 1..2 * LANES {
+            for enough in [STRIP, 256] {
+                let len = row * merged_rows(row, enough);
+                assert!(len <= LANES.max(row), "{row}");
+                assert!(len.is_multiple_of(STRIP) || row * STRIP > LANES, "{row}");
+                assert!(len > enough / 2 || row * STRIP > LANES, "{row}");
+            }
         }
     }
 }

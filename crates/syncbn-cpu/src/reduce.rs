@@ -3,22 +3,19 @@
 //! Deliberately not here: how tiles' sums are put together.
 
 use std::array;
+use std::ops::Range;
 
 use syncbn_core::Geometry;
 
-use crate::number::{BLOCK, Block, Lane, Number, STRIP};
-use crate::partition::Tile;
+use crate::number::{Number, STRIP, Strip, padded};
+use crate::partition::{LANES, Tile, merged_rows, sums_by_planes};
+use crate::prefetch;
 
 /// The independent strips of sums along a plane: enough to hide how long an addition takes.
 const CHAINS: usize = 4;
 
-/// From this many neighbours on, sums run along planes. A sum has to be drawn together at the end of each plane, so that
-/// short ones are cheaper to add across channels.
-const PLANE: usize = BLOCK / 4;
-
-/// The rows of a single input that are added at a time, sharing one look at the sums. Of two inputs it is one row: the processor
-/// fetches ahead of a few sequences of memory, and eight were too many (a third slower from 128 channels on).
-const ROWS: usize = 4;
+/// Two sums, each in as many parts as a strip has elements.
+type Sums = [Strip; 2];
 
 /// Adds, for every element of the tile, the two numbers that `term` makes of the inputs' elements and the channel's
 /// `shift`, to the channel's sums. `shifts` and `sums` have one entry per channel of the tile.
@@ -31,10 +28,13 @@ pub(crate) fn tile<T: Number, const N: usize>(
     sums: &mut [[f64; 2]],
     term: impl Fn([f64; N], f64) -> [f64; 2],
 ) {
-    if geometry.inner() >= PLANE {
+    if sums_by_planes(geometry) {
         planes(geometry, tile, inputs, shifts, sums, term);
+    } else if N == 1 {
+        // Rows that share one look at the sums: four sequences of memory are as many as the processor keeps up with.
+        rows::<T, N, 4>(geometry, tile, inputs, shifts, sums, term);
     } else {
-        rows(geometry, tile, inputs, shifts, sums, term);
+        rows::<T, N, 1>(geometry, tile, inputs, shifts, sums, term);
     }
 }
 
@@ -47,27 +47,64 @@ fn planes<T: Number, const N: usize>(
     sums: &mut [[f64; 2]],
     term: impl Fn([f64; N], f64) -> [f64; 2],
 ) {
-    let mut buffers = [[T::Lane::default(); BLOCK]; N];
     for outer in tile.outer.clone() {
         for (channel, sums) in tile.channels.clone().zip(&mut *sums) {
-            let shift = shifts(channel);
             let plane = (outer * geometry.channels() + channel) * geometry.inner();
-            let (mut start, end) = (plane + tile.inner.start, plane + tile.inner.end);
-            let mut totals = [0.0; 2];
-            while start < end {
-                let len = BLOCK.min(end - start);
-                let lanes = decode(inputs, start, len, &mut buffers);
-                let [first, second] = along(lanes, len, shift, &term);
-                totals = [totals[0] + first, totals[1] + second];
-                start += len;
-            }
-            *sums = [sums[0] + totals[0], sums[1] + totals[1]];
+            let range = plane + tile.inner.start..plane + tile.inner.end;
+            let [first, second] = along(inputs.map(|input| &input[range.clone()]), shifts(channel), &term);
+            *sums = [sums[0] + first, sums[1] + second];
         }
     }
 }
 
+/// Along one channel: strip i belongs to chain i modulo their number, but for the last few.
 #[inline(always)]
-fn rows<T: Number, const N: usize>(
+fn along<T: Number, const N: usize>(
+    inputs: [&[T]; N],
+    shift: f64,
+    term: &impl Fn([f64; N], f64) -> [f64; 2],
+) -> [f64; 2] {
+    let shift = [shift; STRIP];
+    let strips = inputs.map(|input| input.as_chunks::<STRIP>().0);
+    let whole = inputs[0].len() / STRIP;
+    let strips = strips.map(|strips| &strips[..whole]);
+    let mut chains = [[[0.0; STRIP]; 2]; CHAINS];
+    let mut i = 0;
+    while i + CHAINS <= whole {
+        for (k, chain) in chains.iter_mut().enumerate() {
+            add(
+                chain,
+                terms(widened(strips.map(|strips| &strips[i + k]), prefetch::elements::<T>()), &shift, term),
+            );
+        }
+        i += CHAINS;
+    }
+    let [mut sums, others @ ..] = chains;
+    for i in i..whole {
+        add(
+            &mut sums,
+            terms(widened(strips.map(|strips| &strips[i]), prefetch::elements::<T>()), &shift, term),
+        );
+    }
+    let rest = inputs[0].len() % STRIP;
+    if rest > 0 {
+        // The last strip's elements, of which those that are in a whole strip count for nothing.
+        let (values, lanes) = match inputs[0].last_chunk::<STRIP>() {
+            Some(last) => {
+                (inputs.map(|input| T::widen(input.last_chunk().unwrap_or(last))), STRIP - rest..STRIP)
+            }
+            None => (inputs.map(|input| T::widen(&padded(input))), 0..rest),
+        };
+        add(&mut sums, only(lanes, terms(values, &shift, term)));
+    }
+    for other in others {
+        add(&mut sums, other);
+    }
+    sums.map(total)
+}
+
+#[inline(always)]
+fn rows<T: Number, const N: usize, const R: usize>(
     geometry: &Geometry,
     tile: &Tile,
     inputs: [&[T]; N],
@@ -76,135 +113,164 @@ fn rows<T: Number, const N: usize>(
     term: impl Fn([f64; N], f64) -> [f64; 2],
 ) {
     let inner = geometry.inner();
-    let len = tile.channels.len() * inner;
-    let mut buffers = [[[T::Lane::default(); BLOCK]; N]; ROWS];
-    let mut shift = [0.0; BLOCK];
-    for (channel, lanes) in tile.channels.clone().zip(shift.chunks_mut(inner)) {
-        lanes.fill(shifts(channel));
+    let (row, stride) = (tile.channels.len() * inner, geometry.channels() * inner);
+    // Rows that lie one behind the other are added as one.
+    let merged = if row == stride { merged_rows(row, STRIP) } else { 1 };
+    let (len, step) = (row * merged, stride * merged);
+    let channels = || tile.channels.clone().flat_map(|channel| (0..inner).map(move |_| channel));
+
+    let mut shift = [[0.0; STRIP]; LANES / STRIP];
+    let lanes = shift.as_flattened_mut()[..len].chunks_mut(row);
+    for row in lanes {
+        row.iter_mut().zip(channels()).for_each(|(lane, channel)| *lane = shifts(channel));
     }
-    let [mut first, mut second] = [[0.0; BLOCK]; 2];
-    let at = |outer: usize| (outer * geometry.channels() + tile.channels.start) * inner;
-    let mut outer = tile.outer.start;
-    while outer < tile.outer.end {
-        let (shift, first, second) = (&shift[..len], &mut first[..len], &mut second[..len]);
-        if N == 1 && outer + ROWS <= tile.outer.end {
-            let lanes =
-                decode_rows(inputs, array::from_fn::<_, ROWS, _>(|row| at(outer + row)), len, &mut buffers);
-            across(lanes, shift, first, second, &term);
-            outer += ROWS;
-        } else {
-            let lanes = decode_rows(inputs, [at(outer)], len, &mut buffers);
-            across(lanes, shift, first, second, &term);
-            outer += 1;
+    let mut strips = [[[0.0; STRIP]; 2]; LANES / STRIP];
+    let distance = (prefetch::elements::<T>() / len).max(R) * step;
+    let mut at = tile.outer.start * stride + tile.channels.start * inner;
+    let end = at + tile.outer.len() * stride;
+    let cut = |at: usize, len: usize| inputs.map(|input| &input[at..at + len]);
+    while at + R * step <= end {
+        across(array::from_fn::<_, R, _>(|k| cut(at + k * step, len)), &shift, &mut strips, distance, &term);
+        at += R * step;
+    }
+    while at < end {
+        let len = len.min((end - at) / stride * row);
+        across([cut(at, len)], &shift, &mut strips, distance, &term);
+        at += step;
+    }
+    for copy in 0..merged {
+        for (k, channel) in channels().enumerate() {
+            let (strip, lane) = ((copy * row + k) / STRIP, (copy * row + k) % STRIP);
+            let sums = &mut sums[channel - tile.channels.start];
+            *sums = [sums[0] + strips[strip][0][lane], sums[1] + strips[strip][1][lane]];
         }
     }
-    for ((sums, first), second) in sums.iter_mut().zip(first.chunks(inner)).zip(second.chunks(inner)) {
-        *sums = [first.iter().sum(), second.iter().sum()];
-    }
-}
-
-/// The same block of every input, as lanes.
-#[inline(always)]
-fn decode<'s, T: Number, const N: usize>(
-    inputs: [&'s [T]; N],
-    start: usize,
-    len: usize,
-    buffers: &'s mut [Block<T::Lane>; N],
-) -> [&'s [T::Lane]; N] {
-    let mut lanes: [&[T::Lane]; N] = [&[]; N];
-    for ((lanes, input), buffer) in lanes.iter_mut().zip(inputs).zip(buffers) {
-        *lanes = T::decode(&input[start..start + len], buffer);
-    }
-    lanes
-}
-
-/// Along one channel: of whole blocks of chains, then of whole strips, element i belongs to chain i modulo their length.
-#[inline(always)]
-fn along<L: Lane, const N: usize>(
-    lanes: [&[L]; N],
-    len: usize,
-    shift: f64,
-    term: &impl Fn([f64; N], f64) -> [f64; 2],
-) -> [f64; 2] {
-    let mut sums = [[[0.0; STRIP]; 2]; CHAINS];
-    let mut start = 0;
-    while start + CHAINS * STRIP <= len {
-        for (chain, sums) in sums.iter_mut().enumerate() {
-            *sums = strip(lanes, start + chain * STRIP, shift, *sums, term);
-        }
-        start += CHAINS * STRIP;
-    }
-    let mut sum = sums.into_iter().fold([[0.0; STRIP]; 2], add);
-    while start + STRIP <= len {
-        sum = strip(lanes, start, shift, sum, term);
-        start += STRIP;
-    }
-    let sum = sum.map(|strip| strip.iter().sum::<f64>());
-    (start..len).fold(sum, |sum, i| {
-        let [a, b] = term(array::from_fn(|n| lanes[n][i].widen()), shift);
-        [sum[0] + a, sum[1] + b]
-    })
-}
-
-/// Adds the terms of a strip: a length that the compiler knows, so that the sums stay in a register.
-#[inline(always)]
-fn strip<L: Lane, const N: usize>(
-    lanes: [&[L]; N],
-    start: usize,
-    shift: f64,
-    sums: [[f64; STRIP]; 2],
-    term: &impl Fn([f64; N], f64) -> [f64; 2],
-) -> [[f64; STRIP]; 2] {
-    let mut values = [[0.0; N]; STRIP];
-    for (n, lanes) in lanes.iter().enumerate() {
-        for (values, lane) in values.iter_mut().zip(&lanes[start..start + STRIP]) {
-            values[n] = lane.widen();
-        }
-    }
-    let terms = values.map(|values| term(values, shift));
-    add(sums, [terms.map(|[a, _]| a), terms.map(|[_, b]| b)])
-}
-
-#[inline(always)]
-fn add(a: [[f64; STRIP]; 2], b: [[f64; STRIP]; 2]) -> [[f64; STRIP]; 2] {
-    array::from_fn(|k| array::from_fn(|i| a[k][i] + b[k][i]))
-}
-
-/// The same lanes of every input in several rows.
-#[inline(always)]
-fn decode_rows<'s, T: Number, const N: usize, const R: usize>(
-    inputs: [&'s [T]; N],
-    starts: [usize; R],
-    len: usize,
-    buffers: &'s mut [[Block<T::Lane>; N]; ROWS],
-) -> [[&'s [T::Lane]; N]; R] {
-    let mut rows: [[&[T::Lane]; N]; R] = [[&[]; N]; R];
-    for ((row, start), buffers) in rows.iter_mut().zip(starts).zip(buffers) {
-        *row = decode(inputs, start, len, buffers);
-    }
-    rows
 }
 
 /// Across channels: every lane has sums and a shift of its own, which several rows share one look at.
 #[inline(always)]
-fn across<L: Lane, const N: usize, const R: usize>(
-    mut rows: [[&[L]; N]; R],
-    shift: &[f64],
-    first: &mut [f64],
-    second: &mut [f64],
+fn across<T: Number, const N: usize, const R: usize>(
+    rows: [[&[T]; N]; R],
+    shift: &[Strip],
+    sums: &mut [Sums],
+    distance: usize,
     term: &impl Fn([f64; N], f64) -> [f64; 2],
 ) {
-    let len = shift.len();
-    for lanes in rows.iter_mut().flatten() {
-        *lanes = &lanes[..len];
-    }
-    let (first, second) = (&mut first[..len], &mut second[..len]);
-    for i in 0..len {
-        let mut sums = [first[i], second[i]];
-        for lanes in &rows {
-            let [a, b] = term(array::from_fn(|n| lanes[n][i].widen()), shift[i]);
-            sums = [sums[0] + a, sums[1] + b];
+    let whole = rows[0][0].len() / STRIP;
+    let strips = rows.map(|row| row.map(|input| &input.as_chunks::<STRIP>().0[..whole]));
+    for (i, (sums, shift)) in sums[..whole].iter_mut().zip(shift).enumerate() {
+        let mut sum = *sums;
+        for row in &strips {
+            add(&mut sum, terms(widened(row.map(|strips| &strips[i]), distance), shift, term));
         }
-        [first[i], second[i]] = sums;
+        *sums = sum;
+    }
+    for row in rows {
+        let rest = row.map(|input| &input[whole * STRIP..]);
+        if !rest[0].is_empty() {
+            let values = rest.map(|rest| T::widen(&padded(rest)));
+            add(&mut sums[whole], only(0..rest[0].len(), terms(values, &shift[whole], term)));
+        }
+    }
+}
+
+/// The same strip of every input.
+#[inline(always)]
+fn widened<T: Number, const N: usize>(strips: [&[T; STRIP]; N], distance: usize) -> [Strip; N] {
+    strips.map(|strip| {
+        prefetch::ahead(strip, distance);
+        T::widen(strip)
+    })
+}
+
+#[inline(always)]
+fn terms<const N: usize>(
+    values: [Strip; N],
+    shift: &Strip,
+    term: &impl Fn([f64; N], f64) -> [f64; 2],
+) -> Sums {
+    let mut terms = [[0.0; STRIP]; 2];
+    for i in 0..STRIP {
+        [terms[0][i], terms[1][i]] = term(array::from_fn(|n| values[n][i]), shift[i]);
+    }
+    terms
+}
+
+/// Zeros instead of the terms of other lanes.
+#[inline(always)]
+fn only(lanes: Range<usize>, terms: Sums) -> Sums {
+    terms.map(|strip| array::from_fn(|i| if lanes.contains(&i) { strip[i] } else { 0.0 }))
+}
+
+#[inline(always)]
+fn add(sums: &mut Sums, terms: Sums) {
+    for (sums, terms) in sums.iter_mut().zip(terms) {
+        for (sum, term) in sums.iter_mut().zip(terms) {
+            *sum += term;
+        }
+    }
+}
+
+/// By halves, as vectors are added.
+#[inline(always)]
+fn total(strip: Strip) -> f64 {
+    let half: [f64; STRIP / 2] = array::from_fn(|i| strip[i] + strip[i + STRIP / 2]);
+    (half[0] + half[2]) + (half[1] + half[3])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_element_of_a_tile_is_added_once_to_its_channel() {
+        for [outer, channels, inner] in [
+            [1, 1, 1],
+            [2, 3, 1],
+            [77, 5, 1],
+            [9, 64, 1],
+            [6, 513, 1],
+            [3, 7, 9],
+            [5, 9, 31],
+            [3, 4, 32],
+            [2, 3, 49],
+            [30, 3, 49],
+            [2, 5, 196],
+        ] {
+            let geometry = Geometry::channels_first(&[outer, channels, inner]).unwrap();
+            let (outer, channels, inner) = (geometry.outer(), geometry.channels(), geometry.inner());
+            let x: Vec<f64> = (0..geometry.len()).map(|i| (i * 7 % 1000) as f64).collect();
+            let dy: Vec<f64> = (0..geometry.len()).map(|i| (i * 13 % 500) as f64).collect();
+            let from = |len: usize| [0, len / 3];
+            for (o, c, i) in from(outer)
+                .into_iter()
+                .flat_map(|o| from(channels).map(|c| (o, c)))
+                .flat_map(|(o, c)| from(inner).map(|i| (o, c, i)))
+            {
+                // Only planes are cut.
+                let i = if sums_by_planes(&geometry) { i } else { 0 };
+                let part = Tile { outer: o..outer, channels: c..channels, inner: i..inner };
+                let shift = |channel: usize| channel as f64;
+                let mut one = vec![[1.0; 2]; channels - c];
+                let mut two = one.clone();
+                tile(&geometry, &part, [&x], shift, &mut one, |[x], shift| [x - shift, x]);
+                tile(&geometry, &part, [&x, &dy], shift, &mut two, |[x, dy], shift| [dy, dy * (x - shift)]);
+                for channel in c..channels {
+                    let elements: Vec<usize> = (o..outer)
+                        .flat_map(|outer| (i..inner).map(move |at| (outer * channels + channel) * inner + at))
+                        .collect();
+                    let sum =
+                        |of: &dyn Fn(usize) -> f64| 1.0 + elements.iter().map(|&at| of(at)).sum::<f64>();
+                    let shift = shift(channel);
+                    assert_eq!(
+                        one[channel - c],
+                        [sum(&|at| x[at] - shift), sum(&|at| x[at])],
+                        "{geometry:?}"
+                    );
+                    let expected = [sum(&|at| dy[at]), sum(&|at| dy[at] * (x[at] - shift))];
+                    assert_eq!(two[channel - c], expected, "{geometry:?}");
+                }
+            }
+        }
     }
 }

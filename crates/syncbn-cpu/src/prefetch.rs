@@ -1,0 +1,32 @@
+//! Asking for memory before it is needed.
+//!
+//! A core waits for no more than a dozen or so lines at a time, and what fetches ahead by itself stops at the end of each page. Asked
+//! for some kilobytes ahead, the same loops were up to half as fast again on a Xeon, and no slower on an EPYC.
+//!
+//! Deliberately not here: the loops.
+
+#![allow(unsafe_code)] // The only instruction of this crate that has no safe form.
+
+use crate::number::STRIP;
+
+/// How far ahead, in bytes.
+pub(crate) const AHEAD: usize = 2048;
+
+/// [`AHEAD`], in elements.
+pub(crate) const fn elements<T>() -> usize {
+    AHEAD / size_of::<T>()
+}
+
+/// Asks for what lies `distance` elements behind the strip's beginning, whether or not that is memory at all.
+#[inline(always)]
+pub(crate) fn ahead<T>(strip: &[T; STRIP], distance: usize) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let address = strip.as_ptr().wrapping_add(distance);
+        // SAFETY: a hint, which reads nothing and cannot fault, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (strip, distance);
+}
