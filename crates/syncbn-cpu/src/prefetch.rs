@@ -1,7 +1,7 @@
 //! Asking for memory before it is needed.
 //!
 //! A core waits for no more than a dozen or so lines at a time, and what fetches ahead by itself stops at the end of each page. Asked
-//! for some kilobytes ahead, the same loops were up to half as fast again on a Xeon, and no slower on an EPYC.
+//! for some kilobytes ahead, the same loops over f32 were up to half as fast again on a Xeon, and about as fast on an EPYC.
 //!
 //! Deliberately not here: the loops.
 
