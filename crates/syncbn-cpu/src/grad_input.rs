@@ -5,8 +5,9 @@ use syncbn_core::Element;
 use syncbn_core::backend::{Grad, GradInputArgs};
 use syncbn_core::statistics::GradTerms;
 
-use crate::map::{Coefficients, Input, map};
+use crate::map::{Coefficients, Formula, Input, map};
 use crate::number::Number;
+use crate::vector::Vector;
 use crate::{Cpu, CpuError};
 
 pub(crate) fn grad_input<T: Number>(args: GradInputArgs<'_, Cpu, T>) -> Result<(), CpuError> {
@@ -23,7 +24,7 @@ pub(crate) fn grad_input<T: Number>(args: GradInputArgs<'_, Cpu, T>) -> Result<(
     };
     if sums.is_none() {
         let coefficients = Coefficients::new(&geometry, |channel| [terms(channel).scale])?;
-        map(&geometry, &coefficients, [dy], dx, |[dy], [scale]| scale * dy);
+        map(&geometry, &coefficients, [dy], dx, Frozen);
         return Ok(());
     }
     let coefficients = Coefficients::new(&geometry, |channel| {
@@ -31,8 +32,28 @@ pub(crate) fn grad_input<T: Number>(args: GradInputArgs<'_, Cpu, T>) -> Result<(
         [saved.mean[channel], scale, mean_dy, slope]
     })?;
     let inputs = [Input::Apart(x.mem()), dy];
-    map(&geometry, &coefficients, inputs, dx, |[x, dy], [mean, scale, mean_dy, slope]| {
-        scale * (dy - mean_dy - (x - mean) * slope)
-    });
+    map(&geometry, &coefficients, inputs, dx, Batch);
     Ok(())
+}
+
+/// `scale dy`: the statistics were given.
+#[derive(Clone, Copy)]
+struct Frozen;
+
+impl Formula<1, 1> for Frozen {
+    #[inline(always)]
+    fn of<V: Vector>(self, [dy]: [V; 1], [scale]: [V; 1]) -> V {
+        scale * dy
+    }
+}
+
+/// `scale (dy - mean_dy - (x - mean) slope)`: the statistics are the batch's.
+#[derive(Clone, Copy)]
+struct Batch;
+
+impl Formula<2, 4> for Batch {
+    #[inline(always)]
+    fn of<V: Vector>(self, [x, dy]: [V; 2], [mean, scale, mean_dy, slope]: [V; 4]) -> V {
+        scale * (dy - mean_dy - (x - mean) * slope)
+    }
 }

@@ -7,8 +7,9 @@ use syncbn_core::backend::GradSumsArgs;
 use crate::memory::{Sums, scratch};
 use crate::number::Number;
 use crate::partition::Tiles;
-use crate::vector::vector;
-use crate::{Cpu, CpuError, reduce};
+use crate::reduce::{self, Terms};
+use crate::vector::Vector;
+use crate::{Cpu, CpuError};
 
 pub(crate) fn grad_sums<T: Number>(args: GradSumsArgs<'_, Cpu, T>) -> Result<(), CpuError> {
     let GradSumsArgs { x, dy, saved, d_weight, d_bias, out, .. } = args;
@@ -21,12 +22,7 @@ pub(crate) fn grad_sums<T: Number>(args: GradSumsArgs<'_, Cpu, T>) -> Result<(),
     tiles.for_each(partials, |tile, partials| {
         partials.fill([0.0; 2]);
         let mean = |channel: usize| saved.mean[channel];
-        vector(
-            #[inline(always)]
-            || {
-                reduce::tile(geometry, tile, inputs, mean, partials, |[x, dy], mean| [dy, dy * (x - mean)]);
-            },
-        );
+        reduce::tile(geometry, tile, inputs, mean, partials, Products);
     });
 
     let (sum_dy, sum_dy_xmu) = message[..2 * channels].split_at_mut(channels);
@@ -49,4 +45,15 @@ pub(crate) fn grad_sums<T: Number>(args: GradSumsArgs<'_, Cpu, T>) -> Result<(),
         }
     }
     Ok(())
+}
+
+/// `dy` and `dy (x - mean)`.
+#[derive(Clone, Copy)]
+struct Products;
+
+impl Terms<2> for Products {
+    #[inline(always)]
+    fn of<V: Vector>(self, [x, dy]: [V; 2], mean: V) -> [V; 2] {
+        [dy, dy * (x - mean)]
+    }
 }

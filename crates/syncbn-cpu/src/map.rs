@@ -2,16 +2,14 @@
 //!
 //! Deliberately not here: sums. No element depends on another, so the cuts between pieces leave no trace.
 
-use std::array;
-
 use syncbn_core::Geometry;
 
 use crate::CpuError;
 use crate::memory::filled;
-use crate::number::{Number, STRIP, Strip, padded};
+use crate::number::{Number, padded, widen};
 use crate::partition::{by_planes, for_each_piece, merged_rows};
 use crate::prefetch;
-use crate::vector::vector;
+use crate::vector::{STRIP, Strip, Vector, Work, load, splat, with_vectors};
 
 /// The `K` coefficients of every channel.
 pub(crate) enum Coefficients<const K: usize> {
@@ -71,87 +69,100 @@ impl<T> Input<'_, T> {
     }
 }
 
-/// `output = of(inputs, coefficients)`, element by element.
+/// One output element.
+pub(crate) trait Formula<const N: usize, const K: usize>: Copy + Sync {
+    fn of<V: Vector>(self, inputs: [V; N], coefficients: [V; K]) -> V;
+}
+
+/// `output = formula(inputs, coefficients)`, element by element.
 pub(crate) fn map<T: Number, const N: usize, const K: usize>(
     geometry: &Geometry,
     coefficients: &Coefficients<K>,
     inputs: [Input<'_, T>; N],
     output: &mut [T],
-    of: impl Fn([f64; N], [f64; K]) -> f64 + Sync,
+    formula: impl Formula<N, K>,
 ) {
     let divisible = matches!(coefficients, Coefficients::Planes { .. });
     for_each_piece(coefficients.period(), divisible, &mut output[..geometry.len()], |start, output| {
         let inputs = inputs.map(|input| input.cut(start, output.len()));
-        vector(
-            #[inline(always)]
-            || piece(geometry, coefficients, start, inputs, output, &of),
-        );
+        with_vectors(Piece { geometry, coefficients, start, inputs, output, formula });
     });
 }
 
-/// A piece that begins at the tensor's element `start`, in runs that end where a plane or row ends.
-#[inline(always)]
-fn piece<T: Number, const N: usize, const K: usize>(
-    geometry: &Geometry,
-    coefficients: &Coefficients<K>,
+/// A piece that begins at the tensor's element `start`.
+struct Piece<'a, T, const N: usize, const K: usize, F> {
+    geometry: &'a Geometry,
+    coefficients: &'a Coefficients<K>,
     start: usize,
-    inputs: [Input<'_, T>; N],
-    output: &mut [T],
-    of: &impl Fn([f64; N], [f64; K]) -> f64,
-) {
-    let period = coefficients.period();
-    let mut channel = start / geometry.inner() % geometry.channels();
-    let (mut at, mut within) = (0, start % period);
-    while at < output.len() {
-        let len = (period - within).min(output.len() - at);
-        let inputs = inputs.map(|input| input.cut(at, len));
-        let output = &mut output[at..at + len];
-        match coefficients {
-            Coefficients::Planes { channels, .. } => {
-                plane(inputs, output, channels[channel].map(|value| [value; STRIP]), of);
+    inputs: [Input<'a, T>; N],
+    output: &'a mut [T],
+    formula: F,
+}
+
+impl<T: Number, const N: usize, const K: usize, F: Formula<N, K>> Work for Piece<'_, T, N, K, F> {
+    /// In runs that end where a plane or row ends.
+    #[inline(always)]
+    fn run<V: Vector>(self, set: V::Set) {
+        let Self { geometry, coefficients, start, inputs, output, formula } = self;
+        let period = coefficients.period();
+        let mut channel = start / geometry.inner() % geometry.channels();
+        let (mut at, mut within) = (0, start % period);
+        while at < output.len() {
+            let len = (period - within).min(output.len() - at);
+            let inputs = inputs.map(|input| input.cut(at, len));
+            let output = &mut output[at..at + len];
+            match coefficients {
+                Coefficients::Planes { channels, .. } => {
+                    plane(set, inputs, output, splat::<V, K>(set, channels[channel]), formula);
+                }
+                Coefficients::Rows { strips, .. } => {
+                    // Rows are not divided: this is one's beginning.
+                    run(set, inputs, output, |i| load::<V, K>(set, &strips[i]), formula);
+                }
             }
-            Coefficients::Rows { strips, .. } => {
-                // Rows are not divided: this is one's beginning.
-                run(inputs, output, |i| strips[i], of);
-            }
+            at += len;
+            within = 0;
+            channel = if channel + 1 == geometry.channels() { 0 } else { channel + 1 };
         }
-        at += len;
-        within = 0;
-        channel = if channel + 1 == geometry.channels() { 0 } else { channel + 1 };
     }
 }
 
 /// Neighbours with the same coefficients. What does not fill a strip is computed with some of the elements before it.
 #[inline(always)]
-fn plane<T: Number, const N: usize, const K: usize>(
+fn plane<T: Number, V: Vector, const N: usize, const K: usize>(
+    set: V::Set,
     inputs: [Input<'_, T>; N],
     output: &mut [T],
-    coefficients: [Strip; K],
-    of: &impl Fn([f64; N], [f64; K]) -> f64,
+    coefficients: [V; K],
+    formula: impl Formula<N, K>,
 ) {
     let rest = output.len() % STRIP;
     let Some(last) = output.last_chunk::<STRIP>().filter(|_| rest > 0) else {
-        return run(inputs, output, |_| coefficients, of);
+        return run(set, inputs, output, |_| coefficients, formula);
     };
     // Before anything is written: an input may lie in the output's memory.
-    let values = inputs.map(|input| match input {
-        Input::Apart(memory) => T::widen(memory.last_chunk().unwrap_or(last)),
-        Input::Output => T::widen(last),
-    });
+    let values = widen(
+        set,
+        inputs.map(|input| match input {
+            Input::Apart(memory) => memory.last_chunk().unwrap_or(last),
+            Input::Output => last,
+        }),
+    );
     let whole = output.len() - rest;
-    run(inputs.map(|input| input.cut(0, whole)), &mut output[..whole], |_| coefficients, of);
+    run(set, inputs.map(|input| input.cut(0, whole)), &mut output[..whole], |_| coefficients, formula);
     if let Some(last) = output.last_chunk_mut() {
-        *last = T::narrow(each(values, coefficients, of));
+        *last = T::narrow(formula.of(values, coefficients));
     }
 }
 
 /// Neighbours, in strips that have coefficients of their own.
 #[inline(always)]
-fn run<T: Number, const N: usize, const K: usize>(
+fn run<T: Number, V: Vector, const N: usize, const K: usize>(
+    set: V::Set,
     inputs: [Input<'_, T>; N],
     output: &mut [T],
-    coefficients: impl Fn(usize) -> [Strip; K],
-    of: &impl Fn([f64; N], [f64; K]) -> f64,
+    coefficients: impl Fn(usize) -> [V; K],
+    formula: impl Formula<N, K>,
 ) {
     let distance = prefetch::elements::<T>();
     let (strips, rest) = output.as_chunks_mut::<STRIP>();
@@ -162,39 +173,36 @@ fn run<T: Number, const N: usize, const K: usize>(
     });
     for (i, output) in strips.iter_mut().enumerate() {
         prefetch::ahead(output, distance);
-        let values = sources.map(|source| {
-            let strip = source.map_or(&*output, |strips| &strips[i]);
+        let strips = sources.map(|source| source.map_or(&*output, |strips| &strips[i]));
+        for strip in strips {
             prefetch::ahead(strip, distance);
-            T::widen(strip)
-        });
-        *output = T::narrow(each(values, coefficients(i), of));
+        }
+        let values = widen(set, strips);
+        *output = T::narrow(formula.of(values, coefficients(i)));
     }
     if !rest.is_empty() {
-        let values = inputs.map(|input| match input.cut(whole * STRIP, rest.len()) {
-            Input::Apart(memory) => T::widen(&padded(memory)),
-            Input::Output => T::widen(&padded(rest)),
+        let strips = inputs.map(|input| match input.cut(whole * STRIP, rest.len()) {
+            Input::Apart(memory) => padded(memory),
+            Input::Output => padded(rest),
         });
-        let results = T::narrow(each(values, coefficients(whole), of));
+        let values = widen(set, strips.each_ref());
+        let results = T::narrow(formula.of(values, coefficients(whole)));
         rest.iter_mut().zip(results).for_each(|(output, result)| *output = result);
     }
-}
-
-#[inline(always)]
-fn each<const N: usize, const K: usize>(
-    values: [Strip; N],
-    coefficients: [Strip; K],
-    of: &impl Fn([f64; N], [f64; K]) -> f64,
-) -> Strip {
-    let mut results = [0.0; STRIP];
-    for (i, result) in results.iter_mut().enumerate() {
-        *result = of(array::from_fn(|n| values[n][i]), array::from_fn(|k| coefficients[k][i]));
-    }
-    results
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[derive(Clone, Copy)]
+    struct Combination;
+
+    impl Formula<2, 2> for Combination {
+        fn of<V: Vector>(self, [x, dy]: [V; 2], [a, b]: [V; 2]) -> V {
+            x + dy + dy + dy + dy + a + b
+        }
+    }
 
     /// Shapes with rows and planes of every kind: whole strips or not, short, long, merged, cut.
     const SHAPES: [[usize; 3]; 16] = [
@@ -225,16 +233,15 @@ mod tests {
                 Coefficients::new(&geometry, |channel| [channel as f64, 2.0 * channel as f64]).unwrap();
             let x: Vec<f64> = (0..geometry.len()).map(|i| i as f64).collect();
             let dy: Vec<f64> = x.iter().map(|x| x * 0.5).collect();
-            let of = |[x, dy]: [f64; 2], [a, b]: [f64; 2]| x + 4.0 * dy + a + b;
             let expected: Vec<f64> = (0..geometry.len()).map(|i| i as f64 * 3.0 + 3.0 * channel(i)).collect();
 
             let mut apart = vec![f64::NAN; geometry.len() + 1];
-            map(&geometry, &coefficients, [Input::Apart(&x), Input::Apart(&dy)], &mut apart, of);
+            map(&geometry, &coefficients, [Input::Apart(&x), Input::Apart(&dy)], &mut apart, Combination);
             assert_eq!(apart[..geometry.len()], expected, "{shape:?}");
             assert!(apart[geometry.len()].is_nan(), "{shape:?}");
 
             let mut in_place = dy.clone();
-            map(&geometry, &coefficients, [Input::Apart(&x), Input::Output], &mut in_place, of);
+            map(&geometry, &coefficients, [Input::Apart(&x), Input::Output], &mut in_place, Combination);
             assert_eq!(in_place, expected, "{shape:?}");
         }
     }

@@ -9,8 +9,9 @@ use syncbn_core::{Geometry, Pass, View};
 use crate::memory::{Sums, scratch};
 use crate::number::Number;
 use crate::partition::{Tile, Tiles};
-use crate::vector::vector;
-use crate::{Cpu, CpuError, reduce};
+use crate::reduce::{self, Terms};
+use crate::vector::Vector;
+use crate::{Cpu, CpuError};
 
 pub(crate) fn moments<T: Number>(x: &View<'_, Cpu, T>, out: &mut Sums) -> Result<(), CpuError> {
     let geometry = x.geometry();
@@ -19,10 +20,7 @@ pub(crate) fn moments<T: Number>(x: &View<'_, Cpu, T>, out: &mut Sums) -> Result
     let partials = scratch(&mut out.partials, tiles.splits() * channels, "sums of tiles")?;
     let x: &[T] = x.mem();
     tiles.for_each(partials, |tile, partials| {
-        vector(
-            #[inline(always)]
-            || of_tile(geometry, tile, x, partials),
-        );
+        of_tile(geometry, tile, x, partials);
     });
 
     out.local.fill(Moments::default());
@@ -36,16 +34,24 @@ pub(crate) fn moments<T: Number>(x: &View<'_, Cpu, T>, out: &mut Sums) -> Result
     Ok(())
 }
 
+/// `x - shift`, and its square.
+#[derive(Clone, Copy)]
+struct Deviations;
+
+impl Terms<1> for Deviations {
+    #[inline(always)]
+    fn of<V: Vector>(self, [x]: [V; 1], shift: V) -> [V; 2] {
+        let deviation = x - shift;
+        [deviation, deviation * deviation]
+    }
+}
+
 /// The mean and M2 of each of the tile's channels.
-#[inline(always)]
 fn of_tile<T: Number>(geometry: &Geometry, tile: &Tile, x: &[T], results: &mut [[f64; 2]]) {
     let first = tile.outer.start * geometry.channels();
     let shift = |channel: usize| x[(first + channel) * geometry.inner() + tile.inner.start].to_f64();
     results.fill([0.0; 2]);
-    reduce::tile(geometry, tile, [x], shift, results, |[x], shift| {
-        let deviation = x - shift;
-        [deviation, deviation * deviation]
-    });
+    reduce::tile(geometry, tile, [x], shift, results, Deviations);
 
     let count = (tile.outer.len() * tile.inner.len()) as f64;
     for (channel, result) in tile.channels.clone().zip(results) {

@@ -4,9 +4,10 @@ use syncbn_core::backend::{NormalizeArgs, Source};
 use syncbn_core::statistics::{Batch, Running, invstd};
 use syncbn_core::{Element, RunningMut};
 
-use crate::map::{Coefficients, Input, map};
+use crate::map::{Coefficients, Formula, Input, map};
 use crate::memory::{Saved, Sums};
 use crate::number::Number;
+use crate::vector::Vector;
 use crate::{Cpu, CpuError};
 
 pub(crate) fn normalize<T: Number>(args: NormalizeArgs<'_, Cpu, T>) -> Result<(), CpuError> {
@@ -42,10 +43,19 @@ pub(crate) fn normalize<T: Number>(args: NormalizeArgs<'_, Cpu, T>) -> Result<()
         })?,
         _ => return Err(CpuError::UnknownSource),
     };
-    map(&geometry, &coefficients, [Input::Apart(x.mem())], y.mem_mut(), |[x], [mean, scale, bias]| {
-        (x - mean) * scale + bias
-    });
+    map(&geometry, &coefficients, [Input::Apart(x.mem())], y.mem_mut(), Normalized);
     Ok(())
+}
+
+/// `(x - mean) scale + bias`.
+#[derive(Clone, Copy)]
+struct Normalized;
+
+impl Formula<1, 3> for Normalized {
+    #[inline(always)]
+    fn of<V: Vector>(self, [x]: [V; 1], [mean, scale, bias]: [V; 3]) -> V {
+        (x - mean) * scale + bias
+    }
 }
 
 /// The scale and shift per channel, 1 and 0 where absent.

@@ -8,7 +8,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 use syncbn_core::Geometry;
 
-use crate::number::STRIP;
+use crate::vector::STRIP;
 
 /// The elements of one piece of work: enough to be worth a thread's attention, and few enough that a tensor worth
 /// several threads has several.

@@ -7,7 +7,7 @@
 
 #![allow(unsafe_code)] // The only instruction of this crate that has no safe form.
 
-use crate::number::STRIP;
+use crate::vector::STRIP;
 
 /// How far ahead, in bytes.
 pub(crate) const AHEAD: usize = 2048;

@@ -3,224 +3,257 @@
 //! Deliberately not here: how tiles' sums are put together.
 
 use std::array;
-use std::ops::Range;
 
 use syncbn_core::Geometry;
 
-use crate::number::{Number, STRIP, Strip, padded};
+use crate::number::{Number, padded, widen};
 use crate::partition::{LANES, Tile, merged_rows, sums_by_planes};
 use crate::prefetch;
+use crate::vector::{STRIP, Strip, Vector, Work, load, with_vectors};
 
-/// The independent strips of sums along a plane: enough to hide how long an addition takes.
-const CHAINS: usize = 4;
+/// The independent vectors of sums along a plane: enough to hide how long an addition takes, and few enough that all stay in
+/// registers.
+const CHAINS: usize = 2;
 
-/// Two sums, each in as many parts as a strip has elements.
-type Sums = [Strip; 2];
+/// The two numbers that are summed.
+pub(crate) trait Terms<const N: usize>: Copy {
+    /// Of the inputs' elements and the channel's shift.
+    fn of<V: Vector>(self, inputs: [V; N], shift: V) -> [V; 2];
+}
 
-/// Adds, for every element of the tile, the two numbers that `term` makes of the inputs' elements and the channel's
-/// `shift`, to the channel's sums. `shifts` and `sums` have one entry per channel of the tile.
-#[inline(always)]
+/// Adds the terms of every element of the tile to the channel's sums. `shifts` gives a channel's shift, and `sums` has one entry
+/// per channel of the tile.
 pub(crate) fn tile<T: Number, const N: usize>(
     geometry: &Geometry,
     tile: &Tile,
     inputs: [&[T]; N],
     shifts: impl Fn(usize) -> f64,
     sums: &mut [[f64; 2]],
-    term: impl Fn([f64; N], f64) -> [f64; 2],
+    terms: impl Terms<N>,
 ) {
-    if sums_by_planes(geometry) {
-        planes(geometry, tile, inputs, shifts, sums, term);
-    } else if N == 1 {
-        // Rows that share one look at the sums: four sequences of memory are as many as the processor keeps up with.
-        rows::<T, N, 4>(geometry, tile, inputs, shifts, sums, term);
-    } else {
-        rows::<T, N, 1>(geometry, tile, inputs, shifts, sums, term);
-    }
+    with_vectors(Sum { geometry, tile, inputs, shifts, sums, terms });
 }
 
-#[inline(always)]
-fn planes<T: Number, const N: usize>(
-    geometry: &Geometry,
-    tile: &Tile,
-    inputs: [&[T]; N],
-    shifts: impl Fn(usize) -> f64,
-    sums: &mut [[f64; 2]],
-    term: impl Fn([f64; N], f64) -> [f64; 2],
-) {
-    for outer in tile.outer.clone() {
-        for (channel, sums) in tile.channels.clone().zip(&mut *sums) {
-            let plane = (outer * geometry.channels() + channel) * geometry.inner();
-            let range = plane + tile.inner.start..plane + tile.inner.end;
-            let [first, second] = along(inputs.map(|input| &input[range.clone()]), shifts(channel), &term);
-            *sums = [sums[0] + first, sums[1] + second];
+struct Sum<'a, T, const N: usize, S, F> {
+    geometry: &'a Geometry,
+    tile: &'a Tile,
+    inputs: [&'a [T]; N],
+    shifts: S,
+    sums: &'a mut [[f64; 2]],
+    terms: F,
+}
+
+impl<T: Number, const N: usize, S: Fn(usize) -> f64, F: Terms<N>> Work for Sum<'_, T, N, S, F> {
+    #[inline(always)]
+    fn run<V: Vector>(self, set: V::Set) {
+        if sums_by_planes(self.geometry) {
+            self.planes::<V>(set);
+        } else if N == 1 {
+            // Rows that share one look at the sums: four sequences of memory are as many as the processor keeps up with.
+            self.rows::<V, 4>(set);
+        } else {
+            self.rows::<V, 1>(set);
         }
     }
 }
 
-/// Along one channel: strip i belongs to chain i modulo their number, but for the last few.
+impl<T: Number, const N: usize, S: Fn(usize) -> f64, F: Terms<N>> Sum<'_, T, N, S, F> {
+    #[inline(always)]
+    fn planes<V: Vector>(self, set: V::Set) {
+        let Self { geometry, tile, inputs, shifts, sums, terms } = self;
+        for outer in tile.outer.clone() {
+            for (channel, sums) in tile.channels.clone().zip(&mut *sums) {
+                let plane = (outer * geometry.channels() + channel) * geometry.inner();
+                let range = plane + tile.inner.start..plane + tile.inner.end;
+                let inputs = inputs.map(|input| &input[range.clone()]);
+                let [first, second] = along::<T, V, N>(set, inputs, shifts(channel), terms);
+                *sums = [sums[0] + first, sums[1] + second];
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn rows<V: Vector, const R: usize>(self, set: V::Set) {
+        let Self { geometry, tile, inputs, shifts, sums, terms } = self;
+        let inner = geometry.inner();
+        let (row, stride) = (tile.channels.len() * inner, geometry.channels() * inner);
+        // Rows that lie one behind the other are added as one.
+        let merged = if row == stride { merged_rows(row, STRIP) } else { 1 };
+        let (len, step) = (row * merged, stride * merged);
+        let channels = || tile.channels.clone().flat_map(|channel| (0..inner).map(move |_| channel));
+
+        let mut shift = [[0.0; STRIP]; LANES / STRIP];
+        let lanes = shift.as_flattened_mut()[..len].chunks_mut(row);
+        for row in lanes {
+            row.iter_mut().zip(channels()).for_each(|(lane, channel)| *lane = shifts(channel));
+        }
+        let mut strips = [[[0.0; STRIP]; 2]; LANES / STRIP];
+        let distance = (prefetch::elements::<T>() / len).max(R) * step;
+        let mut at = tile.outer.start * stride + tile.channels.start * inner;
+        let end = at + tile.outer.len() * stride;
+        let cut = |at: usize, len: usize| inputs.map(|input| &input[at..at + len]);
+        while at + R * step <= end {
+            let rows = array::from_fn::<_, R, _>(|k| cut(at + k * step, len));
+            across::<T, V, N, R>(set, rows, &shift, &mut strips, distance, terms);
+            at += R * step;
+        }
+        while at < end {
+            let len = len.min((end - at) / stride * row);
+            across::<T, V, N, 1>(set, [cut(at, len)], &shift, &mut strips, distance, terms);
+            at += step;
+        }
+        for copy in 0..merged {
+            for (k, channel) in channels().enumerate() {
+                let (strip, lane) = ((copy * row + k) / STRIP, (copy * row + k) % STRIP);
+                let sums = &mut sums[channel - tile.channels.start];
+                *sums = [sums[0] + strips[strip][0][lane], sums[1] + strips[strip][1][lane]];
+            }
+        }
+    }
+}
+
+/// Along one channel: vector i belongs to chain i modulo their number, but for the last ones.
 #[inline(always)]
-fn along<T: Number, const N: usize>(
+fn along<T: Number, V: Vector, const N: usize>(
+    set: V::Set,
     inputs: [&[T]; N],
     shift: f64,
-    term: &impl Fn([f64; N], f64) -> [f64; 2],
+    terms: impl Terms<N>,
 ) -> [f64; 2] {
-    let shift = [shift; STRIP];
-    let strips = inputs.map(|input| input.as_chunks::<STRIP>().0);
+    let shift = V::splat(set, shift);
+    let distance = prefetch::elements::<T>();
     let whole = inputs[0].len() / STRIP;
-    let strips = strips.map(|strips| &strips[..whole]);
-    let mut chains = [[[0.0; STRIP]; 2]; CHAINS];
+    let strips = inputs.map(|input| &input.as_chunks::<STRIP>().0[..whole]);
+    let mut chains = [[V::splat(set, 0.0); 2]; CHAINS];
     let mut i = 0;
     while i + CHAINS <= whole {
         for (k, chain) in chains.iter_mut().enumerate() {
-            add(
-                chain,
-                terms(widened(strips.map(|strips| &strips[i + k]), prefetch::elements::<T>()), &shift, term),
-            );
+            let values = read(set, strips.map(|strips| &strips[i + k]), distance);
+            add(chain, terms.of(values, shift));
         }
         i += CHAINS;
     }
     let [mut sums, others @ ..] = chains;
     for i in i..whole {
-        add(
-            &mut sums,
-            terms(widened(strips.map(|strips| &strips[i]), prefetch::elements::<T>()), &shift, term),
-        );
+        let values = read(set, strips.map(|strips| &strips[i]), distance);
+        add(&mut sums, terms.of(values, shift));
     }
     let rest = inputs[0].len() % STRIP;
     if rest > 0 {
-        // The last strip's elements, of which those that are in a whole strip count for nothing.
-        let (values, lanes) = match inputs[0].last_chunk::<STRIP>() {
-            Some(last) => {
-                (inputs.map(|input| T::widen(input.last_chunk().unwrap_or(last))), STRIP - rest..STRIP)
-            }
-            None => (inputs.map(|input| T::widen(&padded(input))), 0..rest),
+        // The last strip, of which those elements that are in a whole one count for nothing.
+        let (last, mask) = if whole > 0 {
+            (inputs.map(|input| *input.last_chunk().unwrap_or(&padded(input))), &LAST[rest])
+        } else {
+            (inputs.map(padded), &FIRST[rest])
         };
-        add(&mut sums, only(lanes, terms(values, &shift, term)));
+        add(&mut sums, only(set, mask, terms.of(widen(set, last.each_ref()), shift)));
     }
     for other in others {
         add(&mut sums, other);
     }
-    sums.map(total)
-}
-
-#[inline(always)]
-fn rows<T: Number, const N: usize, const R: usize>(
-    geometry: &Geometry,
-    tile: &Tile,
-    inputs: [&[T]; N],
-    shifts: impl Fn(usize) -> f64,
-    sums: &mut [[f64; 2]],
-    term: impl Fn([f64; N], f64) -> [f64; 2],
-) {
-    let inner = geometry.inner();
-    let (row, stride) = (tile.channels.len() * inner, geometry.channels() * inner);
-    // Rows that lie one behind the other are added as one.
-    let merged = if row == stride { merged_rows(row, STRIP) } else { 1 };
-    let (len, step) = (row * merged, stride * merged);
-    let channels = || tile.channels.clone().flat_map(|channel| (0..inner).map(move |_| channel));
-
-    let mut shift = [[0.0; STRIP]; LANES / STRIP];
-    let lanes = shift.as_flattened_mut()[..len].chunks_mut(row);
-    for row in lanes {
-        row.iter_mut().zip(channels()).for_each(|(lane, channel)| *lane = shifts(channel));
-    }
-    let mut strips = [[[0.0; STRIP]; 2]; LANES / STRIP];
-    let distance = (prefetch::elements::<T>() / len).max(R) * step;
-    let mut at = tile.outer.start * stride + tile.channels.start * inner;
-    let end = at + tile.outer.len() * stride;
-    let cut = |at: usize, len: usize| inputs.map(|input| &input[at..at + len]);
-    while at + R * step <= end {
-        across(array::from_fn::<_, R, _>(|k| cut(at + k * step, len)), &shift, &mut strips, distance, &term);
-        at += R * step;
-    }
-    while at < end {
-        let len = len.min((end - at) / stride * row);
-        across([cut(at, len)], &shift, &mut strips, distance, &term);
-        at += step;
-    }
-    for copy in 0..merged {
-        for (k, channel) in channels().enumerate() {
-            let (strip, lane) = ((copy * row + k) / STRIP, (copy * row + k) % STRIP);
-            let sums = &mut sums[channel - tile.channels.start];
-            *sums = [sums[0] + strips[strip][0][lane], sums[1] + strips[strip][1][lane]];
-        }
-    }
+    sums.map(V::total)
 }
 
 /// Across channels: every lane has sums and a shift of its own, which several rows share one look at.
 #[inline(always)]
-fn across<T: Number, const N: usize, const R: usize>(
+fn across<T: Number, V: Vector, const N: usize, const R: usize>(
+    set: V::Set,
     rows: [[&[T]; N]; R],
     shift: &[Strip],
-    sums: &mut [Sums],
+    sums: &mut [[Strip; 2]],
     distance: usize,
-    term: &impl Fn([f64; N], f64) -> [f64; 2],
+    terms: impl Terms<N>,
 ) {
     let whole = rows[0][0].len() / STRIP;
     let strips = rows.map(|row| row.map(|input| &input.as_chunks::<STRIP>().0[..whole]));
     for (i, (sums, shift)) in sums[..whole].iter_mut().zip(shift).enumerate() {
-        let mut sum = *sums;
+        let mut sum = load::<V, 2>(set, sums);
+        let shift = V::from_f64(set, shift);
         for row in &strips {
-            add(&mut sum, terms(widened(row.map(|strips| &strips[i]), distance), shift, term));
+            add(&mut sum, terms.of(read(set, row.map(|strips| &strips[i]), distance), shift));
         }
-        *sums = sum;
+        *sums = sum.map(V::to_f64);
     }
-    for row in rows {
-        let rest = row.map(|input| &input[whole * STRIP..]);
-        if !rest[0].is_empty() {
-            let values = rest.map(|rest| T::widen(&padded(rest)));
-            add(&mut sums[whole], only(0..rest[0].len(), terms(values, &shift[whole], term)));
+    let rest = rows[0][0].len() % STRIP;
+    if rest > 0 {
+        let mut sum = load::<V, 2>(set, &sums[whole]);
+        let shift = V::from_f64(set, &shift[whole]);
+        for row in rows {
+            let last = row.map(|input| padded(&input[whole * STRIP..]));
+            let values = widen(set, last.each_ref());
+            add(&mut sum, only(set, &FIRST[rest], terms.of(values, shift)));
         }
+        sums[whole] = sum.map(V::to_f64);
     }
 }
 
-/// The same strip of every input.
+/// The same strip of every input, and asks for those to come.
 #[inline(always)]
-fn widened<T: Number, const N: usize>(strips: [&[T; STRIP]; N], distance: usize) -> [Strip; N] {
-    strips.map(|strip| {
+fn read<T: Number, V: Vector, const N: usize>(
+    set: V::Set,
+    strips: [&[T; STRIP]; N],
+    distance: usize,
+) -> [V; N] {
+    for strip in strips {
         prefetch::ahead(strip, distance);
-        T::widen(strip)
-    })
+    }
+    widen(set, strips)
 }
 
 #[inline(always)]
-fn terms<const N: usize>(
-    values: [Strip; N],
-    shift: &Strip,
-    term: &impl Fn([f64; N], f64) -> [f64; 2],
-) -> Sums {
-    let mut terms = [[0.0; STRIP]; 2];
-    for i in 0..STRIP {
-        [terms[0][i], terms[1][i]] = term(array::from_fn(|n| values[n][i]), shift[i]);
-    }
-    terms
+fn add<V: Vector>(sums: &mut [V; 2], terms: [V; 2]) {
+    *sums = [sums[0] + terms[0], sums[1] + terms[1]];
 }
 
 /// Zeros instead of the terms of other lanes.
 #[inline(always)]
-fn only(lanes: Range<usize>, terms: Sums) -> Sums {
-    terms.map(|strip| array::from_fn(|i| if lanes.contains(&i) { strip[i] } else { 0.0 }))
+fn only<V: Vector>(set: V::Set, mask: &Strip, terms: [V; 2]) -> [V; 2] {
+    let mask = V::from_f64(set, mask);
+    [terms[0].and(mask), terms[1].and(mask)]
 }
 
-#[inline(always)]
-fn add(sums: &mut Sums, terms: Sums) {
-    for (sums, terms) in sums.iter_mut().zip(terms) {
-        for (sum, term) in sums.iter_mut().zip(terms) {
-            *sum += term;
+/// Ones in every bit of the first lanes, as many as the index says.
+static FIRST: [Strip; STRIP] = masks(0);
+
+/// Ones in every bit of the last lanes, as many as the index says.
+static LAST: [Strip; STRIP] = masks(STRIP);
+
+/// For each number of lanes a mask, in which the lanes end at `end`, or begin at 0.
+const fn masks(end: usize) -> [Strip; STRIP] {
+    let mut masks = [[0.0; STRIP]; STRIP];
+    let mut lanes = 0;
+    while lanes < STRIP {
+        let mut lane = 0;
+        while lane < lanes {
+            masks[lanes][if end > 0 { end - 1 - lane } else { lane }] = f64::from_bits(u64::MAX);
+            lane += 1;
         }
+        lanes += 1;
     }
-}
-
-/// By halves, as vectors are added.
-#[inline(always)]
-fn total(strip: Strip) -> f64 {
-    let half: [f64; STRIP / 2] = array::from_fn(|i| strip[i] + strip[i + STRIP / 2]);
-    (half[0] + half[2]) + (half[1] + half[3])
+    masks
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[derive(Clone, Copy)]
+    struct Deviation;
+
+    impl Terms<1> for Deviation {
+        fn of<V: Vector>(self, [x]: [V; 1], shift: V) -> [V; 2] {
+            [x - shift, x]
+        }
+    }
+
+    #[derive(Clone, Copy)]
+    struct Product;
+
+    impl Terms<2> for Product {
+        fn of<V: Vector>(self, [x, dy]: [V; 2], shift: V) -> [V; 2] {
+            [dy, dy * (x - shift)]
+        }
+    }
 
     #[test]
     fn every_element_of_a_tile_is_added_once_to_its_channel() {
@@ -253,8 +286,8 @@ mod tests {
                 let shift = |channel: usize| channel as f64;
                 let mut one = vec![[1.0; 2]; channels - c];
                 let mut two = one.clone();
-                tile(&geometry, &part, [&x], shift, &mut one, |[x], shift| [x - shift, x]);
-                tile(&geometry, &part, [&x, &dy], shift, &mut two, |[x, dy], shift| [dy, dy * (x - shift)]);
+                tile(&geometry, &part, [&x], shift, &mut one, Deviation);
+                tile(&geometry, &part, [&x, &dy], shift, &mut two, Product);
                 for channel in c..channels {
                     let elements: Vec<usize> = (o..outer)
                         .flat_map(|outer| (i..inner).map(move |at| (outer * channels + channel) * inner + at))
