@@ -1,7 +1,8 @@
-//! AVX2 and AVX-512. What is between the halves and `f32` is the same for both.
+//! AVX2 and AVX-512, through `pulp`, which makes their instructions safe.
 //!
-//! Deliberately not here: raw intrinsics, which `pulp` makes safe.
+//! Deliberately not here: how halves are converted.
 
+mod f16c;
 mod halves;
 
 use std::ops::{Add, Mul, Sub};
@@ -64,7 +65,7 @@ impl Avx512 {
 }
 
 macro_rules! vector {
-    ($vector:ident, $set:ident) => {
+    ($vector:ident, $set:ident, $from_f16:path, $to_f16:path) => {
         impl Vector for $vector {
             type Set = $set;
 
@@ -78,7 +79,7 @@ macro_rules! vector {
             }
             #[inline(always)]
             fn from_f16(set: $set, elements: &[f16; STRIP]) -> Self {
-                Self::widen(set, halves::from_f16(&set, cast(*elements)))
+                Self::widen(set, $from_f16(set, cast(*elements)))
             }
             #[inline(always)]
             fn from_bf16(set: $set, elements: &[bf16; STRIP]) -> Self {
@@ -95,7 +96,7 @@ macro_rules! vector {
             }
             #[inline(always)]
             fn to_f16(self) -> [f16; STRIP] {
-                cast(halves::to_f16(&self.set, self.narrow()))
+                cast($to_f16(self.set, self.narrow()))
             }
             #[inline(always)]
             fn to_bf16(self) -> [bf16; STRIP] {
@@ -108,10 +109,13 @@ macro_rules! vector {
             }
         }
 
-        vector!($vector, Add, add, Simd::add_f64s);
-        vector!($vector, Sub, sub, Simd::sub_f64s);
-        vector!($vector, Mul, mul, Simd::mul_f64s);
+        operator!($vector, Add, add, Simd::add_f64s);
+        operator!($vector, Sub, sub, Simd::sub_f64s);
+        operator!($vector, Mul, mul, Simd::mul_f64s);
     };
+}
+
+macro_rules! operator {
     ($vector:ident, $trait:ident, $name:ident, $of:path) => {
         impl $trait for $vector {
             type Output = Self;
@@ -123,5 +127,5 @@ macro_rules! vector {
     };
 }
 
-vector!(Avx2, V3);
-vector!(Avx512, V4);
+vector!(Avx2, V3, halves::from_f16, halves::to_f16);
+vector!(Avx512, V4, f16c::from_f16, f16c::to_f16);
