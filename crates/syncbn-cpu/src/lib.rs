@@ -8,7 +8,8 @@
 //! - **Everything is computed in `f64`**, whatever the type of the activations: memory is what limits these kernels.
 //! - **Cuts depend on the shape alone** (`partition`), and their results are merged in order: any number of threads gives
 //!   the same bits.
-//! - **Plain loops, compiled once per instruction set** (`vector`), and no fused operations.
+//! - **Loops over vectors of eight, compiled once per instruction set** (`vector`): every set gives the same bits, since none fuses
+//!   operations or has an order of its own.
 //! - Work runs on the rayon pool that the caller is in. No kernel waits for another rank, so a pool can never be starved by
 //!   a collective; a rank should be a thread of the operating system all the same.
 //!

@@ -5,7 +5,7 @@
 //!
 //! Deliberately not here: the loops.
 
-#![allow(unsafe_code)] // The only instruction of this crate that has no safe form.
+#![allow(unsafe_code)]
 
 use crate::vector::STRIP;
 
