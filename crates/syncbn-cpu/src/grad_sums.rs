@@ -1,5 +1,7 @@
 //! `sum_dy` and `sum_dy_xmu = sum dy (x - mean)` per channel, and this rank's gradients of weight and bias: one pass over
 //! x and dy.
+//!
+//! Deliberately not here: the loops, and which element belongs to which tile.
 
 use syncbn_core::Element;
 use syncbn_core::backend::GradSumsArgs;

@@ -4,18 +4,18 @@
 //!
 //! - **Two loops serve four kernels.** `moments` and `grad_sums` are two sums per channel (`reduce`); `normalize` and
 //!   `grad_input` are one output element per element (`map`). Each runs along a plane, or across channels where a channel's
-//!   neighbours are too few to fill a vector; which layout a tensor has is not asked anywhere else.
+//!   neighbours are few; which of the two is `partition`'s to say, and nothing asks for a tensor's layout.
 //! - **Everything is computed in `f64`**, whatever the type of the activations: memory is what limits these kernels.
 //! - **Cuts depend on the shape alone** (`partition`), and their results are merged in order: any number of threads gives
 //!   the same bits.
-//! - **Loops over vectors of eight, compiled once per instruction set** (`vector`): every set gives the same bits, since none fuses
-//!   operations or has an order of its own.
+//! - **Loops over vectors of eight, compiled once per instruction set** (`vector`): every set gives the same bits, but for
+//!   which NaN, since none fuses operations or has an order of its own.
 //! - Work runs on the rayon pool that the caller is in. No kernel waits for another rank, so a pool can never be starved by
 //!   a collective; a rank should be a thread of the operating system all the same.
 //!
 //! Deliberately not here: the order of steps, running averages' formulas and errors about arguments, which are core's.
 
-#![deny(unsafe_code)]
+#![forbid(unsafe_code)]
 // The inner loops have to be compiled inside the function that has the vector instructions.
 #![allow(clippy::inline_always)]
 

@@ -6,16 +6,17 @@ use syncbn_core::Geometry;
 
 use crate::CpuError;
 use crate::memory::filled;
-use crate::number::{Number, padded, widen};
+use crate::number::{Number, padded};
 use crate::partition::{by_planes, for_each_piece, merged_rows};
 use crate::prefetch;
-use crate::vector::{STRIP, Strip, Vector, Work, load, splat, with_vectors};
+use crate::vector::{STRIP, Strip, Vector, Work, vectors, with_vectors};
 
 /// The `K` coefficients of every channel.
 pub(crate) enum Coefficients<const K: usize> {
     /// Where vectors run along planes of `len` elements: of each channel.
     Planes { len: usize, channels: Vec<[f64; K]> },
-    /// Where vectors run across channels: of each strip of `len` elements, a row or several, after which they start again.
+    /// Where vectors run across channels: of every strip of a row, or of several, which are `len` elements, after which they start
+    /// again.
     Rows { len: usize, strips: Vec<[Strip; K]> },
 }
 
@@ -85,13 +86,12 @@ pub(crate) fn map<T: Number, const N: usize, const K: usize>(
     let divisible = matches!(coefficients, Coefficients::Planes { .. });
     for_each_piece(coefficients.period(), divisible, &mut output[..geometry.len()], |start, output| {
         let inputs = inputs.map(|input| input.cut(start, output.len()));
-        with_vectors(Piece { geometry, coefficients, start, inputs, output, formula });
+        with_vectors(Piece { coefficients, start, inputs, output, formula });
     });
 }
 
 /// A piece that begins at the tensor's element `start`.
 struct Piece<'a, T, const N: usize, const K: usize, F> {
-    geometry: &'a Geometry,
     coefficients: &'a Coefficients<K>,
     start: usize,
     inputs: [Input<'a, T>; N],
@@ -100,29 +100,43 @@ struct Piece<'a, T, const N: usize, const K: usize, F> {
 }
 
 impl<T: Number, const N: usize, const K: usize, F: Formula<N, K>> Work for Piece<'_, T, N, K, F> {
-    /// In runs that end where a plane or row ends.
     #[inline(always)]
     fn run<V: Vector>(self, set: V::Set) {
-        let Self { geometry, coefficients, start, inputs, output, formula } = self;
-        let period = coefficients.period();
-        let mut channel = start / geometry.inner() % geometry.channels();
-        let (mut at, mut within) = (0, start % period);
-        while at < output.len() {
-            let len = (period - within).min(output.len() - at);
-            let inputs = inputs.map(|input| input.cut(at, len));
-            let output = &mut output[at..at + len];
-            match coefficients {
-                Coefficients::Planes { channels, .. } => {
-                    plane(set, inputs, output, splat::<V, K>(set, channels[channel]), formula);
-                }
-                Coefficients::Rows { strips, .. } => {
-                    // Rows are not divided: this is one's beginning.
-                    run(set, inputs, output, |i| load::<V, K>(set, &strips[i]), formula);
-                }
-            }
-            at += len;
-            within = 0;
-            channel = if channel + 1 == geometry.channels() { 0 } else { channel + 1 };
+        match self.coefficients {
+            Coefficients::Planes { len, channels } => self.planes::<V>(set, *len, channels),
+            Coefficients::Rows { len, strips } => self.rows::<V>(set, *len, strips),
+        }
+    }
+}
+
+impl<T: Number, const N: usize, const K: usize, F: Formula<N, K>> Piece<'_, T, N, K, F> {
+    /// The first plane may have begun in the piece before, the last may end in the next.
+    #[inline(always)]
+    fn planes<V: Vector>(self, set: V::Set, len: usize, channels: &[[f64; K]]) {
+        let (mut at, mut within, mut channel) = (0, self.start % len, self.start / len % channels.len());
+        while at < self.output.len() {
+            let end = self.output.len().min(at + len - within);
+            let inputs = self.inputs.map(|input| input.cut(at, end - at));
+            let coefficients = vectors(set, channels[channel], V::splat);
+            plane(set, inputs, &mut self.output[at..end], coefficients, self.formula);
+            (at, within) = (end, 0);
+            channel = if channel + 1 == channels.len() { 0 } else { channel + 1 };
+        }
+    }
+
+    /// No piece begins within a row.
+    #[inline(always)]
+    fn rows<V: Vector>(self, set: V::Set, len: usize, strips: &[[Strip; K]]) {
+        for (i, output) in self.output.chunks_mut(len).enumerate() {
+            let inputs = self.inputs.map(|input| input.cut(i * len, output.len()));
+            run(
+                set,
+                inputs,
+                output,
+                #[inline(always)]
+                |i| vectors(set, strips[i].each_ref(), V::from_f64),
+                self.formula,
+            );
         }
     }
 }
@@ -138,18 +152,30 @@ fn plane<T: Number, V: Vector, const N: usize, const K: usize>(
 ) {
     let rest = output.len() % STRIP;
     let Some(last) = output.last_chunk::<STRIP>().filter(|_| rest > 0) else {
-        return run(set, inputs, output, |_| coefficients, formula);
+        return run(
+            set,
+            inputs,
+            output,
+            #[inline(always)]
+            |_| coefficients,
+            formula,
+        );
     };
     // Before anything is written: an input may lie in the output's memory.
-    let values = widen(
-        set,
-        inputs.map(|input| match input {
-            Input::Apart(memory) => memory.last_chunk().unwrap_or(last),
-            Input::Output => last,
-        }),
-    );
+    let strips = inputs.map(|input| match input {
+        Input::Apart(memory) => memory.last_chunk().unwrap_or(last), // All are of one length.
+        Input::Output => last,
+    });
+    let values = vectors(set, strips, T::widen);
     let whole = output.len() - rest;
-    run(set, inputs.map(|input| input.cut(0, whole)), &mut output[..whole], |_| coefficients, formula);
+    run(
+        set,
+        inputs.map(|input| input.cut(0, whole)),
+        &mut output[..whole],
+        #[inline(always)]
+        |_| coefficients,
+        formula,
+    );
     if let Some(last) = output.last_chunk_mut() {
         *last = T::narrow(formula.of(values, coefficients));
     }
@@ -173,11 +199,14 @@ fn run<T: Number, V: Vector, const N: usize, const K: usize>(
     });
     for (i, output) in strips.iter_mut().enumerate() {
         prefetch::ahead(output, distance);
-        let strips = sources.map(|source| source.map_or(&*output, |strips| &strips[i]));
-        for strip in strips {
-            prefetch::ahead(strip, distance);
-        }
-        let values = widen(set, strips);
+        let strips = sources.map(|source| match source {
+            Some(strips) => {
+                prefetch::ahead(&strips[i], distance);
+                &strips[i]
+            }
+            None => &*output,
+        });
+        let values = vectors(set, strips, T::widen);
         *output = T::narrow(formula.of(values, coefficients(i)));
     }
     if !rest.is_empty() {
@@ -185,7 +214,7 @@ fn run<T: Number, V: Vector, const N: usize, const K: usize>(
             Input::Apart(memory) => padded(memory),
             Input::Output => padded(rest),
         });
-        let values = widen(set, strips.each_ref());
+        let values = vectors(set, strips.each_ref(), T::widen);
         let results = T::narrow(formula.of(values, coefficients(whole)));
         rest.iter_mut().zip(results).for_each(|(output, result)| *output = result);
     }
@@ -193,7 +222,10 @@ fn run<T: Number, V: Vector, const N: usize, const K: usize>(
 
 #[cfg(test)]
 mod tests {
+    use syncbn_core::f16;
+
     use super::*;
+    use crate::vector::{sets, with};
 
     #[derive(Clone, Copy)]
     struct Combination;
@@ -243,6 +275,29 @@ mod tests {
             let mut in_place = dy.clone();
             map(&geometry, &coefficients, [Input::Apart(&x), Input::Output], &mut in_place, Combination);
             assert_eq!(in_place, expected, "{shape:?}");
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_writes_the_same_bits() {
+        for shape in [[3, 1, 1003], [2, 3, 49], [77, 5, 1], [6, 513, 1]] {
+            let geometry = Geometry::channels_first(&shape).unwrap();
+            let coefficients =
+                Coefficients::new(&geometry, |channel| [0.1, 0.3].map(|value| value * channel as f64))
+                    .unwrap();
+            let x: Vec<f16> = (0..geometry.len()).map(|i| f16::from_f64(1.0 / (i + 1) as f64)).collect();
+            let of = |arch| {
+                let mut output = x.clone();
+                let inputs = [Input::Apart(&x[..]), Input::Output];
+                let coefficients = &coefficients;
+                with(
+                    arch,
+                    Piece { coefficients, start: 0, inputs, output: &mut output, formula: Combination },
+                );
+                output
+            };
+            let all: Vec<_> = sets().into_iter().map(of).collect();
+            assert!(all.iter().all(|output| *output == all[0]), "{shape:?}");
         }
     }
 }

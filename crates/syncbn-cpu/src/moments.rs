@@ -2,6 +2,8 @@
 //!
 //! Each tile sums x - shift and its square in `f64`, the shift being the first of the channel's elements in the tile, so
 //! that nothing cancels however far the mean is from 0; tiles are merged in order (Chan, Golub and `LeVeque` 1983).
+//!
+//! Deliberately not here: the loops, and which element belongs to which tile.
 
 use syncbn_core::statistics::Moments;
 use syncbn_core::{Geometry, Pass, View};

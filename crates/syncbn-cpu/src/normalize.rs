@@ -1,4 +1,6 @@
 //! `y = (x - mean) invstd weight + bias`: finalises the statistics, then one pass over x and y.
+//!
+//! Deliberately not here: the loops.
 
 use syncbn_core::backend::{NormalizeArgs, Source};
 use syncbn_core::statistics::{Batch, Running, invstd};

@@ -10,7 +10,7 @@ use crate::vector::{STRIP, Vector};
 pub(crate) trait Number: Element {
     /// The values, exactly.
     fn widen<V: Vector>(set: V::Set, elements: &[Self; STRIP]) -> V;
-    /// The nearest elements.
+    /// The values rounded, as [`Vector`] says.
     fn narrow<V: Vector>(values: V) -> [Self; STRIP];
 }
 
@@ -33,16 +33,6 @@ number!(f64, from_f64, to_f64);
 number!(f32, from_f32, to_f32);
 number!(f16, from_f16, to_f16);
 number!(bf16, from_bf16, to_bf16);
-
-/// The same strip of every input.
-#[inline(always)]
-pub(crate) fn widen<T: Number, V: Vector, const N: usize>(set: V::Set, strips: [&[T; STRIP]; N]) -> [V; N] {
-    let mut vectors = [V::splat(set, 0.0); N];
-    for (vector, strip) in vectors.iter_mut().zip(strips) {
-        *vector = T::widen(set, strip);
-    }
-    vectors
-}
 
 /// The elements that do not fill a strip, with zeros behind them.
 #[inline(always)]

@@ -20,10 +20,11 @@ const SERIAL: usize = 1 << 15;
 /// The lanes that rows have sums for: enough for whole vectors, and few enough that the sums stay close to the processor.
 pub(crate) const LANES: usize = 1024;
 
-/// The neighbours that planes are added in: far apart enough that fetching ahead pays.
+/// The neighbours that planes are added in: long enough for fetching ahead to pay.
 const RUN: usize = 1 << 14;
 
-/// From this many neighbours on, a channel's own neighbours fill vectors. Below, vectors run across channels.
+/// From this many neighbours on, vectors run along a channel's own. Below, what the last vector of each plane wastes is more than a
+/// vector across channels costs, which has to load coefficients of its own.
 const PLANE: usize = 32;
 
 /// Whether vectors run along one channel (a plane) or across channels (a row).
@@ -40,7 +41,7 @@ pub(crate) fn sums_by_planes(geometry: &Geometry) -> bool {
 /// The rows of so many elements that vectors take as one: whole strips, if that is possible, and, in all, about `enough`.
 pub(crate) fn merged_rows(row: usize, enough: usize) -> usize {
     let whole = STRIP >> row.trailing_zeros().min(STRIP.trailing_zeros());
-    if row * whole > LANES { 1 } else { whole * (enough / (row * whole)).max(1) }
+    if row > LANES / whole { 1 } else { whole * (enough / (row * whole)).max(1) }
 }
 
 /// A box of elements: of each of the channels the same ones.

@@ -5,12 +5,10 @@
 //!
 //! Deliberately not here: the loops.
 
-#![allow(unsafe_code)]
-
 use crate::vector::STRIP;
 
-/// How far ahead, in bytes.
-pub(crate) const AHEAD: usize = 2048;
+/// How far ahead along a plane, in bytes. (Across channels it is at least a row, or as many rows as are added at a time.)
+const AHEAD: usize = 2048;
 
 /// [`AHEAD`], in elements.
 pub(crate) const fn elements<T>() -> usize {
@@ -21,11 +19,10 @@ pub(crate) const fn elements<T>() -> usize {
 #[inline(always)]
 pub(crate) fn ahead<T>(strip: &[T; STRIP], distance: usize) {
     #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        let address = strip.as_ptr().wrapping_add(distance);
-        // SAFETY: a hint, which reads nothing and cannot fault, whatever the address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    if let Some(sse) = pulp::core_arch::x86::Sse::try_new() {
+        use std::arch::x86_64::_MM_HINT_T0;
+        // A hint, which reads nothing and cannot fault, whatever the address.
+        sse._mm_prefetch::<_MM_HINT_T0>(strip.as_ptr().wrapping_add(distance).cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (strip, distance);

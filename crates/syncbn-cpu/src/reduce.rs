@@ -6,10 +6,10 @@ use std::array;
 
 use syncbn_core::Geometry;
 
-use crate::number::{Number, padded, widen};
+use crate::number::{Number, padded};
 use crate::partition::{LANES, Tile, merged_rows, sums_by_planes};
 use crate::prefetch;
-use crate::vector::{STRIP, Strip, Vector, Work, load, with_vectors};
+use crate::vector::{STRIP, Strip, Vector, Work, vectors, with_vectors};
 
 /// The independent vectors of sums along a plane: enough to hide how long an addition takes, and few enough that all stay in
 /// registers.
@@ -88,7 +88,8 @@ impl<T: Number, const N: usize, S: Fn(usize) -> f64, F: Terms<N>> Sum<'_, T, N, 
             row.iter_mut().zip(channels()).for_each(|(lane, channel)| *lane = shifts(channel));
         }
         let mut strips = [[[0.0; STRIP]; 2]; LANES / STRIP];
-        let distance = (prefetch::elements::<T>() / len).max(R) * step;
+        // The rows after those that are being added, at least.
+        let distance = (prefetch::elements::<T>() / len).max(R).saturating_mul(step);
         let mut at = tile.outer.start * stride + tile.channels.start * inner;
         let end = at + tile.outer.len() * stride;
         let cut = |at: usize, len: usize| inputs.map(|input| &input[at..at + len]);
@@ -141,17 +142,14 @@ fn along<T: Number, V: Vector, const N: usize>(
     let rest = inputs[0].len() % STRIP;
     if rest > 0 {
         // The last strip, of which those elements that are in a whole one count for nothing.
-        let (last, mask) = if whole > 0 {
-            (inputs.map(|input| *input.last_chunk().unwrap_or(&padded(input))), &LAST[rest])
-        } else {
-            (inputs.map(padded), &FIRST[rest])
-        };
-        add(&mut sums, only(set, mask, terms.of(widen(set, last.each_ref()), shift)));
+        let last = inputs.map(|input| input.last_chunk().copied().unwrap_or_else(|| padded(input)));
+        let mask = if whole > 0 { &LAST[rest] } else { &FIRST[rest] };
+        add(&mut sums, only(set, mask, terms.of(vectors(set, last.each_ref(), T::widen), shift)));
     }
     for other in others {
         add(&mut sums, other);
     }
-    sums.map(V::total)
+    [sums[0].total(), sums[1].total()]
 }
 
 /// Across channels: every lane has sums and a shift of its own, which several rows share one look at.
@@ -167,23 +165,23 @@ fn across<T: Number, V: Vector, const N: usize, const R: usize>(
     let whole = rows[0][0].len() / STRIP;
     let strips = rows.map(|row| row.map(|input| &input.as_chunks::<STRIP>().0[..whole]));
     for (i, (sums, shift)) in sums[..whole].iter_mut().zip(shift).enumerate() {
-        let mut sum = load::<V, 2>(set, sums);
+        let mut sum = vectors(set, sums.each_ref(), V::from_f64);
         let shift = V::from_f64(set, shift);
         for row in &strips {
             add(&mut sum, terms.of(read(set, row.map(|strips| &strips[i]), distance), shift));
         }
-        *sums = sum.map(V::to_f64);
+        *sums = store(sum);
     }
     let rest = rows[0][0].len() % STRIP;
     if rest > 0 {
-        let mut sum = load::<V, 2>(set, &sums[whole]);
+        let mut sum = vectors(set, sums[whole].each_ref(), V::from_f64);
         let shift = V::from_f64(set, &shift[whole]);
         for row in rows {
             let last = row.map(|input| padded(&input[whole * STRIP..]));
-            let values = widen(set, last.each_ref());
+            let values = vectors(set, last.each_ref(), T::widen);
             add(&mut sum, only(set, &FIRST[rest], terms.of(values, shift)));
         }
-        sums[whole] = sum.map(V::to_f64);
+        sums[whole] = store(sum);
     }
 }
 
@@ -197,7 +195,12 @@ fn read<T: Number, V: Vector, const N: usize>(
     for strip in strips {
         prefetch::ahead(strip, distance);
     }
-    widen(set, strips)
+    vectors(set, strips, T::widen)
+}
+
+#[inline(always)]
+fn store<V: Vector>(sums: [V; 2]) -> [Strip; 2] {
+    [sums[0].to_f64(), sums[1].to_f64()]
 }
 
 #[inline(always)]
@@ -236,6 +239,7 @@ const fn masks(end: usize) -> [Strip; STRIP] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vector::{sets, with};
 
     #[derive(Clone, Copy)]
     struct Deviation;
@@ -304,6 +308,26 @@ mod tests {
                     assert_eq!(two[channel - c], expected, "{geometry:?}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_sums_to_the_same_bits() {
+        for shape in [[3, 1, 1003], [2, 3, 49], [77, 5, 1], [9, 64, 1], [6, 513, 1], [5, 2, 196]] {
+            let geometry = Geometry::channels_first(&shape).unwrap();
+            let x: Vec<f32> = (0..geometry.len()).map(|i| 1.0 / (i + 1) as f32).collect();
+            let inputs: [&[f32]; 2] = [&x, &x];
+            let whole =
+                Tile { outer: 0..geometry.outer(), channels: 0..shape[1], inner: 0..geometry.inner() };
+            let of = |arch| {
+                let mut sums = vec![[0.0; 2]; shape[1]];
+                let shifts = |channel| 0.1 * channel as f64;
+                let (geometry, tile) = (&geometry, &whole);
+                with(arch, Sum { geometry, tile, inputs, shifts, sums: &mut sums, terms: Product });
+                sums
+            };
+            let all: Vec<_> = sets().into_iter().map(of).collect();
+            assert!(all.iter().all(|sums| *sums == all[0]), "{shape:?}: {all:?}");
         }
     }
 }

@@ -53,22 +53,16 @@ pub(crate) trait Vector: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Ou
     }
 }
 
-/// Several vectors, each of one value. (`array::map` is not always inlined, as all that makes vectors must be.)
+/// A vector of each. (`array::map` is not always inlined, as all that makes vectors must be.)
 #[inline(always)]
-pub(crate) fn splat<V: Vector, const N: usize>(set: V::Set, values: [f64; N]) -> [V; N] {
+pub(crate) fn vectors<V: Vector, A, const N: usize>(
+    set: V::Set,
+    from: [A; N],
+    make: impl Fn(V::Set, A) -> V,
+) -> [V; N] {
     let mut vectors = [V::splat(set, 0.0); N];
-    for (vector, value) in vectors.iter_mut().zip(values) {
-        *vector = V::splat(set, value);
-    }
-    vectors
-}
-
-/// Several vectors from memory.
-#[inline(always)]
-pub(crate) fn load<V: Vector, const N: usize>(set: V::Set, strips: &[Strip; N]) -> [V; N] {
-    let mut vectors = [V::splat(set, 0.0); N];
-    for (vector, strip) in vectors.iter_mut().zip(strips) {
-        *vector = V::from_f64(set, strip);
+    for (vector, from) in vectors.iter_mut().zip(from) {
+        *vector = make(set, from);
     }
     vectors
 }
@@ -81,7 +75,13 @@ pub(crate) trait Work {
 /// Does it with the best instructions that there are. All that `work` calls must be inlined into it.
 #[inline]
 pub(crate) fn with_vectors(work: impl Work) {
-    match Arch::new() {
+    with(Arch::new(), work);
+}
+
+/// Does it with the instructions of one set.
+#[inline]
+pub(crate) fn with(arch: Arch, work: impl Work) {
+    match arch {
         #[cfg(target_arch = "x86_64")]
         Arch::V4(set) => set.vectorize(
             #[inline(always)]
@@ -96,35 +96,46 @@ pub(crate) fn with_vectors(work: impl Work) {
     }
 }
 
+/// The sets that this processor has, for tests.
+#[cfg(test)]
+pub(crate) fn sets() -> Vec<Arch> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use pulp::x86::{V3, V4};
+        let others = [V3::try_new().map(Arch::V3), V4::try_new().map(Arch::V4)];
+        std::iter::once(Arch::Scalar).chain(others.into_iter().flatten()).collect()
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    vec![Arch::new()]
+}
+
 #[cfg(test)]
 mod tests {
-    use super::plain::Plain;
     use super::*;
 
-    /// What every set must give the same of.
-    #[derive(Clone, Copy)]
     struct Operations<'a> {
         a: Strip,
         b: Strip,
         halves: [u16; STRIP],
-        results: &'a std::cell::RefCell<Vec<Vec<u64>>>,
+        results: &'a mut Vec<f64>,
     }
 
     impl Work for Operations<'_> {
+        #[inline(always)]
         fn run<V: Vector>(self, set: V::Set) {
             let (a, b) = (V::from_f64(set, &self.a), V::from_f64(set, &self.b));
-            let mut bits = vec![(a + b).total()];
-            for strip in [a + b, a - b, a * b, a.and(b), V::from_f32(set, &a.to_f32())] {
-                bits.extend(strip.to_f64());
+            let results = self.results;
+            results.extend([a.total(), b.total()]);
+            for strip in [a + b, a - b, a * b, a.and(b)] {
+                results.extend(strip.to_f64());
             }
-            bits.extend(V::from_f16(set, &self.halves.map(f16::from_bits)).to_f64());
-            bits.extend(V::from_bf16(set, &self.halves.map(bf16::from_bits)).to_f64());
-            // Which NaN it is may differ, also between two runs of one set.
-            let number = |value: f64| if value.is_nan() { u64::MAX } else { value.to_bits() };
-            let mut bits: Vec<u64> = bits.into_iter().map(number).collect();
-            bits.extend(a.to_f16().map(|half| if half.is_nan() { u64::MAX } else { half.to_bits().into() }));
-            bits.extend(a.to_bf16().map(|half| if half.is_nan() { u64::MAX } else { half.to_bits().into() }));
-            self.results.borrow_mut().push(bits);
+            for strip in [a, b, a * b] {
+                results.extend(V::from_f32(set, &strip.to_f32()).to_f64());
+                results.extend(strip.to_f16().map(f16::to_f64));
+                results.extend(strip.to_bf16().map(bf16::to_f64));
+            }
+            results.extend(V::from_f16(set, &self.halves.map(f16::from_bits)).to_f64());
+            results.extend(V::from_bf16(set, &self.halves.map(bf16::from_bits)).to_f64());
         }
     }
 
@@ -138,22 +149,20 @@ mod tests {
     fn every_instruction_set_gives_the_same_bits() {
         let values: Vec<f64> = values().collect();
         let (strips, _) = values.as_chunks::<STRIP>();
+        let sets = sets();
+        eprintln!("{sets:?}");
         for (i, (a, b)) in strips.iter().zip(strips.iter().rev()).enumerate() {
             let halves = std::array::from_fn(|lane| (i * STRIP + lane) as u16);
-            let results = std::cell::RefCell::default();
-            let operations = Operations { a: *a, b: b.map(|b| b * 1.1), halves, results: &results };
-            operations.run::<Plain>(());
-            #[cfg(target_arch = "x86_64")]
-            if let Some(set) = pulp::x86::V3::try_new() {
-                operations.run::<x86::Avx2>(set);
-            }
-            #[cfg(target_arch = "x86_64")]
-            if let Some(set) = pulp::x86::V4::try_new() {
-                operations.run::<x86::Avx512>(set);
-            }
-            with_vectors(operations);
-            let results = results.into_inner();
-            assert!(results.iter().all(|result| *result == results[0]), "{a:?} {b:?} {halves:?}");
+            let all = sets.iter().map(|arch| {
+                let mut results = Vec::new();
+                // No f32: rounded twice on the way to a half.
+                with(*arch, Operations { a: *a, b: b.map(|b| b * 1.1), halves, results: &mut results });
+                // Which NaN it is may differ, between two runs of one set, too.
+                let number = |value: f64| if value.is_nan() { f64::NAN } else { value };
+                results.into_iter().map(|value| number(value).to_bits()).collect::<Vec<_>>()
+            });
+            let all: Vec<_> = all.collect();
+            assert!(all.iter().all(|result| *result == all[0]), "{a:?} {b:?} {halves:?}");
         }
     }
 }

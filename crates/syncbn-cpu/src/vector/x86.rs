@@ -1,6 +1,7 @@
 //! AVX2 and AVX-512, through `pulp`, which makes their instructions safe.
 //!
-//! Deliberately not here: how halves are converted.
+//! Deliberately not here: how halves are converted. What is AVX2's is AVX-512's, too: a `&V4` is
+//! taken for a `&V3`.
 
 mod f16c;
 mod halves;
@@ -79,7 +80,7 @@ macro_rules! vector {
             }
             #[inline(always)]
             fn from_f16(set: $set, elements: &[f16; STRIP]) -> Self {
-                Self::widen(set, $from_f16(set, cast(*elements)))
+                Self::widen(set, $from_f16(&set, cast(*elements)))
             }
             #[inline(always)]
             fn from_bf16(set: $set, elements: &[bf16; STRIP]) -> Self {
@@ -96,7 +97,7 @@ macro_rules! vector {
             }
             #[inline(always)]
             fn to_f16(self) -> [f16; STRIP] {
-                cast($to_f16(self.set, self.narrow()))
+                cast($to_f16(&self.set, self.narrow()))
             }
             #[inline(always)]
             fn to_bf16(self) -> [bf16; STRIP] {
@@ -105,7 +106,11 @@ macro_rules! vector {
 
             #[inline(always)]
             fn and(self, mask: Self) -> Self {
-                self.zip(mask, |set, value, mask| cast(set.and_u64s(cast(value), cast(mask))))
+                self.zip(
+                    mask,
+                    #[inline(always)]
+                    |set, value, mask| cast(set.and_u64s(cast(value), cast(mask))),
+                )
             }
         }
 

@@ -24,7 +24,7 @@ pub(super) fn to_bf16(set: &V3, values: f32x8) -> u16x8 {
 
 /// The same fraction under the other exponent, which a multiplication shifts, for subnormal numbers too.
 #[inline(always)]
-pub(super) fn from_f16(set: V3, bits: u16x8) -> f32x8 {
+pub(super) fn from_f16(set: &V3, bits: u16x8) -> f32x8 {
     const SHIFT: f32 = f32::from_bits((127 + 127 - 15) << 23);
     const LIMIT: f32 = f32::from_bits((127 + 16) << 23);
     // The sign comes in more than one copy, of which the first is kept.
@@ -39,7 +39,7 @@ pub(super) fn from_f16(set: V3, bits: u16x8) -> f32x8 {
 /// Three cases, of which the last is what adding a half of the last place, or a little less, makes of the bits; below the normal
 /// numbers, adding a number whose last place is the least of an `f16` rounds.
 #[inline(always)]
-pub(super) fn to_f16(set: V3, values: f32x8) -> u16x8 {
+pub(super) fn to_f16(set: &V3, values: f32x8) -> u16x8 {
     const INFINITY: u32 = (127 + 16) << 23;
     const NORMAL: u32 = (127 - 14) << 23;
     const LAST_PLACE: u32 = (127 - 14 + 23 - 10) << 23;
@@ -53,11 +53,12 @@ pub(super) fn to_f16(set: V3, values: f32x8) -> u16x8 {
     let up = set.wrapping_add_u32x8(odd, set.splat_u32x8(0xfff_u32.wrapping_sub(REBIAS)));
     let normal = set.shr_const_u32x8::<13>(set.wrapping_add_u32x8(bits, up));
     // Without their sign the bits are in the order of the numbers, whichever way they are read.
-    let less = |limit| set.cmp_gt_i32x8(cast(set.splat_u32x8(limit)), cast(bits));
-    let finite = set.select_u32x8(less(NORMAL), subnormal, normal);
-    let magnitude = set.select_u32x8(less(INFINITY), finite, special);
+    let below_normal = set.cmp_gt_i32x8(cast(set.splat_u32x8(NORMAL)), cast(bits));
+    let is_finite = set.cmp_gt_i32x8(cast(set.splat_u32x8(INFINITY)), cast(bits));
+    let finite = set.select_u32x8(below_normal, subnormal, normal);
+    let magnitude = set.select_u32x8(is_finite, finite, special);
     let sign = set.and_u32x8(set.shr_const_u32x8::<16>(cast(values)), set.splat_u32x8(0x8000));
-    pack(&set, set.or_u32x8(magnitude, sign))
+    pack(set, set.or_u32x8(magnitude, sign))
 }
 
 /// The lower halves; the upper ones are zeros.
