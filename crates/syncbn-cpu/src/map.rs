@@ -152,14 +152,7 @@ fn plane<T: Number, V: Vector, const N: usize, const K: usize>(
 ) {
     let rest = output.len() % STRIP;
     let Some(last) = output.last_chunk::<STRIP>().filter(|_| rest > 0) else {
-        return run(
-            set,
-            inputs,
-            output,
-            #[inline(always)]
-            |_| coefficients,
-            formula,
-        );
+        return run(set, inputs, output, |_| coefficients, formula);
     };
     // Before anything is written: an input may lie in the output's memory.
     let strips = inputs.map(|input| match input {
@@ -168,14 +161,7 @@ fn plane<T: Number, V: Vector, const N: usize, const K: usize>(
     });
     let values = vectors(set, strips, T::widen);
     let whole = output.len() - rest;
-    run(
-        set,
-        inputs.map(|input| input.cut(0, whole)),
-        &mut output[..whole],
-        #[inline(always)]
-        |_| coefficients,
-        formula,
-    );
+    run(set, inputs.map(|input| input.cut(0, whole)), &mut output[..whole], |_| coefficients, formula);
     if let Some(last) = output.last_chunk_mut() {
         *last = T::narrow(formula.of(values, coefficients));
     }
@@ -237,7 +223,7 @@ mod tests {
     }
 
     /// Shapes with rows and planes of every kind: whole strips or not, short, long, merged, cut.
-    const SHAPES: [[usize; 3]; 16] = [
+    const SHAPES: [[usize; 3]; 17] = [
         [1, 1, 1],
         [5, 3, 1],
         [1, 3, 2],
@@ -252,6 +238,7 @@ mod tests {
         [2, 3, 49],
         [5, 7, 196],
         [2, 2, 70_001],
+        [2, 3, 70_001],
         [1, 1, 131_075],
         [0, 3, 4],
     ];

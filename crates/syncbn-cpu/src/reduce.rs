@@ -267,6 +267,7 @@ mod tests {
             [77, 5, 1],
             [9, 64, 1],
             [6, 513, 1],
+            [3, LANES, 1],
             [3, 7, 9],
             [5, 9, 31],
             [3, 4, 32],
@@ -282,7 +283,7 @@ mod tests {
             for (o, c, i) in from(outer)
                 .into_iter()
                 .flat_map(|o| from(channels).map(|c| (o, c)))
-                .flat_map(|(o, c)| from(inner).map(|i| (o, c, i)))
+                .flat_map(|(o, c)| [0, inner / 3, inner.saturating_sub(3)].map(|i| (o, c, i)))
             {
                 // Only planes are cut.
                 let i = if sums_by_planes(&geometry) { i } else { 0 };

@@ -1,7 +1,8 @@
 //! Eight `f64` in the widest registers that the processor has, chosen when the program runs.
 //!
 //! Formulas and loops are written once, over [`Vector`], and compiled for every instruction set. No set fuses operations, and
-//! none has an order of sums of its own, so that all of them give the same bits.
+//! none has an order of sums of its own, so that all of them give the same bits, but for
+//! which NaN.
 //!
 //! Deliberately not here: loops over tensors.
 
