@@ -132,7 +132,7 @@ impl<E> PassError<E> {
 /// What meets between two kernels, or nothing.
 type Between<'a, B> = Option<&'a mut dyn FnMut(&mut <B as Backend>::Workspace) -> Result<(), CommError>>;
 
-fn between<'a, B: Backend>(meeting: Meeting<'a, B>) -> Result<Between<'a, B>, PassError<B::Error>> {
+fn between<B: Backend>(meeting: Meeting<'_, B>) -> Result<Between<'_, B>, PassError<B::Error>> {
     match meeting {
         Meeting::Alone => Ok(None),
         Meeting::Between(sum) => Ok(Some(sum)),
