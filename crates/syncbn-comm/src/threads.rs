@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use syncbn_core::{Call, CommError, CommErrorKind, HostCommunicator};
+use syncbn_core::{CollectiveId, CommError, CommErrorKind, HostCommunicator};
 
 use failure::Step;
 use meeting::{Meeting, State};
@@ -77,10 +77,10 @@ impl HostCommunicator for ThreadComm {
         self.meeting.world_size()
     }
 
-    fn all_reduce_sum(&self, call: &Call, values: &mut [f64]) -> Result<(), CommError> {
-        let step = Step::AllReduce(call.clone());
+    fn all_reduce_sum(&self, id: &CollectiveId, values: &mut [f64]) -> Result<(), CommError> {
+        let step = Step::AllReduce(id.clone());
         let mut state = self.meeting.enter(self.rank, &step)?;
-        let (expected, got) = (call.pass.message_len(call.channels), values.len());
+        let (expected, got) = (id.length, values.len());
         if expected != got {
             let kind = CommErrorKind::MessageLength { expected, got };
             return Err(self.meeting.fail(state, self.rank, &step, kind));
@@ -89,9 +89,13 @@ impl HostCommunicator for ThreadComm {
         message.clear();
         message.extend_from_slice(values);
         let state = self.meeting.meet(state, self.rank, &step, sum)?;
-        // Of the same length: the ranks agreed on the call, and each message was as long as the call says.
+        // Of the same length: the ranks agreed on the identity, and each message was as long as it says.
         values.copy_from_slice(&state.sum);
         Ok(())
+    }
+
+    fn poison(&self, cause: &CommError) {
+        self.meeting.poison(self.rank, cause);
     }
 
     fn status(&self) -> Result<(), CommError> {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use syncbn_core::{CommError, CommErrorKind};
 
 use super::ThreadComm;
-use super::failure::{Failure, Step, out_of_step};
+use super::failure::{Failure, Places, Step, out_of_step};
 
 /// What the ranks of a group share.
 pub(super) struct Meeting {
@@ -79,10 +79,13 @@ impl Meeting {
         }
         match &state.first {
             None => state.first = Some((rank, step.clone())),
-            Some(first) if first.1 != *step => {
-                let origin = self.error(rank, Some(step), out_of_step(step, first));
-                let failure = Failure::apart(origin, [first.clone(), (rank, step.clone())]);
-                return Err(self.fail_with(state, rank, step, failure));
+            Some((_, theirs)) if theirs != step => {
+                let mut places: Places =
+                    state.present().into_iter().map(|other| (other, theirs.clone())).collect();
+                let kind = out_of_step(Some(step), places.iter().collect());
+                let origin = self.error(rank, Some(step), kind);
+                places.push((rank, step.clone()));
+                return Err(self.fail_with(state, rank, step, Failure::apart(origin, places)));
             }
             Some(_) => {}
         }
@@ -158,6 +161,13 @@ impl Meeting {
         state.failure.get_or_insert(failure).tell(rank, step)
     }
 
+    /// A rank cannot go on, for a reason of its own.
+    pub(super) fn poison(&self, rank: usize, cause: &CommError) {
+        let origin = CommError { rank, ..cause.clone() };
+        self.lock().failure.get_or_insert_with(|| Failure::new(origin));
+        self.changed.notify_all();
+    }
+
     /// The rank takes part in no more rounds.
     pub(super) fn leave(&self, rank: usize, panicked: bool) {
         let left = || Failure::new(self.error(rank, None, CommErrorKind::Left { rank, panicked }));
@@ -183,8 +193,16 @@ impl Meeting {
 impl State {
     /// The ranks that have not entered the open round.
     fn missing(&self) -> Vec<usize> {
-        let is_missing = |(_, place): &(usize, &Place)| place.entered == self.closed;
-        self.places.iter().enumerate().filter(is_missing).map(|(rank, _)| rank).collect()
+        self.ranks(|place| place.entered == self.closed)
+    }
+
+    /// The ranks that have.
+    fn present(&self) -> Vec<usize> {
+        self.ranks(|place| place.entered > self.closed)
+    }
+
+    fn ranks(&self, is: impl Fn(&Place) -> bool) -> Vec<usize> {
+        self.places.iter().enumerate().filter(|(_, place)| is(place)).map(|(rank, _)| rank).collect()
     }
 }
 
