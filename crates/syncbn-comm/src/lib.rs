@@ -12,4 +12,4 @@ pub mod bootstrap;
 pub mod threads;
 
 pub use bootstrap::{BootstrapError, Place};
-pub use threads::{ThreadComm, ThreadGroup};
+pub use threads::{ThreadComm, ThreadGroup, TooManyRanks};
