@@ -9,7 +9,8 @@
 #![forbid(unsafe_code)]
 
 pub mod bootstrap;
+mod deadline;
 pub mod threads;
 
-pub use bootstrap::{BootstrapError, Place};
-pub use threads::{ThreadComm, ThreadGroup};
+pub use bootstrap::{BootstrapError, JobToken, LaunchEnv, Rendezvous};
+pub use threads::{ThreadComm, ThreadGroup, TooManyRanks};

@@ -103,7 +103,7 @@ fn a_rank_stays_until_its_last_handle_is_dropped() {
 #[test]
 fn a_rank_that_does_not_come_is_named_after_the_timeout() {
     let timeout = Duration::from_millis(30);
-    let [zero, one]: [ThreadComm; 2] = ThreadGroup::new(size(2), timeout).try_into().unwrap();
+    let [zero, one]: [ThreadComm; 2] = ThreadGroup::new(size(2), timeout).unwrap().try_into().unwrap();
     let error = sum(&zero, [1.0, 1.0]).unwrap_err();
     match &error.kind {
         CommErrorKind::Timeout { missing, timeout: waited } => {
@@ -123,7 +123,7 @@ fn a_rank_that_does_not_come_is_named_after_the_timeout() {
 #[test]
 fn all_who_wait_are_told_of_the_timeout() {
     let [zero, one, two]: [ThreadComm; 3] =
-        ThreadGroup::new(size(3), Duration::from_secs(1)).try_into().unwrap();
+        ThreadGroup::new(size(3), Duration::from_secs(1)).unwrap().try_into().unwrap();
     let errors = thread::scope(|scope| {
         let waiting = [&zero, &two].map(|comm| scope.spawn(|| sum(comm, [1.0, 1.0]).unwrap_err()));
         waiting.map(|rank| rank.join().unwrap())
@@ -152,7 +152,7 @@ fn a_new_group_works_after_a_failure() {
 #[test]
 fn nothing_hangs_after_a_failure_and_the_first_cause_is_kept() {
     let [zero, one, two]: [ThreadComm; 3] =
-        ThreadGroup::new(size(3), Duration::from_millis(10)).try_into().unwrap();
+        ThreadGroup::new(size(3), Duration::from_millis(10)).unwrap().try_into().unwrap();
     assert!(sum(&zero, [1.0, 1.0]).is_err());
     drop(two);
     at_once(|| {
@@ -304,4 +304,52 @@ fn run_ends_though_a_rank_returns_early() {
     };
     let results = results.unwrap();
     assert!(failed(&results[0]) && failed(&results[1]) && results[2].is_ok());
+}
+
+#[test]
+fn run_carries_on_the_panic_that_came_first_not_the_ones_that_followed_from_it() {
+    for origin in 0..3 {
+        let outcome = at_once(|| {
+            catch_unwind(AssertUnwindSafe(|| {
+                threads::run(size(3), PATIENT, |comm| {
+                    sum(&comm, [1.0, 1.0]).unwrap();
+                    assert!(comm.rank() != origin, "rank {origin} gives up");
+                    sum(&comm, [1.0, 1.0]).unwrap();
+                })
+            }))
+        });
+        let panic = outcome.unwrap_err();
+        assert_eq!(panic.downcast_ref::<String>(), Some(&format!("rank {origin} gives up")));
+    }
+}
+
+#[test]
+fn a_panic_counts_from_its_departure_though_its_thread_ends_last() {
+    /// Ends its thread late.
+    struct Slow;
+    impl Drop for Slow {
+        fn drop(&mut self) {
+            thread::sleep(Duration::from_millis(300));
+        }
+    }
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        threads::run(size(2), PATIENT, |comm| {
+            let slow = Slow;
+            let comm = comm;
+            assert!(comm.rank() != 1, "the cause");
+            drop(slow);
+            sum(&comm, [1.0, 1.0]).unwrap();
+        })
+    }));
+    assert_eq!(outcome.unwrap_err().downcast_ref::<&str>(), Some(&"the cause"));
+}
+
+#[test]
+fn more_ranks_than_a_group_can_have_are_a_typed_error() {
+    for got in [usize::MAX, usize::MAX / 2, 1 << 40, threads::MAX_WORLD_SIZE + 1] {
+        let error = ThreadGroup::new(size(got), PATIENT).unwrap_err();
+        assert_eq!((error.got, error.limit), (got, threads::MAX_WORLD_SIZE));
+        let error = threads::run(size(got), PATIENT, |_| ()).unwrap_err();
+        assert!(error.to_string().contains(&got.to_string()), "{error}");
+    }
 }

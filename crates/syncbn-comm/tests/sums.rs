@@ -18,7 +18,7 @@ fn every_rank_gets_the_sum_over_all_ranks() {
 
 #[test]
 fn ranks_are_numbered_from_0_and_know_the_size_of_their_world() {
-    let comms = ThreadGroup::new(size(3), PATIENT);
+    let comms = ThreadGroup::new(size(3), PATIENT).unwrap();
     let ranks: Vec<_> = comms.iter().map(|comm| (comm.rank(), comm.world_size().get())).collect();
     assert_eq!(ranks, [(0, 3), (1, 3), (2, 3)]);
     assert!(comms.iter().all(|comm| comm.status().is_ok()));

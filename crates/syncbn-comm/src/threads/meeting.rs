@@ -31,6 +31,8 @@ pub(super) struct State {
     /// The first of them, and what it does: what the others have to do, too.
     first: Option<(usize, Step)>,
     failure: Option<Failure>,
+    /// The rank whose panic was seen first, on leaving the group or at the end of its thread.
+    first_panic: Option<usize>,
     /// By rank.
     pub(super) places: Vec<Place>,
     /// The result of the last sum.
@@ -54,8 +56,15 @@ pub(super) struct Place {
 
 impl Meeting {
     pub(super) fn new(world_size: NonZeroUsize, timeout: Duration) -> Self {
-        let places = std::iter::repeat_with(Place::default).take(world_size.get()).collect();
-        let state = State { closed: 0, present: 0, first: None, failure: None, places, sum: Vec::new() };
+        let state = State {
+            closed: 0,
+            present: 0,
+            first: None,
+            failure: None,
+            first_panic: None,
+            places: std::iter::repeat_with(Place::default).take(world_size.get()).collect(),
+            sum: Vec::new(),
+        };
         Self { world_size, timeout, state: Mutex::new(state), changed: Condvar::new() }
     }
 
@@ -171,8 +180,17 @@ impl Meeting {
     /// The rank takes part in no more rounds.
     pub(super) fn leave(&self, rank: usize, panicked: bool) {
         let left = || Failure::new(self.error(rank, None, CommErrorKind::Left { rank, panicked }));
-        self.lock().failure.get_or_insert_with(left);
+        let mut state = self.lock();
+        state.failure.get_or_insert_with(left);
+        if panicked {
+            state.first_panic.get_or_insert(rank);
+        }
         self.changed.notify_all();
+    }
+
+    /// The rank whose panic came first, now that `rank` has panicked, too.
+    pub(super) fn first_panic(&self, rank: usize) -> usize {
+        *self.lock().first_panic.get_or_insert(rank)
     }
 
     pub(super) fn status(&self, rank: usize) -> Result<(), CommError> {

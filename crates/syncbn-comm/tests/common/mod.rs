@@ -21,7 +21,7 @@ pub(crate) fn size(world_size: usize) -> NonZeroUsize {
 
 /// A group whose ranks would wait for [`PATIENT`].
 pub(crate) fn group<const N: usize>() -> [ThreadComm; N] {
-    ThreadGroup::new(size(N), PATIENT).try_into().unwrap()
+    ThreadGroup::new(size(N), PATIENT).unwrap().try_into().unwrap()
 }
 
 /// The backward sum of a layer: 2 numbers per channel.
