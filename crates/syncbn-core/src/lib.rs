@@ -61,5 +61,7 @@ pub use geometry::{Geometry, Layout, MAX_AXES, Shape, ShapeError};
 pub use layer::{ParamGradients, SyncBatchNorm};
 pub use scalar::{Dtype, Element, Param, Scalar};
 pub use site::{LayerTag, Site, Sums};
-pub use state::{NamedTensor, State, StateError};
+pub use state::{
+    Change, Checkpoint, FileDtype, Framework, LayerEntry, LayerTensor, Loaded, NamedTensor, State, StateError,
+};
 pub use view::{IntoView, IntoViewMut, View, ViewMut};
