@@ -198,7 +198,7 @@ fn a_stored_layer_keeps_the_names_types_and_shapes_of_its_file() {
     let trained = State { weight: Some(vec![0.1, 0.25, 0.5]), ..state(3) };
     let changes = file.store("bn.", &trained).unwrap();
     let said: Vec<_> = changes.iter().map(ToString::to_string).collect();
-    assert_eq!(said[0], "`bn.weight`: f32 to f16, 1 values rounded, 0 overflowed");
+    assert_eq!(said[0], "`bn.weight`: f32 to f16, 1 rounded, 0 overflowed");
     assert_eq!(said[1], "`bn.bias`: f32 to f16, exactly");
     assert_eq!(said.len(), 4);
     for (before, after) in before.iter().zip(file.tensors()) {

@@ -103,7 +103,7 @@ fn parameters_of_any_floating_point_type_are_converted_and_what_was_lost_is_coun
         overflowed: 1,
     };
     assert_eq!(loaded.changes, [change]);
-    assert_eq!(loaded.changes[0].to_string(), "`bn.weight`: f64 to f32, 1 values rounded, 1 overflowed");
+    assert_eq!(loaded.changes[0].to_string(), "`bn.weight`: f64 to f32, 1 rounded, 1 overflowed");
 
     let halves = [f16::from_f32(0.1), f16::MAX, f16::MIN_POSITIVE_SUBNORMAL];
     let bytes = halves.map(f16::to_le_bytes).concat();

@@ -34,7 +34,7 @@ use crate::error::Tensor;
 /// let config = file.config("stem.bn.")?;
 /// let loaded = file.load::<f32>("stem.bn.", &config)?;
 /// let changes: Vec<_> = loaded.changes.iter().map(ToString::to_string).collect();
-/// assert!(changes.contains(&"`stem.bn.bias`: f64 to f32, 2 values rounded, 0 overflowed".to_owned()));
+/// assert!(changes.contains(&"`stem.bn.bias`: f64 to f32, 2 rounded, 0 overflowed".to_owned()));
 /// assert!(changes.contains(&"num_batches_tracked: not in the file, filled with 0".to_owned()));
 ///
 /// // And back, after some training: the names and types of the file stay.

@@ -131,7 +131,7 @@ impl fmt::Display for Change {
                 write!(f, "`{name}`: {from} to {to}, exactly")
             }
             Self::Converted { name, from, to, rounded, overflowed } => {
-                write!(f, "`{name}`: {from} to {to}, {rounded} values rounded, {overflowed} overflowed")
+                write!(f, "`{name}`: {from} to {to}, {rounded} rounded, {overflowed} overflowed")
             }
             Self::Filled { tensor, value } => write!(f, "{tensor}: not in the file, filled with {value}"),
             Self::Added { name } => write!(f, "`{name}`: added"),
