@@ -10,10 +10,6 @@
 @group(0) @binding(4) var<storage, read> weights: array<f32>;
 // dy, at binding 5, is declared in module.rs: it is not there where dx lies over it.
 
-// What params.source is.
-const DEPENDS: u32 = 0u;
-const FROZEN: u32 = 3u;
-
 struct Coefficients {
     mean_high: Part,
     mean_low: Part,
@@ -43,7 +39,7 @@ fn coefficients(place: u32) -> Coefficients {
     c.mean_low = g.b;
     c.scale = g.c;
     c.native = true;
-    if params.source == DEPENDS {
+    if params.source != FROZEN {
         let terms = gather(place, 1u);
         c.mean_dy = terms.b;
         c.slope = terms.c;
@@ -74,7 +70,7 @@ fn differentiated(x: Word, dy: Word, c: Coefficients) -> Word {
     return narrowed(a, b);
 }
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(THREADS)
 fn grad_input(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) workgroups: vec3<u32>,

@@ -49,7 +49,7 @@ fn empty_into(totals: ptr<function, Totals>, chain: ptr<function, Chain>) {
     *chain = Chain();
 }
 
-var<workgroup> shared_sums: array<array<Lane, 4>, 128>;
+var<workgroup> shared_sums: array<array<Lane, 4>, THREADS / 2u>;
 
 // The sums of all members of a slot, in the first of them.
 fn add_members(place: Place, own: Totals) -> Totals {
@@ -71,7 +71,7 @@ fn add_members(place: Place, own: Totals) -> Totals {
     return totals;
 }
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(THREADS)
 fn grad_sums(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) workgroups: vec3<u32>,

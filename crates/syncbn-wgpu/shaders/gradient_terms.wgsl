@@ -9,11 +9,9 @@
 @group(0) @binding(3) var<storage, read_write> d_weight: array<f32>;
 @group(0) @binding(4) var<storage, read_write> d_bias: array<f32>;
 
-// What params.source is.
-const MERGE: u32 = 0u; // partials -> sums, terms, d_weight, d_bias
-const GROUP: u32 = 2u; // sums -> terms
+// What params.source is: MERGE: partials -> sums, terms, d_weight, d_bias; GROUP: sums -> terms.
 
-var<workgroup> parts: array<vec4<f32>, 128>;
+var<workgroup> parts: array<vec4<f32>, THREADS / 2u>;
 
 fn add_both(a: vec4<f32>, b: vec4<f32>) -> vec4<f32> {
     let dy = add(Pair(a.x, a.y), Pair(b.x, b.y));
@@ -42,7 +40,7 @@ fn add_splits(place: Place) -> vec4<f32> {
     return total;
 }
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(THREADS)
 fn gradient_terms(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) workgroups: vec3<u32>,

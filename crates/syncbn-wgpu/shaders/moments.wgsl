@@ -91,7 +91,7 @@ fn make_room(taken: ptr<function, Taken>, chain: ptr<function, Chain>, largest: 
     return all_of((needed == LaneWhole(0)) | (largest == LaneBits(0u)));
 }
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(THREADS)
 fn moments(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) workgroups: vec3<u32>,

@@ -66,7 +66,7 @@ fn count_batch() {
     num_batches_tracked[1] = high + select(0u, 1u, low == 0xffffffffu);
 }
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(THREADS)
 fn normalize(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) workgroups: vec3<u32>,

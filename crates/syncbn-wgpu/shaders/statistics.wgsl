@@ -12,11 +12,8 @@
 @group(0) @binding(4) var<storage, read_write> running_var: array<f32>;
 @group(0) @binding(5) var<storage, read_write> num_batches_tracked: array<u32>;
 
-// What params.source is.
-const MERGE: u32 = 0u; // partials -> sums
-const LOCAL: u32 = 1u; // partials -> saved, running
-const GROUP: u32 = 2u; // sums -> saved, running
-const FROZEN: u32 = 3u; // running -> saved
+// What params.source is:
+// MERGE: partials -> sums; LOCAL: partials -> saved, running; GROUP: sums -> saved, running; FROZEN: running -> saved.
 
 // Of one channel, times 2^-exponent.
 struct Batch {
@@ -111,7 +108,7 @@ fn batch_of(place: Place) -> Batch {
     return batch;
 }
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(THREADS)
 fn statistics(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) workgroups: vec3<u32>,

@@ -7,9 +7,9 @@ use crate::device::Wgpu;
 use crate::error::WgpuError;
 use crate::memory::{Buffer, Mem, MemMut, values_of};
 use crate::module::{Kernel, Key};
+use crate::plan::{Plan, Work};
 use crate::queue::Queue;
 use crate::scratch::{Saved, Sums};
-use crate::tile::{Plan, Work};
 use crate::{grad_input, grad_sums, moments, normalize};
 
 impl Backend for Wgpu {

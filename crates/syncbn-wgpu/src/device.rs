@@ -10,11 +10,12 @@ use syncbn_core::Element;
 
 use crate::error::WgpuError;
 use crate::memory::{Slice, empty, filled, padded};
-use crate::module::{Access, Kernel, Key, Module, Number, Params, constants_layout};
+use crate::module::{Access, Kernel, Key, Module, Number, constants_layout};
+use crate::params::Params;
+use crate::plan::{Form, THREADS};
 use crate::queue::{Dispatch, Queue};
 use crate::scope::caught;
 use crate::scratch::Pool;
-use crate::tile::{Form, THREADS};
 
 /// Sets of `Params` that are kept on the device. A program that has more shapes than these starts anew.
 const MOST_CONSTANTS: usize = 4096;

@@ -6,10 +6,11 @@ use syncbn_core::backend::{Grad, GradInputArgs};
 use crate::device::Wgpu;
 use crate::error::WgpuError;
 use crate::grad_sums::bind_terms;
-use crate::module::{FROZEN, GROUP, Kernel, Params, WEIGHT};
+use crate::module::Kernel;
+use crate::params::{FROZEN, GROUP, Params, WEIGHT};
+use crate::plan::{Plan, Work, per_channel};
 use crate::queue::Queue;
 use crate::scratch::Sums;
-use crate::tile::{Plan, Work, per_channel};
 
 pub(crate) fn enqueue<T: Element>(
     wgpu: &Wgpu,
@@ -29,7 +30,7 @@ pub(crate) fn enqueue<T: Element>(
     }
     let mut params = plan.params;
     params.wanted = u32::from(weight.is_some()) * WEIGHT;
-    params.source = if sums.is_some() { 0 } else { FROZEN };
+    params.source = if sums.is_some() { GROUP } else { FROZEN };
     let (dy, dx) = match &mut grad {
         Grad::Apart { dy, dx } => (Some(dy.mem().slice()), dx.mem_mut().slice()),
         Grad::InPlace(dx) => (None, dx.mem_mut().slice()),

@@ -6,10 +6,11 @@ use syncbn_core::backend::GradSumsArgs;
 use crate::device::Wgpu;
 use crate::error::WgpuError;
 use crate::memory::Slice;
-use crate::module::{D_BIAS, D_WEIGHT, Kernel, Key, MERGE, Params};
+use crate::module::{Kernel, Key};
+use crate::params::{D_BIAS, D_WEIGHT, MERGE, Params};
+use crate::plan::{Plan, Work, per_channel};
 use crate::queue::{Dispatch, Queue};
 use crate::scratch::Sums;
-use crate::tile::{Plan, Work, per_channel};
 
 pub(crate) fn enqueue<T: Element>(
     wgpu: &Wgpu,

@@ -24,12 +24,13 @@ mod memory;
 mod module;
 mod moments;
 mod normalize;
+mod params;
+mod plan;
 mod probe;
 mod queue;
 mod scope;
 mod scratch;
 mod statistics;
-mod tile;
 
 pub use device::Wgpu;
 pub use error::WgpuError;

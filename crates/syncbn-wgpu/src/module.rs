@@ -8,54 +8,12 @@
 use std::borrow::Cow;
 use std::num::NonZeroU64;
 
-use bytemuck::{Pod, Zeroable};
 use syncbn_core::Dtype;
 
 use crate::error::WgpuError;
+use crate::params::{self, Params};
+use crate::plan::Form;
 use crate::scope::caught;
-use crate::tile::Form;
-
-/// The struct of the same name in params.wgsl.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
-pub(crate) struct Params {
-    pub(crate) channels: u32,
-    pub(crate) lanes: u32,
-    pub(crate) segment: u32,
-    pub(crate) vectors: u32,
-    pub(crate) step_index: u32,
-    pub(crate) step_within: u32,
-    pub(crate) wrap: u32,
-    pub(crate) members: u32,
-    pub(crate) splits: u32,
-    pub(crate) blocks: u32,
-    pub(crate) zero: u32,
-    pub(crate) inner: u32,
-    pub(crate) elements: u32,
-    pub(crate) wanted: u32,
-    pub(crate) source: u32,
-    pub(crate) count_high: f32,
-    pub(crate) count_low: f32,
-    pub(crate) eps_high: f32,
-    pub(crate) eps_low: f32,
-    pub(crate) eps_exponent: i32,
-    pub(crate) momentum: f32,
-    pub(crate) kept: f32,
-    pub(crate) padding: [u32; 2],
-}
-
-/// The bits of `wanted`.
-pub(crate) const WEIGHT: u32 = 1;
-pub(crate) const BIAS: u32 = 2;
-pub(crate) const RUNNING: u32 = 4;
-pub(crate) const D_WEIGHT: u32 = 8;
-pub(crate) const D_BIAS: u32 = 16;
-
-/// The values of `source`, in statistics.wgsl, `gradient_terms.wgsl` and `grad_input.wgsl`.
-pub(crate) const MERGE: u32 = 0;
-pub(crate) const LOCAL: u32 = 1;
-pub(crate) const GROUP: u32 = 2;
-pub(crate) const FROZEN: u32 = 3;
 
 /// The kernels, those of core's four and those that take a few numbers per channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -182,7 +140,13 @@ impl Key {
         // Elements of a part: at most four.
         let part = width.min(4);
         let constants = format!("const BACKWARDS: bool = {};\n", self.kernel.walks_backwards());
-        let mut text = vec![include_str!("../shaders/params.wgsl"), &constants, self.number.text()];
+        let mut text = vec![
+            params::STRUCT,
+            params::CONSTANTS,
+            include_str!("../shaders/params.wgsl"),
+            &constants,
+            self.number.text(),
+        ];
         text.push(match (half, width) {
             (false, 4) => include_str!("../shaders/loads/f32_4.wgsl"),
             (false, _) => include_str!("../shaders/loads/f32_1.wgsl"),
@@ -200,7 +164,7 @@ impl Key {
             (false, _) => include_str!("../shaders/lanes/columns_1.wgsl"),
         });
         text.extend([
-            include_str!("../shaders/tile.wgsl"),
+            include_str!("../shaders/plan.wgsl"),
             include_str!("../shaders/pairs.wgsl"),
             include_str!("../shaders/merge.wgsl"),
             include_str!("../shaders/numbers/scaled.wgsl"),

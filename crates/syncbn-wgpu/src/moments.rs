@@ -5,9 +5,9 @@ use syncbn_core::{Element, View};
 use crate::device::Wgpu;
 use crate::error::WgpuError;
 use crate::module::Kernel;
+use crate::plan::{Plan, Work};
 use crate::queue::Queue;
 use crate::scratch::{Parts, Sums};
-use crate::tile::{Plan, Work};
 
 pub(crate) fn enqueue<T: Element>(
     wgpu: &Wgpu,

@@ -5,11 +5,12 @@ use syncbn_core::backend::{NormalizeArgs, Source};
 
 use crate::device::Wgpu;
 use crate::error::WgpuError;
-use crate::module::{BIAS, FROZEN, GROUP, Kernel, LOCAL, Params, RUNNING, WEIGHT};
+use crate::module::Kernel;
+use crate::params::{BIAS, FROZEN, GROUP, LOCAL, Params, RUNNING, WEIGHT};
+use crate::plan::{Plan, Work};
 use crate::queue::Queue;
 use crate::scratch::halves;
 use crate::statistics::{self, Places};
-use crate::tile::{Plan, Work};
 
 pub(crate) fn enqueue<T: Element>(
     wgpu: &Wgpu,

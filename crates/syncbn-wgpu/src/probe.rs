@@ -5,7 +5,8 @@
 use crate::device::Wgpu;
 use crate::error::WgpuError;
 use crate::memory::{Slice, filled};
-use crate::module::{Kernel, Key, Number, PER_CHANNEL, Params};
+use crate::module::{Kernel, Key, Number, PER_CHANNEL};
+use crate::params::Params;
 
 /// Pairs whose sums and products are not `f32`, of both signs and of very different sizes; and numbers whose nearest half is
 /// above them, below them, a tie, subnormal, or out of range.

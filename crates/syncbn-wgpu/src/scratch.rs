@@ -15,9 +15,10 @@ use syncbn_core::statistics::{Batch, Moments};
 use crate::device::Wgpu;
 use crate::error::WgpuError;
 use crate::memory::Slice;
+use crate::params::{HIGH_EXPONENT, HIGH_FROM, LOW_BELOW, LOW_EXPONENT, LOWEST_BELOW, LOWEST_EXPONENT};
+use crate::plan::most_partials;
 use crate::queue::Queue;
 use crate::statistics;
-use crate::tile::most_partials;
 
 /// A layer's sums.
 #[derive(Debug)]
@@ -169,14 +170,14 @@ fn power(exponent: i32) -> f64 {
 /// The power of two that the device takes such a channel's numbers times the inverse of: `exponent_for` of merge.wgsl.
 fn exponent_for(batch: Batch) -> i32 {
     let size = batch.mean.abs().max(batch.var.sqrt());
-    if !size.is_finite() || size == 0.0 || (power(-40)..power(40)).contains(&size) {
+    if !size.is_finite() || size == 0.0 || (power(LOW_BELOW)..power(HIGH_FROM)).contains(&size) {
         0
-    } else if size >= power(40) {
-        80
-    } else if size < power(-95) {
-        -109
+    } else if size >= power(HIGH_FROM) {
+        HIGH_EXPONENT
+    } else if size < power(LOWEST_BELOW) {
+        LOWEST_EXPONENT
     } else {
-        -60
+        LOW_EXPONENT
     }
 }
 

@@ -5,10 +5,11 @@
 use crate::device::Wgpu;
 use crate::error::WgpuError;
 use crate::memory::Slice;
-use crate::module::{Kernel, Key, MERGE, Params};
+use crate::module::{Kernel, Key};
+use crate::params::{MERGE, Params};
+use crate::plan::per_channel;
 use crate::queue::{Dispatch, Queue};
 use crate::scratch::{Parts, Sums, halves};
-use crate::tile::per_channel;
 
 /// What the kernel reads and writes besides the sums.
 #[derive(Clone, Copy, Default)]

@@ -1,4 +1,4 @@
-//! Which thread takes which elements: the numbers that tile.wgsl walks by.
+//! Which thread takes which elements: the numbers that plan.wgsl walks by.
 //!
 //! A lane is a sequence of loads that one accumulator may take. Channels-first (rows), it is one channel; channels-last
 //! (columns), the neighbouring channels that one load holds. Threads that share a lane are its members; several workgroups
@@ -10,10 +10,10 @@
 use syncbn_core::Geometry;
 
 use crate::error::WgpuError;
-use crate::module::Params;
+use crate::params::{self, Params};
 
 /// Threads of a workgroup.
-pub(crate) const THREADS: usize = 256;
+pub(crate) const THREADS: usize = params::THREADS as usize;
 /// Loads that a thread has in flight.
 const UNROLL: usize = 4;
 
