@@ -9,7 +9,7 @@ use crate::memory::{Buffer, Mem, MemMut, values_of};
 use crate::module::{Kernel, Key};
 use crate::plan::{Plan, Work};
 use crate::queue::Queue;
-use crate::scratch::{Saved, Sums};
+use crate::workspace::{Saved, Sums};
 use crate::{grad_input, grad_sums, moments, normalize};
 
 impl Backend for Wgpu {
@@ -37,10 +37,10 @@ impl Backend for Wgpu {
     }
 
     fn sums(&self, _: &Queue, channels: usize) -> Result<Sums, WgpuError> {
-        Sums::new(self, channels)
+        Sums::new(self.gpu(), channels)
     }
     fn saved(&self, _: &Queue, channels: usize) -> Result<Saved, WgpuError> {
-        self.pool().take(self, channels)
+        self.pool().take(self.gpu(), channels)
     }
 
     fn read_sums(
@@ -50,7 +50,7 @@ impl Backend for Wgpu {
         sums: &Sums,
         message: &mut [f64],
     ) -> Result<(), WgpuError> {
-        sums.read(self, queue, pass, message)
+        sums.read(self.gpu(), queue, pass, message)
     }
     fn write_sums(
         &self,
@@ -78,7 +78,7 @@ impl Storage for Wgpu {
     }
     fn download<T: Scalar>(&self, queue: &Queue, buffer: &Buffer<T>) -> Result<Vec<T>, WgpuError> {
         let size = buffer.inner().size();
-        let staging = self.staging(size)?;
+        let staging = self.gpu().staging(size)?;
         queue.read(buffer.inner(), &staging, size, |bytes| values_of(bytes, buffer.len()))
     }
     fn mem<T: Scalar>(buffer: &Buffer<T>) -> Mem<'_, T> {
@@ -101,11 +101,11 @@ macro_rules! kernels {
                     (Kernel::GradInput { in_place: false }, Work::Write),
                     (Kernel::GradInput { in_place: true }, Work::Write),
                 ] {
-                    let plan = Plan::new(geometry, size_of::<$type>(), self.parallelism(), work)?;
-                    self.module(self.key::<$type>(kernel, plan.form))?;
+                    let plan = Plan::new(geometry, size_of::<$type>(), self.gpu().parallelism(), work)?;
+                    self.gpu().module(self.key::<$type>(kernel, plan.form))?;
                 }
                 for kernel in [Kernel::Statistics, Kernel::GradientTerms] {
-                    self.module(Key::per_channel(kernel))?;
+                    self.gpu().module(Key::per_channel(kernel))?;
                 }
                 self.saved(queue, geometry.channels()).map(drop)
             }

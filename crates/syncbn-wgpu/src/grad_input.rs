@@ -5,12 +5,12 @@ use syncbn_core::backend::{Grad, GradInputArgs};
 
 use crate::device::Wgpu;
 use crate::error::WgpuError;
-use crate::grad_sums::bind_terms;
+use crate::gradient_terms;
 use crate::module::Kernel;
 use crate::params::{FROZEN, GROUP, Params, WEIGHT};
 use crate::plan::{Plan, Work, per_channel};
 use crate::queue::Queue;
-use crate::scratch::Sums;
+use crate::workspace::Sums;
 
 pub(crate) fn enqueue<T: Element>(
     wgpu: &Wgpu,
@@ -22,11 +22,11 @@ pub(crate) fn enqueue<T: Element>(
     if geometry.is_empty() {
         return Ok(());
     }
-    let plan = Plan::new(&geometry, size_of::<T>(), wgpu.parallelism(), Work::Write)?;
+    let plan = Plan::new(&geometry, size_of::<T>(), wgpu.gpu().parallelism(), Work::Write)?;
     let mut kernels = Vec::with_capacity(2);
     if let Some(sums) = sums.filter(|sums| sums.terms_missing) {
         let params = Params { source: GROUP, ..per_channel(geometry.channels(), 1)? };
-        kernels.push(bind_terms(wgpu, params, sums, saved.slice(), [None, None])?);
+        kernels.push(gradient_terms::bind(wgpu.gpu(), params, sums, saved.slice(), [None, None])?);
     }
     let mut params = plan.params;
     params.wanted = u32::from(weight.is_some()) * WEIGHT;
@@ -45,6 +45,6 @@ pub(crate) fn enqueue<T: Element>(
     let in_place = dy.is_none();
     bindings.extend(dy.map(|dy| ("dy", Some(dy.of(&geometry, size_of::<T>())))));
     let key = wgpu.key::<T>(Kernel::GradInput { in_place }, plan.form);
-    kernels.push(wgpu.bind(key, params, &bindings)?);
+    kernels.push(wgpu.gpu().bind(key, params, &bindings)?);
     queue.dispatch(&kernels)
 }

@@ -17,10 +17,13 @@
 mod backend;
 mod device;
 pub mod error;
+mod gpu;
 mod grad_input;
 mod grad_sums;
+mod gradient_terms;
 mod lost;
 mod memory;
+mod message;
 mod module;
 mod moments;
 mod normalize;
@@ -29,12 +32,12 @@ mod plan;
 mod probe;
 mod queue;
 mod scope;
-mod scratch;
 mod statistics;
+mod workspace;
 
 pub use device::Wgpu;
 pub use error::WgpuError;
 pub use memory::{Buffer, Mem, MemMut};
 pub use queue::Queue;
-pub use scratch::{Saved, Sums};
 pub use wgpu;
+pub use workspace::{Saved, Sums};

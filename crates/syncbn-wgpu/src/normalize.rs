@@ -9,8 +9,8 @@ use crate::module::Kernel;
 use crate::params::{BIAS, FROZEN, GROUP, LOCAL, Params, RUNNING, WEIGHT};
 use crate::plan::{Plan, Work};
 use crate::queue::Queue;
-use crate::scratch::halves;
 use crate::statistics::{self, Places};
+use crate::workspace::halves;
 
 pub(crate) fn enqueue<T: Element>(
     wgpu: &Wgpu,
@@ -20,7 +20,7 @@ pub(crate) fn enqueue<T: Element>(
     let NormalizeArgs { x, mut y, source, weight, bias, eps, .. } = args;
     let geometry = *x.geometry();
     let channels = geometry.channels();
-    let plan = Plan::new(&geometry, size_of::<T>(), wgpu.parallelism(), Work::Write)?;
+    let plan = Plan::new(&geometry, size_of::<T>(), wgpu.gpu().parallelism(), Work::Write)?;
     let mut params = plan.params;
     let mut kernels = Vec::with_capacity(2);
     let mut places = Places::default();
@@ -44,7 +44,7 @@ pub(crate) fn enqueue<T: Element>(
                 return Err(WgpuError::OutOfOrder { what: "a rank's moments" });
             }
             kernels.push(statistics::bind(
-                wgpu,
+                wgpu.gpu(),
                 channels,
                 params_of_statistics,
                 Some(sums),
@@ -57,7 +57,7 @@ pub(crate) fn enqueue<T: Element>(
             let frozen =
                 Places { running_mean: Some(mean.slice()), running_var: Some(var.slice()), ..places };
             let params_of_statistics = Params { source: FROZEN, ..with_eps(eps) };
-            kernels.push(statistics::bind(wgpu, channels, params_of_statistics, None, None, frozen)?);
+            kernels.push(statistics::bind(wgpu.gpu(), channels, params_of_statistics, None, None, frozen)?);
         }
         Source::Saved(saved) => places.saved = saved.slice(),
         _ => return Err(WgpuError::OutOfOrder { what: "a source of statistics that this backend knows" }),
@@ -71,7 +71,7 @@ pub(crate) fn enqueue<T: Element>(
         ("bias", bias.as_ref().map(crate::Mem::slice)),
         ("num_batches_tracked", places.num_batches_tracked),
     ];
-    kernels.push(wgpu.bind(wgpu.key::<T>(Kernel::Normalize, plan.form), params, &bindings)?);
+    kernels.push(wgpu.gpu().bind(wgpu.key::<T>(Kernel::Normalize, plan.form), params, &bindings)?);
     queue.dispatch(&kernels)
 }
 

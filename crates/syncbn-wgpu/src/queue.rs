@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::error::WgpuError;
+use crate::gpu::{Dispatch, Gpu};
 use crate::lost;
 use crate::scope::caught;
 
@@ -17,8 +18,7 @@ use crate::scope::caught;
 /// before or after a pass, as its calls do.
 #[derive(Debug)]
 pub struct Queue {
-    device: wgpu::Device,
-    inner: wgpu::Queue,
+    gpu: Gpu,
     pending: Mutex<Pending>,
 }
 
@@ -30,18 +30,9 @@ struct Pending {
     last: Option<wgpu::SubmissionIndex>,
 }
 
-/// A kernel with its buffers, ready to be recorded.
-#[derive(Debug)]
-pub(crate) struct Dispatch {
-    pub(crate) pipeline: wgpu::ComputePipeline,
-    pub(crate) buffers: wgpu::BindGroup,
-    pub(crate) constants: wgpu::BindGroup,
-    pub(crate) grid: (u32, u32),
-}
-
 impl Queue {
-    pub(crate) fn new(device: wgpu::Device, queue: wgpu::Queue) -> Self {
-        Self { device, inner: queue, pending: Mutex::default() }
+    pub(crate) fn new(gpu: Gpu) -> Self {
+        Self { gpu, pending: Mutex::default() }
     }
 
     fn pending(&self) -> MutexGuard<'_, Pending> {
@@ -76,10 +67,12 @@ impl Queue {
         &self,
         commands: impl FnOnce(&mut wgpu::CommandEncoder) -> R,
     ) -> Result<R, WgpuError> {
-        caught(&self.device, "recording commands", || {
+        caught(self.gpu.device(), "recording commands", || {
             let mut pending = self.pending();
             let encoder = pending.encoder.get_or_insert_with(|| {
-                self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("syncbn") })
+                self.gpu
+                    .device()
+                    .create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("syncbn") })
             });
             commands(encoder)
         })
@@ -108,19 +101,19 @@ impl Queue {
         let Some(encoder) = self.pending().encoder.take() else {
             return Ok(());
         };
-        let index = caught(&self.device, DURING, || self.inner.submit([encoder.finish()]))?;
+        let index = caught(self.gpu.device(), DURING, || self.gpu.queue().submit([encoder.finish()]))?;
         let mut pending = self.pending();
         pending.submissions += 1;
         pending.last = Some(index);
         drop(pending);
         // A lost device takes nothing, and says nothing.
-        lost::check(&self.device, DURING)
+        lost::check(self.gpu.device(), DURING)
     }
 
     /// Overwrites the beginning of a buffer, after all that was recorded.
     pub(crate) fn write(&self, buffer: &wgpu::Buffer, bytes: &[u8]) -> Result<(), WgpuError> {
         self.submit()?;
-        caught(&self.device, "copying to the device", || self.inner.write_buffer(buffer, 0, bytes))
+        caught(self.gpu.device(), "copying to the device", || self.gpu.queue().write_buffer(buffer, 0, bytes))
     }
 
     /// Submits, waits, and copies the beginning of a buffer out, by way of one that can be mapped.
@@ -137,7 +130,7 @@ impl Queue {
         self.submit()?;
         let (sender, mapped) = channel();
         let slice = staging.slice(..size);
-        caught(&self.device, DURING, || {
+        caught(self.gpu.device(), DURING, || {
             slice.map_async(wgpu::MapMode::Read, move |result| {
                 // The receiver is gone only if the wait below has failed.
                 sender.send(result).unwrap_or_default();
@@ -145,7 +138,7 @@ impl Queue {
         })?;
         let last = self.pending().last.clone();
         loop {
-            if wait(&self.device, last.clone()).is_none() {
+            if wait(self.gpu.device(), last.clone()).is_none() {
                 return Err(lost());
             }
             // Another thread's poll may have taken our callback, and be about to call it.
@@ -158,7 +151,7 @@ impl Queue {
         let view = slice.get_mapped_range().map_err(|_| lost())?;
         let result = take(&view);
         drop(view);
-        caught(&self.device, DURING, || staging.unmap())?;
+        caught(self.gpu.device(), DURING, || staging.unmap())?;
         Ok(result)
     }
 }

@@ -2,14 +2,14 @@
 //!
 //! Deliberately not here: its arithmetic.
 
-use crate::device::Wgpu;
 use crate::error::WgpuError;
+use crate::gpu::{Dispatch, Gpu};
 use crate::memory::Slice;
 use crate::module::{Kernel, Key};
 use crate::params::{MERGE, Params};
 use crate::plan::per_channel;
-use crate::queue::{Dispatch, Queue};
-use crate::scratch::{Parts, Sums, halves};
+use crate::queue::Queue;
+use crate::workspace::{Parts, Sums, halves};
 
 /// What the kernel reads and writes besides the sums.
 #[derive(Clone, Copy, Default)]
@@ -22,19 +22,19 @@ pub(crate) struct Places<'a> {
 
 /// Merges the splits' moments into `sums`, for a message.
 pub(crate) fn merge(
-    wgpu: &Wgpu,
+    gpu: &Gpu,
     queue: &Queue,
     sums: &Sums,
     channels: usize,
     parts: Parts,
 ) -> Result<(), WgpuError> {
     let params = Params { source: MERGE, ..Params::default() };
-    queue.dispatch(&[bind(wgpu, channels, params, Some(sums), Some(parts), Places::default())?])
+    queue.dispatch(&[bind(gpu, channels, params, Some(sums), Some(parts), Places::default())?])
 }
 
 /// The kernel for `params.source`.
 pub(crate) fn bind(
-    wgpu: &Wgpu,
+    gpu: &Gpu,
     channels: usize,
     params: Params,
     sums: Option<&Sums>,
@@ -61,5 +61,5 @@ pub(crate) fn bind(
         ("running_var", places.running_var),
         ("num_batches_tracked", places.num_batches_tracked),
     ];
-    wgpu.bind(Key::per_channel(Kernel::Statistics), params, &bindings)
+    gpu.bind(Key::per_channel(Kernel::Statistics), params, &bindings)
 }

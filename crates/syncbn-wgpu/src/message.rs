@@ -1,77 +1,22 @@
-//! What the kernels need besides the caller's memory: the sums of a layer, and the saved statistics of its forward passes.
+//! Messages: the sums of a layer, from the device's form to that of the group and back.
 //!
 //! Messages are `f64` and take form on the host, since WGSL has no `f64`: the device gives mean and M2, or the gradients' sums, as
 //! pairs of `f32` times a power of two, and takes the group's mean and variance the same way.
-//!
-//! Deliberately not here: kernels.
-
-use std::cell::RefCell;
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use syncbn_core::Pass;
 use syncbn_core::statistics::{Batch, Moments};
 
-use crate::device::Wgpu;
 use crate::error::WgpuError;
-use crate::memory::Slice;
+use crate::gpu::Gpu;
 use crate::params::{HIGH_EXPONENT, HIGH_FROM, LOW_BELOW, LOW_EXPONENT, LOWEST_BELOW, LOWEST_EXPONENT};
-use crate::plan::most_partials;
 use crate::queue::Queue;
 use crate::statistics;
-
-/// A layer's sums.
-#[derive(Debug)]
-pub struct Sums {
-    channels: usize,
-    /// The count; then two vectors of four numbers per channel.
-    merged: wgpu::Buffer,
-    /// Where workgroups leave their parts.
-    partials: wgpu::Buffer,
-    staging: wgpu::Buffer,
-    /// What `moments` has left in `partials`.
-    pub(crate) parts: Option<Parts>,
-    /// Whether the sums in `merged` are the group's, and what `grad_input` needs of them is still to be computed.
-    pub(crate) terms_missing: bool,
-    /// The powers of two that the last backward message's numbers were multiplied by, per channel.
-    exponents: RefCell<Vec<i32>>,
-}
-
-/// The moments of a tensor's splits.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Parts {
-    pub(crate) splits: usize,
-    /// Elements per channel.
-    pub(crate) count: usize,
-}
+use crate::workspace::{Sums, halves};
 
 impl Sums {
-    pub(crate) fn new(wgpu: &Wgpu, channels: usize) -> Result<Self, WgpuError> {
-        let vectors = channels.saturating_mul(2).saturating_add(1);
-        let merged = wgpu.scratch("sums", vectors)?;
-        let partials = most_partials(wgpu.parallelism(), channels).saturating_mul(2);
-        Ok(Self {
-            channels,
-            partials: wgpu.scratch("partial sums", partials)?,
-            staging: wgpu.staging(merged.size())?,
-            merged,
-            parts: None,
-            terms_missing: false,
-            exponents: RefCell::default(),
-        })
-    }
-
-    pub(crate) fn merged(&self) -> Slice<'_> {
-        Slice { buffer: &self.merged, offset: 0, size: self.merged.size() }
-    }
-
-    pub(crate) fn partials(&self) -> Slice<'_> {
-        Slice { buffer: &self.partials, offset: 0, size: self.partials.size() }
-    }
-
     pub(crate) fn read(
         &self,
-        wgpu: &Wgpu,
+        gpu: &Gpu,
         queue: &Queue,
         pass: Pass,
         message: &mut [f64],
@@ -79,7 +24,7 @@ impl Sums {
         let count = match pass {
             Pass::Forward => {
                 let parts = self.parts.ok_or(WgpuError::OutOfOrder { what: "a rank's moments" })?;
-                statistics::merge(wgpu, queue, self, self.channels, parts)?;
+                statistics::merge(gpu, queue, self, self.channels, parts)?;
                 parts.count as f64
             }
             Pass::Backward => 0.0,
@@ -155,14 +100,6 @@ impl Channel {
     }
 }
 
-/// The two `f32` whose unevaluated sum is nearest to the value.
-pub(crate) fn halves(value: f64) -> (f32, f32) {
-    let high = value as f32;
-    let low = (value - f64::from(high)) as f32;
-    // Infinity minus itself is not to become a NaN where there was none.
-    if high.is_finite() { (high, low) } else { (high, 0.0) }
-}
-
 fn power(exponent: i32) -> f64 {
     2.0_f64.powi(exponent)
 }
@@ -178,46 +115,6 @@ fn exponent_for(batch: Batch) -> i32 {
         LOWEST_EXPONENT
     } else {
         LOW_EXPONENT
-    }
-}
-
-/// The statistics of one forward pass, on loan from the device's pool.
-#[derive(Debug)]
-pub struct Saved {
-    buffer: Option<wgpu::Buffer>,
-    channels: usize,
-    pool: Arc<Pool>,
-}
-
-impl Saved {
-    pub(crate) fn slice(&self) -> Option<Slice<'_>> {
-        self.buffer.as_ref().map(|buffer| Slice { buffer, offset: 0, size: buffer.size() })
-    }
-}
-
-impl Drop for Saved {
-    fn drop(&mut self) {
-        if let Some(buffer) = self.buffer.take() {
-            let mut free = self.pool.0.lock().unwrap_or_else(PoisonError::into_inner);
-            free.entry(self.channels).or_default().push(buffer);
-        }
-    }
-}
-
-/// Saved statistics that are not in use, by channels. Work on a device runs in the order of its submissions, and wgpu keeps
-/// what it still needs, so the next forward may have them at once.
-#[derive(Debug, Default)]
-pub(crate) struct Pool(Mutex<HashMap<usize, Vec<wgpu::Buffer>>>);
-
-impl Pool {
-    pub(crate) fn take(self: &Arc<Self>, wgpu: &Wgpu, channels: usize) -> Result<Saved, WgpuError> {
-        let pooled =
-            self.0.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&channels).and_then(Vec::pop);
-        let buffer = match pooled {
-            Some(buffer) => buffer,
-            None => wgpu.scratch("saved statistics", channels.saturating_add(1))?,
-        };
-        Ok(Saved { buffer: Some(buffer), channels, pool: self.clone() })
     }
 }
 
