@@ -45,7 +45,7 @@ fn coefficients(place: u32) -> Coefficients {
         c.slope = terms.c;
         if SCALES {
             c.exponent = PartWhole(g.d);
-            c.native = is_zero(c.exponent);
+            c.native = all(c.exponent == PartWhole(0));
             c.scale = unscaled(c.scale, c.exponent);
         }
     }

@@ -89,7 +89,7 @@ fn grad_sums(
         var centre = Centre(g.a, g.b, PartWhole(0), true);
         if SCALES {
             centre.exponent = PartWhole(g.d);
-            centre.native = is_zero(centre.exponent);
+            centre.native = all(centre.exponent == PartWhole(0));
         }
         var chain: Chain;
         while has(&walk, 4u) {

@@ -39,7 +39,7 @@ fn coefficients(place: u32) -> Coefficients {
     var c = Coefficients(g.a, g.b, g.c, g.d, PartWhole(0), true);
     if SCALES {
         c.exponent = PartWhole(gather(place, 1u).a);
-        c.native = is_zero(c.exponent);
+        c.native = all(c.exponent == PartWhole(0));
     }
     return c;
 }

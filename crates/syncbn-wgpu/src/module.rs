@@ -155,13 +155,12 @@ impl Key {
             (true, 2) => include_str!("../shaders/loads/half_2.wgsl"),
             (true, _) => include_str!("../shaders/loads/half_1.wgsl"),
         });
-        text.push(match (rows, part) {
-            (true, 4) => include_str!("../shaders/lanes/rows_4.wgsl"),
-            (true, 2) => include_str!("../shaders/lanes/rows_2.wgsl"),
-            (true, _) => include_str!("../shaders/lanes/rows_1.wgsl"),
-            (false, 4) => include_str!("../shaders/lanes/columns_4.wgsl"),
-            (false, 2) => include_str!("../shaders/lanes/columns_2.wgsl"),
-            (false, _) => include_str!("../shaders/lanes/columns_1.wgsl"),
+        let part_text = part_of(part);
+        text.push(&part_text);
+        text.push(if rows {
+            include_str!("../shaders/lanes/rows.wgsl")
+        } else {
+            include_str!("../shaders/lanes/columns.wgsl")
         });
         text.extend([
             include_str!("../shaders/plan.wgsl"),
@@ -188,6 +187,31 @@ impl Key {
         text.extend([self.kernel.text().1, &loads]);
         text.join("\n")
     }
+}
+
+/// The types of a part of so many elements, and what is done with its elements one by one: what rows.wgsl and columns.wgsl need.
+fn part_of(elements: usize) -> String {
+    let many = |scalar: &str| if elements == 1 { scalar.into() } else { format!("vec{elements}<{scalar}>") };
+    let (sum, greatest, first, element) = match elements {
+        4 => ("(x.x + x.y) + (x.z + x.w)", "max(max(x.x, x.y), max(x.z, x.w))", "x.x", "x[w]"),
+        2 => ("x.x + x.y", "max(x.x, x.y)", "x.x", "x[w]"),
+        _ => ("x", "x", "x", "x"),
+    };
+    format!(
+        "const N: u32 = {elements}u;
+alias Part = {};
+alias PartBits = {};
+alias PartWhole = {};
+fn sum_of(x: Part) -> f32 {{ return {sum}; }}
+fn greatest_of(x: PartBits) -> u32 {{ return {greatest}; }}
+fn first_of(x: Part) -> f32 {{ return {first}; }}
+fn element_of(x: Part, w: u32) -> f32 {{ return {element}; }}
+fn whole_element_of(x: PartWhole, w: u32) -> i32 {{ return {element}; }}
+",
+        many("f32"),
+        many("u32"),
+        many("i32"),
+    )
 }
 
 /// A compiled kernel.
@@ -272,4 +296,62 @@ pub(crate) fn constants_layout(device: &wgpu::Device) -> wgpu::BindGroupLayout {
             count: None,
         }],
     })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests fail where these do")]
+
+    use super::*;
+    use wgpu::naga::front::wgsl;
+    use wgpu::naga::{AddressSpace, Module as Parsed, StorageAccess, TypeInner};
+
+    const KERNELS: [Kernel; 8] = [
+        Kernel::Moments,
+        Kernel::Statistics,
+        Kernel::Normalize,
+        Kernel::GradSums,
+        Kernel::GradientTerms,
+        Kernel::GradInput { in_place: false },
+        Kernel::GradInput { in_place: true },
+        Kernel::Probe,
+    ];
+
+    fn parsed(kernel: Kernel) -> Parsed {
+        // The probe converts halves; the others take any number.
+        let number = if kernel == Kernel::Probe { Number::F16 } else { Number::F32 };
+        wgsl::parse_str(&Key { number, ..Key::per_channel(kernel) }.source()).unwrap()
+    }
+
+    #[test]
+    fn the_struct_of_numbers_lies_alike_on_both_sides() {
+        let module = parsed(Kernel::Moments);
+        let (_, params) = module.types.iter().find(|(_, t)| t.name.as_deref() == Some("Params")).unwrap();
+        let TypeInner::Struct { members, span } = &params.inner else { unreachable!() };
+        let in_shader: Vec<_> =
+            members.iter().map(|m| (m.name.as_deref().unwrap(), m.offset as usize)).collect();
+        assert_eq!(in_shader, params::FIELDS);
+        assert_eq!(*span as usize, size_of::<Params>());
+    }
+
+    #[test]
+    fn shaders_declare_the_bindings_that_kernels_are_bound_with() {
+        for kernel in KERNELS {
+            let module = parsed(kernel);
+            let mut declared: Vec<_> = module
+                .global_variables
+                .iter()
+                .filter_map(|(_, variable)| match variable.space {
+                    AddressSpace::Storage { access } => {
+                        Some((variable.binding?.binding, access.contains(StorageAccess::STORE)))
+                    }
+                    _ => None,
+                })
+                .collect();
+            declared.sort_unstable();
+            let bound: Vec<_> =
+                (0..).zip(kernel.bindings()).map(|(i, access)| (i, *access == Access::Write)).collect();
+            assert_eq!(declared, bound, "{kernel:?}");
+        }
+    }
 }

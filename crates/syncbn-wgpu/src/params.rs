@@ -20,6 +20,11 @@ macro_rules! shared_struct {
             $("    ", stringify!($field), ": ", stringify!($type), ",\n",)*
             "}\n",
         );
+
+        /// Where its fields lie in Rust.
+        #[cfg(test)]
+        pub(crate) const FIELDS: &[(&str, usize)] =
+            &[$((stringify!($field), std::mem::offset_of!($name, $field)),)*];
     };
 }
 
