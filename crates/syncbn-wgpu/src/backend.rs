@@ -36,10 +36,12 @@ impl Backend for Wgpu {
         mem.as_mem()
     }
 
-    fn sums(&self, _: &Queue, channels: usize) -> Result<Sums, WgpuError> {
+    fn sums(&self, queue: &Queue, channels: usize) -> Result<Sums, WgpuError> {
+        queue.check(self.gpu())?;
         Sums::new(self.gpu(), channels)
     }
-    fn saved(&self, _: &Queue, channels: usize) -> Result<Saved, WgpuError> {
+    fn saved(&self, queue: &Queue, channels: usize) -> Result<Saved, WgpuError> {
+        queue.check(self.gpu())?;
         self.pool().take(self.gpu(), channels)
     }
 
@@ -50,6 +52,7 @@ impl Backend for Wgpu {
         sums: &Sums,
         message: &mut [f64],
     ) -> Result<(), WgpuError> {
+        queue.check(self.gpu())?;
         sums.read(self.gpu(), queue, pass, message)
     }
     fn write_sums(
@@ -59,10 +62,12 @@ impl Backend for Wgpu {
         sums: &mut Sums,
         message: &[f64],
     ) -> Result<(), WgpuError> {
+        queue.check(self.gpu())?;
         sums.write(queue, pass, message)
     }
 
     fn flush(&self, queue: &Queue) -> Result<(), WgpuError> {
+        queue.check(self.gpu())?;
         queue.flush()
     }
 }
@@ -70,13 +75,16 @@ impl Backend for Wgpu {
 impl Storage for Wgpu {
     type Buffer<T: Scalar> = Buffer<T>;
 
-    fn upload<T: Scalar>(&self, _: &Queue, values: &[T]) -> Result<Buffer<T>, WgpuError> {
+    fn upload<T: Scalar>(&self, queue: &Queue, values: &[T]) -> Result<Buffer<T>, WgpuError> {
+        queue.check(self.gpu())?;
         Buffer::upload(self.device(), values)
     }
     fn write<T: Scalar>(&self, queue: &Queue, buffer: &mut Buffer<T>, values: &[T]) -> Result<(), WgpuError> {
+        queue.check(self.gpu())?;
         queue.write(buffer.inner(), &buffer.bytes_for(values)?)
     }
     fn download<T: Scalar>(&self, queue: &Queue, buffer: &Buffer<T>) -> Result<Vec<T>, WgpuError> {
+        queue.check(self.gpu())?;
         let size = buffer.inner().size();
         let staging = self.gpu().staging(size)?;
         queue.read(buffer.inner(), &staging, size, |bytes| values_of(bytes, buffer.len()))
@@ -94,6 +102,7 @@ macro_rules! kernels {
         impl Kernels<$type> for Wgpu {
             /// Compiles the kernels, and puts one set of saved statistics into the pool.
             fn prepare(&self, queue: &Queue, geometry: &Geometry) -> Result<(), WgpuError> {
+                queue.check(self.gpu())?;
                 for (kernel, work) in [
                     (Kernel::Moments, Work::Sum),
                     (Kernel::Normalize, Work::Write),
@@ -116,15 +125,19 @@ macro_rules! kernels {
                 x: View<'_, Self, $type>,
                 out: &mut Sums,
             ) -> Result<(), WgpuError> {
+                queue.check(self.gpu())?;
                 moments::enqueue(self, queue, &x, out)
             }
             fn normalize(&self, queue: &Queue, args: NormalizeArgs<'_, Self, $type>) -> Result<(), WgpuError> {
+                queue.check(self.gpu())?;
                 normalize::enqueue(self, queue, args)
             }
             fn grad_sums(&self, queue: &Queue, args: GradSumsArgs<'_, Self, $type>) -> Result<(), WgpuError> {
+                queue.check(self.gpu())?;
                 grad_sums::enqueue(self, queue, args)
             }
             fn grad_input(&self, queue: &Queue, args: GradInputArgs<'_, Self, $type>) -> Result<(), WgpuError> {
+                queue.check(self.gpu())?;
                 grad_input::enqueue(self, queue, args)
             }
         }

@@ -96,6 +96,20 @@ pub enum WgpuError {
         /// What wgpu said.
         source: wgpu::Error,
     },
+    /// wgpu panicked, as it does where it is given something of another instance.
+    #[error("wgpu panicked while {during}: {message}")]
+    Panicked {
+        /// What was tried.
+        during: &'static str,
+        /// What it said.
+        message: String,
+    },
+    /// A queue that is recording the application's commands was used for something else.
+    #[error("the queue is recording the application's commands: use it when `record` has returned")]
+    Recording,
+    /// A queue does not belong to the device.
+    #[error("the queue belongs to another device")]
+    ForeignQueue,
     /// The device is lost: it was destroyed, or its driver gave up.
     #[error("the device is lost, seen while {during}")]
     DeviceLost {

@@ -5,9 +5,12 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use crate::error::WgpuError;
-use crate::memory::{Slice, empty, filled, padded};
+use crate::lost;
+use crate::memory::{Slice, empty, filled};
 use crate::module::{Access, Key, Module, constants_layout};
 use crate::params::Params;
 use crate::plan::THREADS;
@@ -57,6 +60,7 @@ impl Gpu {
             wgpu::DeviceType::IntegratedGpu => 64,
             _ => 256,
         };
+        check_queue(&device, &queue)?;
         let during = "preparing the device";
         let constants_layout = caught(&device, during, || constants_layout(&device))?;
         let blank = || filled(&device, "blank", wgpu::BufferUsages::STORAGE, &[0; 64]);
@@ -79,6 +83,11 @@ impl Gpu {
 
     pub(crate) fn queue(&self) -> &wgpu::Queue {
         &self.0.queue
+    }
+
+    /// Whether the other is this one. wgpu's own comparison does not tell instances apart.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     pub(crate) fn parallelism(&self) -> usize {
@@ -121,6 +130,7 @@ impl Gpu {
         let constants = self.constants(params)?;
         let most = self.0.limits.max_compute_workgroups_per_dimension;
         let grid = (params.blocks.min(most), params.blocks.div_ceil(most));
+        at_least("max_compute_workgroups_per_dimension", most, grid.1)?;
         Ok(Dispatch { pipeline: module.pipeline.clone(), buffers, constants, grid })
     }
 
@@ -180,7 +190,7 @@ impl Gpu {
 
     /// Scratch of so many vectors of four `f32`.
     pub(crate) fn scratch(&self, label: &'static str, vectors: usize) -> Result<wgpu::Buffer, WgpuError> {
-        let size = padded(vectors.saturating_mul(16));
+        let size = (vectors as u64).saturating_mul(16).max(16);
         let most = self.0.limits.max_storage_buffer_binding_size;
         if size > most {
             return Err(WgpuError::Limit {
@@ -220,17 +230,41 @@ fn check_sharing(
     Ok(())
 }
 
+/// An error if the queue is not the device's own: what is submitted to it, the device would never know to be done.
+///
+/// wgpu has no question for that. A device's poll calls, on the thread that polls, what waits for its queue's work, and nothing of
+/// another queue. Where other threads poll the same device they may be first; then it is asked again.
+fn check_queue(device: &wgpu::Device, queue: &wgpu::Queue) -> Result<(), WgpuError> {
+    let during = "preparing the device";
+    lost::check(device, during)?;
+    for pause in [0, 1, 10, 100, 1000] {
+        let called_by = Arc::new(Mutex::new(None));
+        let caller = called_by.clone();
+        queue.on_submitted_work_done(move || *lock(&caller) = Some(thread::current().id()));
+        let before = *lock(&called_by);
+        caught(device, during, || device.poll(wgpu::PollType::wait_indefinitely()))?
+            .map_err(|_| WgpuError::DeviceLost { during })?;
+        if before.is_none() && *lock(&called_by) == Some(thread::current().id()) {
+            return Ok(());
+        }
+        thread::sleep(Duration::from_millis(pause));
+    }
+    Err(WgpuError::ForeignQueue)
+}
+
 fn check_limits(limits: &wgpu::Limits) -> Result<(), WgpuError> {
-    let at_least = |limit, got: u32, needed: u32| {
-        let (got, needed) = (u64::from(got), u64::from(needed));
-        if got >= needed { Ok(()) } else { Err(WgpuError::Limit { limit, needed, got }) }
-    };
     let threads = THREADS as u32;
     at_least("max_compute_invocations_per_workgroup", limits.max_compute_invocations_per_workgroup, threads)?;
+    at_least("max_compute_workgroups_per_dimension", limits.max_compute_workgroups_per_dimension, 1)?;
     at_least("max_compute_workgroup_size_x", limits.max_compute_workgroup_size_x, threads)?;
     at_least("max_compute_workgroup_storage_size", limits.max_compute_workgroup_storage_size, 11 << 10)?;
     at_least("max_storage_buffers_per_shader_stage", limits.max_storage_buffers_per_shader_stage, 6)?;
     at_least("max_bind_groups", limits.max_bind_groups, 2)
+}
+
+fn at_least(limit: &'static str, got: u32, needed: u32) -> Result<(), WgpuError> {
+    let (got, needed) = (u64::from(got), u64::from(needed));
+    if got >= needed { Ok(()) } else { Err(WgpuError::Limit { limit, needed, got }) }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

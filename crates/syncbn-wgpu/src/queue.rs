@@ -25,6 +25,8 @@ pub struct Queue {
 #[derive(Debug, Default)]
 struct Pending {
     encoder: Option<wgpu::CommandEncoder>,
+    /// The application has the encoder.
+    recording: bool,
     holds: usize,
     submissions: u64,
     last: Option<wgpu::SubmissionIndex>,
@@ -35,8 +37,19 @@ impl Queue {
         Self { gpu, pending: Mutex::default() }
     }
 
+    /// What is pending. No code of the application runs while this is locked.
     fn pending(&self) -> MutexGuard<'_, Pending> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An error if the queue cannot take work for this device now.
+    pub(crate) fn check(&self, gpu: &Gpu) -> Result<(), WgpuError> {
+        if self.gpu.is(gpu) { self.idle().map(drop) } else { Err(WgpuError::ForeignQueue) }
+    }
+
+    fn idle(&self) -> Result<MutexGuard<'_, Pending>, WgpuError> {
+        let pending = self.pending();
+        if pending.recording { Err(WgpuError::Recording) } else { Ok(pending) }
     }
 
     /// How often work was submitted. A pass of a layer alone submits once; one in a group with a host communicator twice.
@@ -44,11 +57,33 @@ impl Queue {
         self.pending().submissions
     }
 
-    /// Records commands of the caller's, in order with those of the passes before and after.
+    /// Records commands of the caller's, in order with those of the passes before and after. A command that wgpu refuses is an
+    /// error of this call, or of the enclosing [`Queue::hold`]. While the commands are recorded, other use of this queue is the
+    /// error [`WgpuError::Recording`].
     pub fn record<R>(&self, commands: impl FnOnce(&mut wgpu::CommandEncoder) -> R) -> Result<R, WgpuError> {
-        let result = self.encode(commands)?;
+        let mut recording = Recording { queue: self, encoder: Some(self.take_encoder()?) };
+        let result = recording.encoder.as_mut().map(commands);
+        drop(recording);
         self.flush()?;
-        Ok(result)
+        result.ok_or(WgpuError::Recording)
+    }
+
+    fn take_encoder(&self) -> Result<wgpu::CommandEncoder, WgpuError> {
+        let mut pending = self.idle()?;
+        let encoder = match pending.encoder.take() {
+            Some(encoder) => encoder,
+            None => self.new_encoder()?,
+        };
+        pending.recording = true;
+        Ok(encoder)
+    }
+
+    fn new_encoder(&self) -> Result<wgpu::CommandEncoder, WgpuError> {
+        caught(self.gpu.device(), "recording commands", || {
+            self.gpu
+                .device()
+                .create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("syncbn") })
+        })
     }
 
     /// Runs `work` and submits what it has recorded in one piece, where each pass would have submitted its own. A
@@ -62,20 +97,16 @@ impl Queue {
         Ok(result)
     }
 
-    /// Records without submitting.
-    pub(crate) fn encode<R>(
-        &self,
-        commands: impl FnOnce(&mut wgpu::CommandEncoder) -> R,
-    ) -> Result<R, WgpuError> {
-        caught(self.gpu.device(), "recording commands", || {
-            let mut pending = self.pending();
-            let encoder = pending.encoder.get_or_insert_with(|| {
-                self.gpu
-                    .device()
-                    .create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("syncbn") })
-            });
-            commands(encoder)
-        })
+    /// Records commands of ours without submitting.
+    fn encode(&self, commands: impl FnOnce(&mut wgpu::CommandEncoder)) -> Result<(), WgpuError> {
+        let mut pending = self.idle()?;
+        let mut encoder = match pending.encoder.take() {
+            Some(encoder) => encoder,
+            None => self.new_encoder()?,
+        };
+        let result = caught(self.gpu.device(), "recording commands", || commands(&mut encoder));
+        pending.encoder = Some(encoder);
+        result
     }
 
     pub(crate) fn dispatch(&self, kernels: &[Dispatch]) -> Result<(), WgpuError> {
@@ -92,13 +123,13 @@ impl Queue {
 
     /// Submits what is recorded, unless the caller wants more in the same submission.
     pub(crate) fn flush(&self) -> Result<(), WgpuError> {
-        if self.pending().holds > 0 { Ok(()) } else { self.submit() }
+        if self.idle()?.holds > 0 { Ok(()) } else { self.submit() }
     }
 
     /// Submits what is recorded.
     pub(crate) fn submit(&self) -> Result<(), WgpuError> {
         const DURING: &str = "submitting commands";
-        let Some(encoder) = self.pending().encoder.take() else {
+        let Some(encoder) = self.idle()?.encoder.take() else {
             return Ok(());
         };
         let index = caught(self.gpu.device(), DURING, || self.gpu.queue().submit([encoder.finish()]))?;
@@ -153,6 +184,20 @@ impl Queue {
         drop(view);
         caught(self.gpu.device(), DURING, || staging.unmap())?;
         Ok(result)
+    }
+}
+
+/// Gives the encoder back, also where the commands panic.
+struct Recording<'a> {
+    queue: &'a Queue,
+    encoder: Option<wgpu::CommandEncoder>,
+}
+
+impl Drop for Recording<'_> {
+    fn drop(&mut self) {
+        let mut pending = self.queue.pending();
+        pending.encoder = self.encoder.take();
+        pending.recording = false;
     }
 }
 
