@@ -3,8 +3,7 @@
 
 @group(0) @binding(0) var<storage, read> x: array<Stored>;
 @group(0) @binding(1) var<storage, read_write> dx: array<Stored>;
-// The count; then per channel (mean high, mean low, invstd, exponent).
-@group(0) @binding(2) var<storage, read> saved: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> saved: array<vec2<f32>>;
 // Two for a channel, from the second on: the sums; then (exponent, mean_dy, slope, -).
 @group(0) @binding(3) var<storage, read> sums: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read> weights: array<f32>;
@@ -21,7 +20,7 @@ struct Coefficients {
 }
 
 fn record(channel: u32, which: u32) -> vec4<f32> {
-    let statistics = saved[1u + channel];
+    let statistics = saved_statistics(channel);
     if which == 1u {
         return sums[2u + 2u * channel];
     }

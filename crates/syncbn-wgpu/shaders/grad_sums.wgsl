@@ -4,8 +4,7 @@
 
 @group(0) @binding(0) var<storage, read> x: array<Stored>;
 @group(0) @binding(1) var<storage, read> dy: array<Stored>;
-// The count; then per channel (mean high, mean low, invstd, exponent).
-@group(0) @binding(2) var<storage, read> saved: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> saved: array<vec2<f32>>;
 // For a split of a channel: (sum_dy, sum_dy_xmu), each high and low.
 @group(0) @binding(3) var<storage, read_write> partials: array<vec4<f32>>;
 
@@ -28,7 +27,7 @@ struct Totals {
 }
 
 fn record(channel: u32, which: u32) -> vec4<f32> {
-    return saved[1u + channel];
+    return saved_statistics(channel);
 }
 
 fn take(chain: ptr<function, Chain>, x: Word, dy: Word, c: Centre) {

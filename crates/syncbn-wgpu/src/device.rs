@@ -3,12 +3,12 @@
 use std::fmt;
 use std::sync::Arc;
 
-use syncbn_core::Element;
+use syncbn_core::{Element, Geometry};
 
 use crate::error::WgpuError;
 use crate::gpu::Gpu;
 use crate::module::{Kernel, Key, Number};
-use crate::plan::Form;
+use crate::plan::{Form, Plan, Work};
 use crate::queue::Queue;
 use crate::workspace::Pool;
 
@@ -83,6 +83,24 @@ impl Wgpu {
 
     pub(crate) fn pool(&self) -> &Arc<Pool> {
         &self.pool
+    }
+
+    /// Compiles what tensors of this geometry need.
+    pub(crate) fn compile<T: Element>(&self, geometry: &Geometry) -> Result<(), WgpuError> {
+        for (kernel, work) in [
+            (Kernel::Moments, Work::Sum),
+            (Kernel::Normalize, Work::Write),
+            (Kernel::GradSums, Work::Sum),
+            (Kernel::GradInput { in_place: false }, Work::Write),
+            (Kernel::GradInput { in_place: true }, Work::Write),
+        ] {
+            let plan = Plan::new(geometry, size_of::<T>(), self.gpu.parallelism(), work)?;
+            self.gpu.module(self.key::<T>(kernel, plan.form))?;
+        }
+        for kernel in [Kernel::Statistics, Kernel::GradientTerms] {
+            self.gpu.module(Key::per_channel(kernel))?;
+        }
+        Ok(())
     }
 
     /// The variant of a kernel for activations of this type.

@@ -143,7 +143,8 @@ impl Gpu {
         let Slice { buffer, offset, size } = slice;
         let alignment = u64::from(self.0.limits.min_storage_buffer_offset_alignment);
         if !offset.is_multiple_of(alignment) {
-            return Err(WgpuError::Alignment { tensor, offset, alignment });
+            let limit = "min_storage_buffer_offset_alignment";
+            return Err(WgpuError::Alignment { tensor, offset, limit, alignment });
         }
         let size = size.saturating_add(3) / 4 * 4;
         let most = self.0.limits.max_storage_buffer_binding_size;
@@ -154,14 +155,7 @@ impl Gpu {
                 got: most,
             });
         }
-        let end = offset.saturating_add(size);
-        if end > buffer.size() {
-            return Err(WgpuError::OutOfBuffer { tensor, end, size: buffer.size() });
-        }
-        if !buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
-            return Err(WgpuError::Usage { tensor, got: buffer.usage() });
-        }
-        // Our own vectors of four numbers are read whole; behind a tensor of fewer there is the buffer's padding.
+        slice.fits(tensor, size, wgpu::BufferUsages::STORAGE)?;
         Ok(wgpu::BufferBinding { buffer, offset, size: wgpu::BufferSize::new(size) })
     }
 

@@ -3,6 +3,7 @@
 use syncbn_core::Element;
 use syncbn_core::backend::GradSumsArgs;
 
+use crate::MemMut;
 use crate::device::Wgpu;
 use crate::error::WgpuError;
 use crate::gradient_terms;
@@ -16,23 +17,24 @@ pub(crate) fn enqueue<T: Element>(
     queue: &Queue,
     args: GradSumsArgs<'_, Wgpu, T>,
 ) -> Result<(), WgpuError> {
-    let GradSumsArgs { x, dy, saved, d_weight, d_bias, out, .. } = args;
+    let GradSumsArgs { x, dy, saved, d_weight, d_bias, workspace } = args;
     let geometry = *x.geometry();
+    workspace.check(wgpu.gpu(), geometry.channels())?;
     let plan = Plan::new(&geometry, size_of::<T>(), wgpu.gpu().parallelism(), Work::Sum)?;
     let bindings = [
-        ("x", Some(x.mem().slice().of(&geometry, size_of::<T>()))),
-        ("dy", Some(dy.mem().slice().of(&geometry, size_of::<T>()))),
+        ("x", x.mem().slice().map(|x| x.of(&geometry, size_of::<T>()))),
+        ("dy", dy.mem().slice().map(|dy| dy.of(&geometry, size_of::<T>()))),
         ("the saved statistics", saved.slice()),
-        ("the sums", Some(out.partials())),
+        ("the sums", Some(workspace.partials())),
     ];
     let sum = wgpu.gpu().bind(wgpu.key::<T>(Kernel::GradSums, plan.form), plan.params, &bindings)?;
     let wanted = (u32::from(d_weight.is_some()) * D_WEIGHT) | (u32::from(d_bias.is_some()) * D_BIAS);
-    let gradients = [d_weight.as_ref().map(crate::MemMut::slice), d_bias.as_ref().map(crate::MemMut::slice)];
+    let gradients = [d_weight.as_ref(), d_bias.as_ref()].map(|gradient| gradient.and_then(MemMut::slice));
     let params = Params { wanted, source: MERGE, ..per_channel(geometry.channels(), plan.splits)? };
-    let merge = gradient_terms::bind(wgpu.gpu(), params, out, saved.slice(), gradients)?;
+    let merge = gradient_terms::bind(wgpu.gpu(), params, workspace, saved.slice(), gradients)?;
     queue.dispatch(&[sum, merge])?;
     // The moments that were there are gone.
-    out.parts = None;
-    out.terms_missing = false;
+    workspace.parts = None;
+    workspace.terms_missing = false;
     Ok(())
 }

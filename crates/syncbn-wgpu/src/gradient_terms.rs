@@ -5,20 +5,20 @@ use crate::gpu::{Dispatch, Gpu};
 use crate::memory::Slice;
 use crate::module::{Kernel, Key};
 use crate::params::Params;
-use crate::workspace::Sums;
+use crate::workspace::Workspace;
 
 /// The kernel that adds up splits, or that only computes what `grad_input` needs.
 pub(crate) fn bind(
     gpu: &Gpu,
     params: Params,
-    sums: &Sums,
+    workspace: &Workspace,
     saved: Option<Slice<'_>>,
     [d_weight, d_bias]: [Option<Slice<'_>>; 2],
 ) -> Result<Dispatch, WgpuError> {
     let bindings = [
-        ("the sums", Some(sums.partials())),
+        ("the sums", Some(workspace.partials())),
         ("the saved statistics", saved),
-        ("the sums", Some(sums.merged())),
+        ("the sums", Some(workspace.merged())),
         ("d_weight", d_weight),
         ("d_bias", d_bias),
     ];

@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 mod backend;
+mod copy;
 mod device;
 pub mod error;
 mod gpu;
@@ -27,6 +28,7 @@ mod message;
 mod module;
 mod moments;
 mod normalize;
+mod pairs;
 mod params;
 mod plan;
 mod probe;
@@ -40,4 +42,4 @@ pub use error::WgpuError;
 pub use memory::{Buffer, Mem, MemMut};
 pub use queue::Queue;
 pub use wgpu;
-pub use workspace::{Saved, Sums};
+pub use workspace::{Saved, Workspace};

@@ -183,6 +183,9 @@ impl Key {
                 text.push(include_str!("../shaders/lanes/whole.wgsl"));
             }
         }
+        if !matches!(self.kernel, Kernel::Moments | Kernel::Probe) {
+            text.push(include_str!("../shaders/saved.wgsl"));
+        }
         let loads = self.kernel.loads(half && width == 1);
         text.extend([self.kernel.text().1, &loads]);
         text.join("\n")

@@ -59,9 +59,9 @@ shared_struct! {
         // For tensors whose words hold elements of two channels.
         inner: u32,
         elements: u32,
-        /// What is present and to be done, as bits: `WEIGHT` to `D_BIAS`.
+        /// What is present and to be done, as bits: `WEIGHT` to `SKIP_NON_FINITE`.
         wanted: u32,
-        /// Which sums or statistics to start from: `MERGE` to `FROZEN`.
+        /// Which sums or statistics to start from: `MERGE` to `SAVED`.
         source: u32,
         // This rank's elements per channel, as an unevaluated sum.
         count_high: f32,
@@ -89,6 +89,8 @@ shared_constants! {
     RUNNING: u32 = 4;
     D_WEIGHT: u32 = 8;
     D_BIAS: u32 = 16;
+    /// A channel whose batch statistics are not finite keeps its running ones.
+    SKIP_NON_FINITE: u32 = 32;
 
     // The values of `Params::source`.
     /// The splits' sums, to be merged.
@@ -99,6 +101,8 @@ shared_constants! {
     GROUP: u32 = 2;
     /// Statistics that do not depend on the batch.
     FROZEN: u32 = 3;
+    /// What an earlier forward pass saved.
+    SAVED: u32 = 4;
 
     // Numbers of a channel are taken times 2^-exponent: `exponent_for` of merge.wgsl and of the messages.
     /// The exponent of numbers below 2^`LOWEST_BELOW`, and of no numbers.

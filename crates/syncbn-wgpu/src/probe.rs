@@ -68,13 +68,14 @@ fn run(gpu: &Gpu, number: Number) -> Result<Vec<[u32; 8]>, WgpuError> {
     let inputs = filled(gpu.device(), "probe", usage, bytemuck::cast_slice(&flat))?;
     let results = gpu.scratch("probe", 2 * INPUTS.len())?;
     let staging = gpu.staging(results.size())?;
-    let whole = |buffer| Some(Slice { buffer, offset: 0, size: wgpu::Buffer::size(buffer) });
+    let whole = |buffer| Slice { buffer, offset: 0, size: wgpu::Buffer::size(buffer) };
     let params = Params { elements: INPUTS.len() as u32, blocks: 1, ..Params::default() };
     let key = Key { kernel: Kernel::Probe, number, form: PER_CHANNEL };
-    let kernel = gpu.bind(key, params, &[("inputs", whole(&inputs)), ("results", whole(&results))])?;
+    let kernel =
+        gpu.bind(key, params, &[("inputs", Some(whole(&inputs))), ("results", Some(whole(&results)))])?;
     let queue = Queue::new(gpu.clone());
     queue.dispatch(&[kernel])?;
-    queue.read(&results, &staging, results.size(), bytemuck::pod_collect_to_vec)
+    queue.read(whole(&results), &staging, bytemuck::pod_collect_to_vec)
 }
 
 fn two_sum(a: f32, b: f32) -> (f32, f32) {

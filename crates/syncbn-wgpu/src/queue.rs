@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::error::WgpuError;
 use crate::gpu::{Dispatch, Gpu};
 use crate::lost;
+use crate::memory::Slice;
 use crate::scope::caught;
 
 /// Where work is given to: wgpu's device and queue, and what is recorded and not submitted yet.
@@ -141,23 +142,25 @@ impl Queue {
         lost::check(self.gpu.device(), DURING)
     }
 
-    /// Overwrites the beginning of a buffer, after all that was recorded.
-    pub(crate) fn write(&self, buffer: &wgpu::Buffer, bytes: &[u8]) -> Result<(), WgpuError> {
+    /// Overwrites whole words, after all that was recorded.
+    pub(crate) fn write(&self, to: Slice<'_>, bytes: &[u8]) -> Result<(), WgpuError> {
         self.submit()?;
-        caught(self.gpu.device(), "copying to the device", || self.gpu.queue().write_buffer(buffer, 0, bytes))
+        caught(self.gpu.device(), "copying to the device", || {
+            self.gpu.queue().write_buffer(to.buffer, to.offset, bytes);
+        })
     }
 
-    /// Submits, waits, and copies the beginning of a buffer out, by way of one that can be mapped.
+    /// Submits, waits, and copies whole words out, by way of a buffer that can be mapped.
     pub(crate) fn read<R>(
         &self,
-        buffer: &wgpu::Buffer,
+        from: Slice<'_>,
         staging: &wgpu::Buffer,
-        size: u64,
         take: impl FnOnce(&[u8]) -> R,
     ) -> Result<R, WgpuError> {
         const DURING: &str = "copying from the device";
         let lost = || WgpuError::DeviceLost { during: DURING };
-        self.encode(|encoder| encoder.copy_buffer_to_buffer(buffer, 0, staging, 0, size))?;
+        let Slice { buffer, offset, size } = from;
+        self.encode(|encoder| encoder.copy_buffer_to_buffer(buffer, offset, staging, 0, size))?;
         self.submit()?;
         let (sender, mapped) = channel();
         let slice = staging.slice(..size);

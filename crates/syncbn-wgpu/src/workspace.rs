@@ -1,18 +1,22 @@
-//! What the kernels need besides the caller's memory: the sums of a layer, and the saved statistics of its forward passes.
+//! What the kernels need besides the caller's memory: the scratch of a pass, and what a forward pass saves.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use syncbn_core::{Dtype, saved_len};
+
 use crate::error::WgpuError;
 use crate::gpu::Gpu;
-use crate::memory::Slice;
+use crate::memory::{Mem, MemMut, Slice};
 use crate::plan::most_partials;
 
-/// A layer's sums.
+/// The scratch of a pass: the sums of a rank, and then of the group.
 #[derive(Debug)]
-pub struct Sums {
+pub struct Workspace {
+    gpu: Gpu,
     pub(crate) channels: usize,
+    /// The type of the parameters, which a message's form depends on.
+    pub(crate) params: Dtype,
     /// The count; then two vectors of four numbers per channel.
     pub(crate) merged: wgpu::Buffer,
     /// Where workgroups leave their parts.
@@ -23,7 +27,7 @@ pub struct Sums {
     /// Whether the sums in `merged` are the group's, and what `grad_input` needs of them is still to be computed.
     pub(crate) terms_missing: bool,
     /// The powers of two that the last backward message's numbers were multiplied by, per channel.
-    pub(crate) exponents: RefCell<Vec<i32>>,
+    pub(crate) exponents: Vec<i32>,
 }
 
 /// The moments of a tensor's splits.
@@ -34,20 +38,33 @@ pub(crate) struct Parts {
     pub(crate) count: usize,
 }
 
-impl Sums {
-    pub(crate) fn new(gpu: &Gpu, channels: usize) -> Result<Self, WgpuError> {
+impl Workspace {
+    pub(crate) fn new(gpu: &Gpu, channels: usize, params: Dtype) -> Result<Self, WgpuError> {
         let vectors = channels.saturating_mul(2).saturating_add(1);
         let merged = gpu.scratch("sums", vectors)?;
         let partials = most_partials(gpu.parallelism(), channels).saturating_mul(2);
         Ok(Self {
+            gpu: gpu.clone(),
             channels,
+            params,
             partials: gpu.scratch("partial sums", partials)?,
             staging: gpu.staging(merged.size())?,
             merged,
             parts: None,
             terms_missing: false,
-            exponents: RefCell::default(),
+            exponents: Vec::new(),
         })
+    }
+
+    /// An error if it is not for this device and so many channels.
+    pub(crate) fn check(&self, gpu: &Gpu, channels: usize) -> Result<(), WgpuError> {
+        if !self.gpu.is(gpu) {
+            return Err(WgpuError::ForeignWorkspace);
+        }
+        if self.channels == channels {
+            return Ok(());
+        }
+        Err(WgpuError::Channels { expected: channels, got: self.channels })
     }
 
     pub(crate) fn merged(&self) -> Slice<'_> {
@@ -59,7 +76,12 @@ impl Sums {
     }
 }
 
-/// The statistics of one forward pass, on loan from the device's pool.
+/// The statistics of one forward pass, on loan from the device's pool: [`saved_len`] words of 8 bytes.
+///
+/// WGSL has no `f64`, so the words are pairs of `f32`. With C channels, word 2c is channel c's mean, high and low; word 2c + 1 its
+/// `invstd` and exponent; word 2C + c its biased variance, high and low; and word 3C the count, high and low. A pair's value is the
+/// unevaluated sum of its halves. Mean and variance are those of the channel's numbers times 2^-exponent, and `invstd` follows
+/// from them. The exponent is 0 unless squares of the numbers would leave the range of `f32`.
 #[derive(Debug)]
 pub struct Saved {
     buffer: Option<wgpu::Buffer>,
@@ -68,8 +90,13 @@ pub struct Saved {
 }
 
 impl Saved {
-    pub(crate) fn slice(&self) -> Option<Slice<'_>> {
-        self.buffer.as_ref().map(|buffer| Slice { buffer, offset: 0, size: buffer.size() })
+    pub(crate) fn mem(&self) -> Mem<'_, f64> {
+        self.buffer.as_ref().map_or_else(Mem::empty, |buffer| Mem::new(buffer, 0, saved_len(self.channels)))
+    }
+
+    pub(crate) fn mem_mut(&mut self) -> MemMut<'_, f64> {
+        let len = saved_len(self.channels);
+        self.buffer.as_ref().map_or_else(MemMut::empty, |buffer| MemMut::new(buffer, 0, len))
     }
 }
 
@@ -93,16 +120,8 @@ impl Pool {
             self.0.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&channels).and_then(Vec::pop);
         let buffer = match pooled {
             Some(buffer) => buffer,
-            None => gpu.scratch("saved statistics", channels.saturating_add(1))?,
+            None => gpu.scratch("saved statistics", saved_len(channels).div_ceil(2))?,
         };
         Ok(Saved { buffer: Some(buffer), channels, pool: self.clone() })
     }
-}
-
-/// The two `f32` whose unevaluated sum is nearest to the value.
-pub(crate) fn halves(value: f64) -> (f32, f32) {
-    let high = value as f32;
-    let low = (value - f64::from(high)) as f32;
-    // Infinity minus itself is not to become a NaN where there was none.
-    if high.is_finite() { (high, low) } else { (high, 0.0) }
 }
