@@ -24,7 +24,19 @@ pub enum CpuError {
         /// The length of the caller's.
         got: usize,
     },
+    /// The threads that kernels work on could not be started.
+    #[error("cannot start the threads that kernels work on: {cause}")]
+    Threads {
+        /// What the operating system says.
+        cause: String,
+    },
     /// A later version of core asks for statistics that this version of the backend does not know.
     #[error("this version of the backend does not know the statistics asked for")]
     UnknownSource,
+}
+
+impl CpuError {
+    pub(crate) fn no_threads(cause: impl std::fmt::Display) -> Self {
+        Self::Threads { cause: cause.to_string() }
+    }
 }

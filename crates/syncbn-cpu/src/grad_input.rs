@@ -26,16 +26,14 @@ pub(crate) fn grad_input<T: Number>(args: GradInputArgs<'_, Cpu, T>) -> Result<(
     };
     if sums.is_none() {
         let coefficients = Coefficients::new(&geometry, |channel| [terms(channel).scale])?;
-        map(&geometry, &coefficients, [dy], dx, Frozen);
-        return Ok(());
+        return map(&geometry, &coefficients, [dy], dx, Frozen);
     }
     let coefficients = Coefficients::new(&geometry, |channel| {
         let GradTerms { scale, mean_dy, slope } = terms(channel);
         [saved.mean[channel], scale, mean_dy, slope]
     })?;
     let inputs = [Input::Apart(x.mem()), dy];
-    map(&geometry, &coefficients, inputs, dx, Batch);
-    Ok(())
+    map(&geometry, &coefficients, inputs, dx, Batch)
 }
 
 /// `scale dy`: the statistics were given.

@@ -25,7 +25,7 @@ pub(crate) fn grad_sums<T: Number>(args: GradSumsArgs<'_, Cpu, T>) -> Result<(),
         partials.fill([0.0; 2]);
         let mean = |channel: usize| saved.mean[channel];
         reduce::tile(geometry, tile, inputs, mean, partials, Products);
-    });
+    })?;
 
     let (sum_dy, sum_dy_xmu) = message[..2 * channels].split_at_mut(channels);
     sum_dy.fill(0.0);

@@ -23,7 +23,7 @@ pub(crate) fn moments<T: Number>(x: &View<'_, Cpu, T>, out: &mut Sums) -> Result
     let x: &[T] = x.mem();
     tiles.for_each(partials, |tile, partials| {
         of_tile(geometry, tile, x, partials);
-    });
+    })?;
 
     out.local.fill(Moments::default());
     for (split, partials) in partials.chunks(channels).enumerate() {

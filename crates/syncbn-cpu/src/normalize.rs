@@ -16,37 +16,38 @@ pub(crate) fn normalize<T: Number>(args: NormalizeArgs<'_, Cpu, T>) -> Result<()
     let NormalizeArgs { x, mut y, source, weight, bias, eps, .. } = args;
     let geometry = *x.geometry();
     let affine = Affine::<T> { weight, bias };
-    let coefficients = match source {
+    let mut write = |coefficients: &Coefficients<3>| {
+        map(&geometry, coefficients, [Input::Apart(x.mem())], y.mem_mut(), Normalized)
+    };
+    match source {
         Source::Batch { sums, group, saved, running } => {
             let batch = |channel| of_batch(sums, group, channel);
-            let coefficients = Coefficients::new(&geometry, |channel| {
+            write(&Coefficients::new(&geometry, |channel| {
                 let batch = batch(channel);
                 affine.coefficients(channel, batch.mean, batch.invstd(eps))
-            })?;
+            })?)?;
             // Nothing can fail from here on.
             let batches = (0..geometry.channels()).map(batch);
             save(saved, batches.clone(), eps);
             if let Some(running) = running {
                 update(running, saved.count, batches);
             }
-            coefficients
+            Ok(())
         }
         Source::Frozen { mean, var, saved } => {
             let of = |channel: usize| (mean[channel].to_f64(), invstd(var[channel].to_f64(), eps));
             saved.count = 0.0;
-            Coefficients::new(&geometry, |channel| {
+            write(&Coefficients::new(&geometry, |channel| {
                 let (mean, invstd) = of(channel);
                 (saved.mean[channel], saved.invstd[channel]) = (mean, invstd);
                 affine.coefficients(channel, mean, invstd)
-            })?
+            })?)
         }
-        Source::Saved(saved) => Coefficients::new(&geometry, |channel| {
+        Source::Saved(saved) => write(&Coefficients::new(&geometry, |channel| {
             affine.coefficients(channel, saved.mean[channel], saved.invstd[channel])
-        })?,
-        _ => return Err(CpuError::UnknownSource),
-    };
-    map(&geometry, &coefficients, [Input::Apart(x.mem())], y.mem_mut(), Normalized);
-    Ok(())
+        })?),
+        _ => Err(CpuError::UnknownSource),
+    }
 }
 
 /// `(x - mean) scale + bias`.
