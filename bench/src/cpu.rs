@@ -36,7 +36,8 @@ impl CpuDevice {
 
     /// The same, for a machine whose caches hold fewer than `bytes`.
     pub fn with_flush(bytes: usize) -> Result<Self> {
-        let alone = ThreadGroup::new(NonZeroUsize::MIN, Duration::MAX).pop().context("a group of no rank")?;
+        let alone =
+            ThreadGroup::new(NonZeroUsize::MIN, Duration::MAX)?.pop().context("a group of no rank")?;
         Ok(Self { group: Arc::new(Staged(alone)), flushed: RefCell::new(vec![0; bytes]) })
     }
 

@@ -135,7 +135,7 @@ impl Device for WgpuDevice {
     }
 
     fn groups(&self) -> Vec<Group<Wgpu>> {
-        let alone = ThreadGroup::new(std::num::NonZeroUsize::MIN, Duration::MAX);
+        let alone = ThreadGroup::new(std::num::NonZeroUsize::MIN, Duration::MAX).unwrap_or_default();
         let staged = alone.into_iter().map(|comm| -> Group<Wgpu> { ("syncbn", Arc::new(Staged(comm))) });
         staged.chain([("solo", Arc::new(Solo) as _)]).collect()
     }

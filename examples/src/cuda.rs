@@ -6,7 +6,7 @@
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use syncbn_comm::{BootstrapError, Place as Launched};
+use syncbn_comm::{BootstrapError, LaunchEnv};
 use syncbn_core::{Backend, Call, Communicator, Pass};
 use syncbn_cuda::nccl::{NcclCommunicator, NcclId};
 use syncbn_cuda::{Cuda, CudaError, Sums};
@@ -93,7 +93,7 @@ pub struct NcclProcess {
 impl NcclProcess {
     /// Joins the other processes; `None` where no launcher has started this one.
     pub fn new() -> Result<Option<Self>> {
-        match Launched::from_env() {
+        match LaunchEnv::from_env() {
             Err(BootstrapError::NoLauncher) => return Ok(None),
             other => other?,
         };

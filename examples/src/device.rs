@@ -36,7 +36,7 @@ pub trait Device: Sync {
 
     /// The ranks of a new group that this process runs, each a thread. The default: all of them, meeting in host memory.
     fn group(&self, world_size: NonZeroUsize) -> Result<Vec<Place<Self::Backend>>> {
-        let seats = ThreadGroup::new(world_size, TIMEOUT).into_iter().zip(gradients::connect(world_size));
+        let seats = ThreadGroup::new(world_size, TIMEOUT)?.into_iter().zip(gradients::connect(world_size));
         let place = |(rank, (comm, gradients))| Place {
             rank,
             join: Box::new(move |_: &Self::Backend| {

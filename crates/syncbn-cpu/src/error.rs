@@ -30,9 +30,6 @@ pub enum CpuError {
         /// What the operating system says.
         cause: String,
     },
-    /// A later version of core asks for statistics that this version of the backend does not know.
-    #[error("this version of the backend does not know the statistics asked for")]
-    UnknownSource,
 }
 
 impl CpuError {

@@ -3,14 +3,14 @@
 #![allow(clippy::unwrap_used)] // tests panic
 
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use rayon::ThreadPoolBuilder;
 use rayon::prelude::*;
 use syncbn_comm::threads;
-use syncbn_core::{Config, Geometry, Staged, SyncBatchNorm, View, ViewMut};
+use syncbn_core::{Config, Geometry, SyncBatchNorm, ViaHost, View, ViewMut};
 use syncbn_cpu::Cpu;
 
 /// Enough for a slow machine: a pass that does not end takes for ever.
@@ -36,7 +36,7 @@ fn forward(layer: &mut SyncBatchNorm<Cpu, f32>) {
 
 fn two_ranks() {
     let runs = threads::run(NonZeroUsize::new(2).unwrap(), DEADLINE, |comm| {
-        let comm = Arc::new(Staged(comm));
+        let comm = ViaHost(comm);
         forward(&mut SyncBatchNorm::new("bn", Config::new(SHAPE[1]), Cpu, &(), comm).unwrap());
     });
     assert_eq!(runs.unwrap().len(), 2);
