@@ -2,6 +2,7 @@
 //!
 //! Deliberately not here: how a step is done, where that takes more than a line.
 
+mod candle;
 mod core_tree;
 mod features;
 mod package;
@@ -15,7 +16,7 @@ use crate::test;
 
 type Step = (&'static str, fn() -> Result<()>);
 
-const STEPS: [Step; 7] = [
+const STEPS: [Step; 8] = [
     ("formatting", format),
     ("lints", lint),
     ("core's dependencies", core_tree::check),
@@ -23,6 +24,7 @@ const STEPS: [Step; 7] = [
     ("documentation", document),
     ("each feature alone", features::check),
     ("packages", package::check),
+    ("beside candle", candle::check),
 ];
 
 pub(crate) fn run_all() -> Result<()> {

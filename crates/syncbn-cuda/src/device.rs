@@ -43,13 +43,7 @@ impl fmt::Debug for Cuda {
 impl Cuda {
     /// The device of this ordinal, through its primary context.
     pub fn open(ordinal: usize) -> Result<Self, CudaError> {
-        if !driver::is_driver_present() {
-            return Err(CudaError::MissingLibrary {
-                library: "libcuda",
-                reason: "the loader does not find it".into(),
-                install: "NVIDIA's driver",
-            });
-        }
+        driver::find()?;
         let count = CudaContext::device_count().map_err(CudaError::driver("counting devices"))?;
         let found = usize::try_from(count).unwrap_or(0);
         if ordinal >= found {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 
+use super::library;
 use crate::error::CudaError;
 use crate::grad_input::GradInputParams;
 use crate::grad_sums::GradSumsParams;
@@ -13,10 +14,13 @@ use crate::moments::MomentsParams;
 use crate::normalize::NormalizeParams;
 use crate::tile::Plan;
 
-/// Whether the driver's library is there; cudarc would panic without it.
-pub(crate) fn is_driver_present() -> bool {
-    // SAFETY: the call only asks the loader for the library, whose initialisers are those of NVIDIA's driver.
-    unsafe { sys::is_culib_present() }
+/// Whether the driver's library is there. cudarc can only be asked where it loads the library itself, which it does not in a program
+/// with a dependency that links CUDA, such as candle.
+pub(crate) fn find() -> Result<(), CudaError> {
+    let found = library::open(None, &["libcuda.so.1", "libcuda.so", "nvcuda.dll"]);
+    let missing =
+        |reason| CudaError::MissingLibrary { library: "libcuda", reason, install: "NVIDIA's driver" };
+    found.map(drop).map_err(missing)
 }
 
 /// The driver's version from which on a captured graph may have kernels that overlap.

@@ -3,6 +3,7 @@
 //! Deliberately not here: decisions. What is launched, with which arguments and on which grid, is the other files' business.
 
 pub(crate) mod driver;
+mod library;
 pub(crate) mod memory;
 pub(crate) mod nccl;
 pub(crate) mod nvrtc;

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use cudarc::driver::CudaStream;
 use libloading::Library;
 
+use super::library;
 use crate::error::{CudaError, NcclError};
 
 type RawComm = *mut c_void;
@@ -98,17 +99,7 @@ pub(crate) fn nccl() -> Result<&'static Nccl, CudaError> {
 
 impl Nccl {
     fn load() -> Result<Self, String> {
-        let named = std::env::var("SYNCBN_NCCL").ok();
-        let names = named.as_deref().map_or_else(|| vec!["libnccl.so.2", "libnccl.so"], |name| vec![name]);
-        let mut reason = String::new();
-        for name in names {
-            // SAFETY: NCCL's initialisers have no preconditions.
-            match unsafe { Library::new(name) } {
-                Ok(library) => return Self::of(library),
-                Err(error) => reason = error.to_string(),
-            }
-        }
-        Err(reason)
+        Self::of(library::open(Some("SYNCBN_NCCL"), &["libnccl.so.2", "libnccl.so"])?)
     }
 
     fn of(library: Library) -> Result<Self, String> {
