@@ -4,6 +4,7 @@
 
 mod candle;
 mod core_tree;
+mod deny;
 mod features;
 mod package;
 
@@ -16,10 +17,11 @@ use crate::test;
 
 type Step = (&'static str, fn() -> Result<()>);
 
-const STEPS: [Step; 8] = [
+const STEPS: [Step; 9] = [
     ("formatting", format),
     ("lints", lint),
     ("core's dependencies", core_tree::check),
+    ("licences and sources", deny::check),
     ("tests", test::run_tests),
     ("documentation", document),
     ("each feature alone", features::check),
