@@ -19,6 +19,12 @@ pub enum CudaError {
         /// What brings it.
         install: &'static str,
     },
+    /// The directory for compiled kernels would depend on where the program happens to run.
+    #[error("SYNCBN_CACHE_DIR is `{}`, expected an absolute path, or nothing for no cache", path.display())]
+    CacheDirectory {
+        /// What it is set to.
+        path: std::path::PathBuf,
+    },
     /// There is no such device.
     #[error("there is no CUDA device {ordinal}: the driver sees {found}")]
     NoDevice {

@@ -131,7 +131,7 @@ impl Modules {
             let nearest = known.into_iter().filter(|&known| known < capability).max().unwrap_or(capability);
             (nearest, format!("compute_{nearest}"))
         };
-        Ok(Self { capability, architecture, cache: Cache::from_env(), loaded: Mutex::default() })
+        Ok(Self { capability, architecture, cache: Cache::from_env()?, loaded: Mutex::default() })
     }
 
     /// What the kernels are compiled for: the device's compute capability, or an older one.
