@@ -1,5 +1,6 @@
 //! Finding NVIDIA's libraries at run time, without cudarc: it panics where one is missing.
 
+use std::error::Error;
 use std::ffi::OsString;
 
 use libloading::Library;
@@ -14,7 +15,8 @@ pub(crate) fn open(variable: Option<&str>, names: &[&str]) -> Result<Library, St
         // SAFETY: the libraries are NVIDIA's driver, NVRTC and NCCL, whose initialisers have no preconditions.
         match unsafe { Library::new(&name) } {
             Ok(library) => return Ok(library),
-            Err(error) => reason = error.to_string(),
+            // The error's own text is `dlopen failed`; the loader's is its source.
+            Err(error) => reason = error.source().map_or_else(|| error.to_string(), ToString::to_string),
         }
     }
     Err(reason)
