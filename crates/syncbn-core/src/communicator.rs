@@ -1,8 +1,8 @@
-//! What the network must be able to do: one operation, the in-place sum over the ranks of a few numbers per channel.
+//! What the network must be able to do: sums over the ranks.
 //!
 //! Two kinds of communicator meet here. One that works in the device's own memory and order (NCCL) implements
-//! [`Communicator`] for its backend. One that works in host memory (threads, MPI) implements [`HostCommunicator`], and
-//! [`Staged`] makes it a communicator of every backend.
+//! [`Communicator`] for its backend. One that works in host memory (threads, TCP, MPI) implements [`HostCommunicator`], and
+//! [`ViaHost`](crate::ViaHost) makes it a communicator of every backend.
 //!
 //! Deliberately not here: any way of finding the ranks, and gathers, broadcasts or barriers, which nothing needs.
 
@@ -12,77 +12,79 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::backend::{Backend, Pass};
+use crate::backend::Backend;
+use crate::collective::CollectiveId;
+use crate::group::Group;
+use crate::message::Pass;
 
-/// Which collective a rank is about to take part in. Ranks whose calls differ have fallen out of step.
-///
-/// ```
-/// use syncbn_core::{Call, Pass};
-///
-/// let third = Call { sequence: 2, ..Call::new("bn1", Pass::Backward, 64) };
-/// assert_eq!(third.to_string(), "backward of layer `bn1` (64 channels, use 2)");
-/// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Call {
-    /// The layer's name.
-    pub layer: Arc<str>,
-    /// Which of the layer's two sums.
-    pub pass: Pass,
-    /// The layer's channels; with the pass, the length of the message.
-    pub channels: usize,
-    /// Which use of the layer in its group, from 0; backward has the number of its forward. So a rank that has left out a use, or
-    /// goes back through two of them in another order, is told apart from its peers.
-    pub sequence: u64,
-}
-
-impl Call {
-    /// The first use of a layer.
-    #[must_use]
-    pub fn new(layer: impl Into<Arc<str>>, pass: Pass, channels: usize) -> Self {
-        Self { layer: layer.into(), pass, channels, sequence: 0 }
-    }
-}
-
-impl fmt::Display for Call {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { layer, pass, channels, sequence } = self;
-        write!(f, "{pass} of layer `{layer}` ({channels} channels, use {sequence})")
-    }
+/// A caller's own numbers, in a backend's memory.
+pub enum Numbers<'a, B: Backend> {
+    /// Of type `f32`.
+    F32(B::MemMut<'a, f32>),
+    /// Of type `f64`.
+    F64(B::MemMut<'a, f64>),
 }
 
 /// Sums over the ranks of a group, in a backend's own memory.
 ///
-/// Every rank of the group calls the same layers in the same order. After a failure the group is poisoned: every later
-/// call fails at once, and a new group has to be made.
+/// Every rank of the group takes part in the same collectives in the same order. After a failure the group is poisoned: every
+/// later call fails at once, and a new group has to be made.
 pub trait Communicator<B: Backend>: Send + Sync {
     /// This rank, from 0.
     fn rank(&self) -> usize;
     /// The number of ranks in the group.
     fn world_size(&self) -> NonZeroUsize;
-    /// Replaces `sums` by their sum over the ranks; every rank gets the same bits. In a world of one they are left as they are.
+    /// Replaces a pass's sums in the workspace by their sum over the ranks; every rank gets the same bits. It is not called in a
+    /// group of one.
     ///
     /// A device-native communicator enqueues the sum and returns; its failures may show later, in
     /// [`Communicator::status`].
-    fn all_reduce_sum(
+    fn sum_workspace(
         &self,
-        call: &Call,
+        id: &CollectiveId,
+        pass: Pass,
         backend: &B,
         queue: &B::Queue,
-        sums: &mut B::Sums,
+        workspace: &mut B::Workspace,
     ) -> Result<(), CommError>;
+    /// Replaces a caller's own numbers by their sum over the ranks; every rank gets the same bits.
+    fn sum_numbers(
+        &self,
+        id: &CollectiveId,
+        backend: &B,
+        queue: &B::Queue,
+        numbers: Numbers<'_, B>,
+    ) -> Result<(), CommError>;
+    /// What lets the kernels of one pass meet their peers themselves ([`Meeting::Inside`](crate::Meeting::Inside)). Asked once a
+    /// pass, on every rank alike; with `None`, [`sum_workspace`](Self::sum_workspace) is called between the kernels.
+    fn peers(&self, id: &CollectiveId, pass: Pass, backend: &B) -> Result<Option<B::Peers>, CommError> {
+        let _ = (id, pass, backend);
+        Ok(None)
+    }
+    /// This rank cannot go on, though its peers have its numbers already: poisons the group, so that they hear of it.
+    fn poison(&self, cause: &CommError);
     /// Whether the group still works, without waiting. Layers ask before they enqueue anything.
     fn status(&self) -> Result<(), CommError>;
+    /// The group that layers take: a new one of this communicator, or what is a [`Group`] already.
+    fn into_group(self) -> Group<B>
+    where
+        Self: Sized + 'static,
+    {
+        Group::new(self)
+    }
 }
 
-/// Sums over the ranks of a group, in host memory. [`Staged`] makes it a [`Communicator`] of any backend.
+/// Sums over the ranks of a group, in host memory. [`ViaHost`](crate::ViaHost) makes it a [`Communicator`] of any backend.
 pub trait HostCommunicator: Send + Sync {
     /// This rank, from 0.
     fn rank(&self) -> usize;
     /// The number of ranks in the group.
     fn world_size(&self) -> NonZeroUsize;
-    /// Replaces `values` by their sum over the ranks, added in the order of the ranks so that every rank and every run
+    /// Replaces `values` by their sum over the ranks, added in `f64` in the order of the ranks so that every rank and every run
     /// gets the same bits. Waits for all ranks. On an error `values` are unspecified and the group is poisoned.
-    fn all_reduce_sum(&self, call: &Call, values: &mut [f64]) -> Result<(), CommError>;
+    fn all_reduce_sum(&self, id: &CollectiveId, values: &mut [f64]) -> Result<(), CommError>;
+    /// This rank cannot go on, though its peers have its numbers already: poisons the group, so that they hear of it.
+    fn poison(&self, cause: &CommError);
     /// Whether the group still works, without waiting.
     fn status(&self) -> Result<(), CommError>;
 }
@@ -94,78 +96,57 @@ impl<C: HostCommunicator + ?Sized> HostCommunicator for Arc<C> {
     fn world_size(&self) -> NonZeroUsize {
         (**self).world_size()
     }
-    fn all_reduce_sum(&self, call: &Call, values: &mut [f64]) -> Result<(), CommError> {
-        (**self).all_reduce_sum(call, values)
+    fn all_reduce_sum(&self, id: &CollectiveId, values: &mut [f64]) -> Result<(), CommError> {
+        (**self).all_reduce_sum(id, values)
+    }
+    fn poison(&self, cause: &CommError) {
+        (**self).poison(cause);
     }
     fn status(&self) -> Result<(), CommError> {
         (**self).status()
     }
 }
 
-/// A host communicator in the service of a backend: reads the small sums back, sums them, and writes them again.
-///
-/// This is the only type in the project that waits for a device.
-#[derive(Clone, Debug)]
-pub struct Staged<C>(pub C);
-
-impl<B: Backend, C: HostCommunicator> Communicator<B> for Staged<C> {
+impl<B: Backend, C: Communicator<B> + ?Sized> Communicator<B> for Arc<C> {
     fn rank(&self) -> usize {
-        self.0.rank()
+        (**self).rank()
     }
-
     fn world_size(&self) -> NonZeroUsize {
-        self.0.world_size()
+        (**self).world_size()
     }
-
-    fn all_reduce_sum(
+    fn sum_workspace(
         &self,
-        call: &Call,
+        id: &CollectiveId,
+        pass: Pass,
         backend: &B,
         queue: &B::Queue,
-        sums: &mut B::Sums,
+        workspace: &mut B::Workspace,
     ) -> Result<(), CommError> {
-        if self.0.world_size() == NonZeroUsize::MIN {
-            // Alone, a rank's sums are the group's and keep their form: `normalize` is told so, and takes var = M2/m.
-            return self.0.status();
-        }
-        let device = |source: B::Error| CommError {
-            rank: self.0.rank(),
-            world_size: self.0.world_size().get(),
-            call: Some(call.clone()),
-            late: false,
-            kind: CommErrorKind::Transport(Arc::new(source)),
-        };
-        let mut message = vec![0.0; call.pass.message_len(call.channels)];
-        backend.read_sums(queue, call.pass, sums, &mut message).map_err(device)?;
-        self.0.all_reduce_sum(call, &mut message)?;
-        backend.write_sums(queue, call.pass, sums, &message).map_err(device)
+        (**self).sum_workspace(id, pass, backend, queue, workspace)
     }
-
-    fn status(&self) -> Result<(), CommError> {
-        self.0.status()
+    fn sum_numbers(
+        &self,
+        id: &CollectiveId,
+        backend: &B,
+        queue: &B::Queue,
+        numbers: Numbers<'_, B>,
+    ) -> Result<(), CommError> {
+        (**self).sum_numbers(id, backend, queue, numbers)
     }
-}
-
-/// The group of one rank: plain, local batch norm.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Solo;
-
-impl<B: Backend> Communicator<B> for Solo {
-    fn rank(&self) -> usize {
-        0
+    fn peers(&self, id: &CollectiveId, pass: Pass, backend: &B) -> Result<Option<B::Peers>, CommError> {
+        (**self).peers(id, pass, backend)
     }
-    fn world_size(&self) -> NonZeroUsize {
-        NonZeroUsize::MIN
-    }
-    fn all_reduce_sum(&self, _: &Call, _: &B, _: &B::Queue, _: &mut B::Sums) -> Result<(), CommError> {
-        Ok(())
+    fn poison(&self, cause: &CommError) {
+        (**self).poison(cause);
     }
     fn status(&self) -> Result<(), CommError> {
-        Ok(())
+        (**self).status()
     }
 }
 
 /// The failure of a collective, as one rank saw it. It can be cloned, since a poisoned group repeats it.
+///
+/// Its text says all that is known; [`source`](StdError::source) goes on behind what the text has said.
 #[derive(Clone, Debug)]
 pub struct CommError {
     /// The rank that reports it.
@@ -173,7 +154,7 @@ pub struct CommError {
     /// The number of ranks in its group.
     pub world_size: usize,
     /// The collective in which it happened, if it was one.
-    pub call: Option<Call>,
+    pub call: Option<CollectiveId>,
     /// Whether work that depends on the collective was already enqueued on the device when it failed: state that was
     /// written since cannot be trusted.
     pub late: bool,
@@ -187,22 +168,30 @@ impl fmt::Display for CommError {
         if let Some(call) = &self.call {
             write!(f, ", {call}")?;
         }
-        write!(f, ": {}", self.kind)
+        write!(f, ": {}", self.kind)?;
+        if let (CommErrorKind::OutOfStep { others }, Some(call)) = (&self.kind, &self.call)
+            && let Some(what) = others.iter().find_map(|(_, other)| call.difference(other))
+        {
+            write!(f, "; they differ in {what}")?;
+        }
+        Ok(())
     }
 }
 
 impl StdError for CommError {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.kind.source()
+        match &self.kind {
+            CommErrorKind::Transport(cause) | CommErrorKind::Unsent(cause) => cause.source(),
+            _ => None,
+        }
     }
 }
 
 /// What went wrong in a collective.
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum CommErrorKind {
     /// A rank dropped its communicator, or panicked, while others still needed it.
-    #[error("rank {rank} {}", if *panicked { "panicked" } else { "left the group" })]
     Left {
         /// The rank that is gone.
         rank: usize,
@@ -210,7 +199,6 @@ pub enum CommErrorKind {
         panicked: bool,
     },
     /// Some ranks did not come in time.
-    #[error("ranks {missing:?} did not come within {timeout:?}")]
     Timeout {
         /// The ranks that were not there.
         missing: Vec<usize>,
@@ -219,34 +207,57 @@ pub enum CommErrorKind {
     },
     /// The sum was enqueued on the device and did not end in time: a rank is missing, late, or in another collective, and
     /// the device cannot tell which.
-    #[error("not summed within {timeout:?}: a rank is missing, late, or in another collective")]
     Unfinished {
         /// The time that was waited.
         timeout: Duration,
     },
-    /// Another rank is in another collective.
-    #[error("out of step: rank {other_rank} is in {other}")]
+    /// Other ranks are in other collectives.
     OutOfStep {
-        /// The rank that does something else.
-        other_rank: usize,
-        /// What it does.
-        other: Box<Call>,
+        /// Where each rank was that is known to have been elsewhere.
+        others: Vec<(usize, CollectiveId)>,
     },
-    /// Ranks disagree on something other than a layer's call: a split of the group beside an `all_reduce`, for instance.
-    #[error("ranks disagree: {0}")]
+    /// Ranks disagree on something else: a split of the group beside an `all_reduce`, for instance.
     Disagree(String),
-    /// The message has another length than the call says.
-    #[error("the message has {got} numbers, expected {expected}")]
+    /// There are not as many numbers as the call's identity says.
     MessageLength {
-        /// What [`Pass::message_len`] gives.
+        /// What the identity says.
         expected: usize,
         /// What came.
         got: usize,
     },
+    /// This rank's device failed before its numbers went to the group: no rank has heard of it, and nothing was counted.
+    Unsent(Arc<dyn StdError + Send + Sync>),
     /// The group failed earlier; make a new one.
-    #[error("the group is poisoned by an earlier failure: {0}")]
     Poisoned(Arc<CommError>),
-    /// The library or device underneath failed.
-    #[error("{0}")]
-    Transport(#[source] Arc<dyn StdError + Send + Sync>),
+    /// The library, network or device underneath failed.
+    Transport(Arc<dyn StdError + Send + Sync>),
+}
+
+impl fmt::Display for CommErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Left { rank, panicked: true } => write!(f, "rank {rank} panicked"),
+            Self::Left { rank, panicked: false } => write!(f, "rank {rank} left the group"),
+            Self::Timeout { missing, timeout } => {
+                write!(f, "ranks {missing:?} did not come within {timeout:?}")
+            }
+            Self::Unfinished { timeout } => {
+                write!(f, "not summed within {timeout:?}: a rank is missing, late, or in another collective")
+            }
+            Self::OutOfStep { others } => {
+                f.write_str("out of step")?;
+                for (at, (rank, call)) in others.iter().enumerate() {
+                    write!(f, "{} rank {rank} is in {call}", if at == 0 { ":" } else { "," })?;
+                }
+                Ok(())
+            }
+            Self::Disagree(what) => write!(f, "ranks disagree: {what}"),
+            Self::MessageLength { expected, got } => {
+                write!(f, "the message has {got} numbers, expected {expected}")
+            }
+            Self::Unsent(cause) => write!(f, "nothing was sent: {cause}"),
+            Self::Poisoned(cause) => write!(f, "the group is poisoned by an earlier failure: {cause}"),
+            Self::Transport(cause) => cause.fmt(f),
+        }
+    }
 }

@@ -2,13 +2,17 @@
 //!
 //! Deliberately not here: anything that a backend or communicator needs to know.
 
-/// A layer's settings. Made by [`Config::new`]; the fields are public to be changed:
+use crate::scalar::Dtype;
+use crate::statistics::NonFinite;
+
+/// A layer's settings. Made by [`Config::new`], and changed by methods or through the fields:
 ///
 /// ```
-/// let config = syncbn_core::Config { eps: 1e-3, momentum: None, ..syncbn_core::Config::new(64) };
+/// let config = syncbn_core::Config::new(64).with_eps(1e-3).with_momentum(None);
 /// assert!(config.validate().is_ok());
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Config {
     /// The number of channels, C; at least 1.
     pub channels: usize,
@@ -20,13 +24,71 @@ pub struct Config {
     pub affine: bool,
     /// Whether running statistics are kept for evaluation. Default on: `running_mean` 0, `running_var` 1.
     pub track_running_stats: bool,
+    /// What a batch whose mean or variance is not finite does to the running statistics of that channel. Default: they become NaN,
+    /// as in every framework. [`NonFinite::Skip`] keeps them, for trainers that scale their loss.
+    pub non_finite: NonFinite,
 }
 
 impl Config {
     /// The defaults, for this number of channels.
     #[must_use]
     pub fn new(channels: usize) -> Self {
-        Self { channels, eps: 1e-5, momentum: Some(0.1), affine: true, track_running_stats: true }
+        Self {
+            channels,
+            eps: 1e-5,
+            momentum: Some(0.1),
+            affine: true,
+            track_running_stats: true,
+            non_finite: NonFinite::Propagate,
+        }
+    }
+
+    /// With another eps.
+    #[must_use]
+    pub fn with_eps(self, eps: f64) -> Self {
+        Self { eps, ..self }
+    }
+
+    /// With another momentum; `None` for the cumulative average.
+    #[must_use]
+    pub fn with_momentum(self, momentum: Option<f64>) -> Self {
+        Self { momentum, ..self }
+    }
+
+    /// With or without weight and bias.
+    #[must_use]
+    pub fn with_affine(self, affine: bool) -> Self {
+        Self { affine, ..self }
+    }
+
+    /// With or without running statistics.
+    #[must_use]
+    pub fn with_track_running_stats(self, track_running_stats: bool) -> Self {
+        Self { track_running_stats, ..self }
+    }
+
+    /// With another treatment of batches whose statistics are not finite.
+    #[must_use]
+    pub fn with_non_finite(self, non_finite: NonFinite) -> Self {
+        Self { non_finite, ..self }
+    }
+
+    /// The settings as one number, the same on every rank and in every build: what ranks compare (FNV-1a of 64 bits).
+    pub(crate) fn digest(&self, params: Dtype) -> u64 {
+        let Self { channels, eps, momentum, affine, track_running_stats, non_finite } = *self;
+        // No momentum is NaN.
+        let momentum = momentum.unwrap_or(f64::NAN);
+        let words = [
+            channels as u64,
+            eps.to_bits(),
+            momentum.to_bits(),
+            u64::from(affine),
+            u64::from(track_running_stats),
+            u64::from(non_finite == NonFinite::Skip),
+            u64::from(params == Dtype::F64),
+        ];
+        let add = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        words.into_iter().flat_map(u64::to_le_bytes).fold(0xcbf2_9ce4_8422_2325, add)
     }
 
     /// Checks that every setting is in range; making a layer does the same.

@@ -10,12 +10,16 @@ use std::sync::Arc;
 use crate::communicator::CommError;
 use crate::config::ConfigError;
 use crate::geometry::{Geometry, Shape, ShapeError};
+use crate::saved::Scope;
 
 /// The failure of an operation of a layer.
 ///
 /// Unless a kind says otherwise, a call that fails has changed neither parameters nor running statistics.
-#[derive(Debug, thiserror::Error)]
-#[error("{operation} of layer `{layer}` on rank {rank} of {world_size}: {kind}")]
+///
+/// Its text says all that is known, down to the device's or the network's own error;
+/// [`source`](StdError::source) goes on behind what the text has said, so that a printed chain says nothing twice. What failed
+/// underneath is in [`kind`](Self::kind), to be matched.
+#[derive(Debug)]
 pub struct Error {
     /// What was asked for.
     pub operation: Operation,
@@ -26,8 +30,26 @@ pub struct Error {
     /// The number of ranks in the layer's group.
     pub world_size: usize,
     /// What went wrong.
-    #[source]
     pub kind: Box<ErrorKind>,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { operation, layer, rank, world_size, kind } = self;
+        write!(f, "{operation} of layer `{layer}` on rank {rank} of {world_size}: {kind}")
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        match &*self.kind {
+            ErrorKind::Shape { source, .. } => source.source(),
+            ErrorKind::Config(source) => source.source(),
+            ErrorKind::Communicator(source) => source.source(),
+            ErrorKind::Backend { source, .. } => source.source(),
+            _ => None,
+        }
+    }
 }
 
 impl Error {
@@ -49,13 +71,15 @@ pub enum Operation {
     Forward,
     /// The forward pass again, with the statistics that the first one saved.
     Recompute,
+    /// Moving running statistics by what a forward pass has saved.
+    UpdateRunning,
     /// The backward pass.
     Backward,
     /// Taking a snapshot of the state.
     SaveState,
     /// Restoring the state from a snapshot.
     LoadState,
-    /// Changing between batch, running and frozen statistics.
+    /// Changing between batch, running and frozen statistics, or the momentum.
     SetMode,
 }
 
@@ -66,6 +90,7 @@ impl fmt::Display for Operation {
             Self::Prepare => "preparation",
             Self::Forward => "forward",
             Self::Recompute => "recomputation",
+            Self::UpdateRunning => "update of the running statistics",
             Self::Backward => "backward",
             Self::SaveState => "saving the state",
             Self::LoadState => "loading the state",
@@ -130,10 +155,15 @@ pub enum Tensor {
     RunningMean,
     RunningVar,
     NumBatchesTracked,
-    Sums,
+    Saved,
 }
 
 impl Tensor {
+    /// Whether the operation writes it.
+    fn is_result(self) -> bool {
+        matches!(self, Self::Y | Self::Dx | Self::DWeight | Self::DBias)
+    }
+
     /// The name in formulas and checkpoints.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -149,7 +179,7 @@ impl Tensor {
             Self::RunningMean => "running_mean",
             Self::RunningVar => "running_var",
             Self::NumBatchesTracked => "num_batches_tracked",
-            Self::Sums => "the scratch for sums",
+            Self::Saved => "the memory for saved statistics",
         }
     }
 }
@@ -161,11 +191,10 @@ impl fmt::Display for Tensor {
 }
 
 /// What went wrong.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug)]
 #[non_exhaustive]
 pub enum ErrorKind {
     /// A tensor's shape, strides or memory are not usable.
-    #[error("{tensor}: {source}")]
     Shape {
         /// Which tensor.
         tensor: Tensor,
@@ -173,7 +202,6 @@ pub enum ErrorKind {
         source: ShapeError,
     },
     /// A tensor has another number of channels than the layer.
-    #[error("{tensor} of shape {shape} has {got} channels, expected {expected}")]
     Channels {
         /// Which tensor.
         tensor: Tensor,
@@ -185,10 +213,6 @@ pub enum ErrorKind {
         got: usize,
     },
     /// Two tensors that belong together differ in shape or layout.
-    #[error(
-        "{tensor} is {} {}, expected {} {} as the forward pass's x; copy it to that layout first",
-        got.layout(), got.shape(), expected.layout(), expected.shape()
-    )]
     Geometry {
         /// Which tensor.
         tensor: Tensor,
@@ -197,36 +221,39 @@ pub enum ErrorKind {
         /// The tensor's shape and layout.
         got: Geometry,
     },
-    /// A vector of one value per channel, the counter, or the scratch was made for another number.
-    #[error("{tensor} has {got} elements, expected {expected}")]
+    /// A vector of one value per channel, the counter, or the memory for saved statistics has another length.
     Length {
         /// Which tensor.
         tensor: Tensor,
-        /// The number of channels, or 1 for the counter.
+        /// The number of channels; 1 for the counter; [`saved_len`](crate::backend::saved_len) for saved statistics.
         expected: usize,
         /// Its elements.
         got: usize,
     },
     /// Training on a single rank with one element per channel, which has no variance.
-    #[error(
-        "x of shape {shape} has one element per channel and this rank is alone: its batch statistics would make every y equal \
-         bias; expected at least 2 elements per channel"
-    )]
     OneElement {
         /// The shape of x.
         shape: Shape,
     },
     /// The layer's settings are out of range.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
+    Config(ConfigError),
     /// The saved statistics come from another layer.
-    #[error("the saved statistics belong to layer `{saved}`, expected those of this layer")]
-    ForeignSaved {
-        /// The name of the layer that saved them.
-        saved: Arc<str>,
+    ForeignSaved,
+    /// The saved statistics come from another group than the layer is in now: their count and their peers are that group's.
+    OtherGroup {
+        /// The [`id`](crate::Group::id) of the group in which they were saved.
+        saved: u64,
+        /// That of the group that the layer is in.
+        current: u64,
+    },
+    /// The weight or bias was lent to be changed after the forward pass, whose gradient or bits would be others now.
+    ParametersChanged,
+    /// Running statistics cannot move by what was saved: it is not the group's statistics of a batch.
+    NotTheGroups {
+        /// Whose statistics they are.
+        scope: Scope,
     },
     /// A state does not fit the layer.
-    #[error("the state has {}{tensor}, expected {}", if *.expected { "no " } else { "a " }, if *.expected { "one" } else { "none" })]
     StateTensor {
         /// Which tensor.
         tensor: Tensor,
@@ -234,23 +261,102 @@ pub enum ErrorKind {
         expected: bool,
     },
     /// Frozen statistics were asked of a layer that tracks none.
-    #[error("the layer has no running statistics to freeze: it was made with track_running_stats off")]
     NothingToFreeze,
     /// A collective failed after work that depends on it was enqueued, so parameters' gradients and running statistics since
     /// then cannot be trusted. Load a state taken before, into a layer with a working group.
-    #[error(
-        "an earlier collective failed after its work was enqueued: load a state that was taken before it"
-    )]
     Untrusted,
+    /// Loading a state failed half-way: load it again.
+    HalfLoaded,
     /// The communicator failed.
-    #[error("all_reduce: {0}")]
-    Communicator(#[source] CommError),
+    Communicator(CommError),
+    /// The communicator lets kernels meet their peers, and the backend has no such kernels.
+    NoPeers,
+    /// The backend ended a pass without the sum over the ranks. Nothing that it wrote can be believed.
+    SumLeftOut,
     /// The device failed; the source is the backend's own error.
-    #[error("{stage}: {source}")]
     Backend {
         /// What the device was asked to do.
         stage: Stage,
         /// The backend's error.
         source: Box<dyn StdError + Send + Sync>,
     },
+}
+
+impl From<ConfigError> for ErrorKind {
+    fn from(error: ConfigError) -> Self {
+        Self::Config(error)
+    }
+}
+
+impl fmt::Display for ErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Shape { tensor, source } => write!(f, "{tensor}: {source}"),
+            Self::Channels { tensor, shape, expected, got } => {
+                write!(f, "{tensor} of shape {shape} has {got} channels, expected {expected}")
+            }
+            Self::Geometry { tensor, expected, got } => geometry(f, *tensor, expected, got),
+            Self::Length { tensor, expected, got } => {
+                write!(f, "{tensor} has {got} elements, expected {expected}")
+            }
+            Self::OneElement { shape } => write!(
+                f,
+                "x of shape {shape} has one element per channel and this rank is alone: its batch statistics would make every y \
+                 equal bias; expected at least 2 elements per channel"
+            ),
+            Self::Config(source) => source.fmt(f),
+            Self::ForeignSaved => f.write_str("the saved statistics belong to another layer"),
+            Self::OtherGroup { saved, current } => write!(
+                f,
+                "the saved statistics belong to group {saved}, and the layer is in group {current} now: run the forward pass again"
+            ),
+            Self::ParametersChanged => f.write_str(
+                "weight or bias was lent to be changed after the forward pass: update parameters after the last backward pass or \
+                 recomputation that needs them",
+            ),
+            Self::NotTheGroups { scope } => {
+                write!(f, "running statistics move by a batch of the group, and what was saved is {scope:?}")
+            }
+            Self::StateTensor { tensor, expected: true } => {
+                write!(f, "the state has no {tensor}, expected one")
+            }
+            Self::StateTensor { tensor, expected: false } => {
+                write!(f, "the state has a {tensor}, expected none")
+            }
+            Self::NothingToFreeze => f.write_str(
+                "the layer has no running statistics to freeze: it was made with track_running_stats off",
+            ),
+            Self::Untrusted => f.write_str(
+                "an earlier collective failed after its work was enqueued: load a state that was taken before it",
+            ),
+            Self::HalfLoaded => {
+                f.write_str("an earlier load of a state failed half-way: load a state again")
+            }
+            Self::Communicator(source) => write!(f, "all_reduce: {source}"),
+            Self::NoPeers => f.write_str(
+                "the communicator lets kernels meet their peers, and this backend has no such kernels",
+            ),
+            Self::SumLeftOut => f.write_str("the backend ended the pass without the sum over the ranks"),
+            Self::Backend { stage, source } => write!(f, "{stage}: {source}"),
+        }
+    }
+}
+
+/// How a tensor differs from x, and what to do about it: copy what is read, make what is written as x is.
+fn geometry(f: &mut fmt::Formatter<'_>, tensor: Tensor, expected: &Geometry, got: &Geometry) -> fmt::Result {
+    if expected.shape() != got.shape() {
+        return write!(
+            f,
+            "{tensor} has shape {}, expected {}, the shape of the forward pass's x",
+            got.shape(),
+            expected.shape()
+        );
+    }
+    let (got, expected) = (got.layout(), expected.layout());
+    write!(f, "{tensor} is {got}, expected {expected} as the forward pass's x: ")?;
+    if tensor.is_result() {
+        write!(f, "allocate it in that layout")
+    } else {
+        write!(f, "copy it to that layout first")
+    }
 }

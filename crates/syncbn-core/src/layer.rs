@@ -1,8 +1,8 @@
 //! The layer that owns its parameters and running statistics: what most users use.
 //!
 //! It is thin: this file holds the memory and the modes; `passes` chooses the statistics and calls
-//! [`forward`](mod@crate::forward) and [`backward`](mod@crate::backward), which do the work; `restore` takes and loads
-//! snapshots, and knows when the state can no longer be believed.
+//! [`FunctionalBatchNorm`], which does the work; `restore` takes and loads snapshots, and knows when the state can no longer be
+//! believed.
 //!
 //! Deliberately not here: autograd and optimisers. Gradients go to memory that the caller gives, and the parameters can be
 //! borrowed for an update.
@@ -11,14 +11,15 @@ mod passes;
 mod restore;
 
 use std::fmt;
-use std::sync::Arc;
 
-use crate::backend::{Backend, Storage};
-use crate::communicator::{Communicator, Solo};
+use crate::backend::Storage;
+use crate::communicator::Communicator;
 use crate::config::{Config, ConfigError};
 use crate::error::{Error, ErrorKind, Operation, Stage};
+use crate::functional::FunctionalBatchNorm;
+use crate::group::Group;
+use crate::host::SingleRank;
 use crate::scalar::Param;
-use crate::site::{LayerTag, Site, Sums};
 
 pub use passes::ParamGradients;
 use restore::Trust;
@@ -30,28 +31,25 @@ use restore::Trust;
 /// In training mode, which it starts in, [`forward`](Self::forward) and [`backward`](Self::backward) are collective: every
 /// rank of the group calls them, in the same order, with any batch size, 0 included. In evaluation mode, and while frozen,
 /// no other rank is asked for anything.
+///
+/// An optimiser may change [`weight_mut`](Self::weight_mut) and [`bias_mut`](Self::bias_mut) after the last backward pass of a
+/// step and before the next forward pass. What was saved before is refused afterwards, since its gradient, or the bits of its
+/// recomputation, would be others.
 pub struct SyncBatchNorm<B: Storage, P: Param> {
-    place: Place<B>,
-    config: Config,
+    inner: FunctionalBatchNorm<B, P>,
     affine: Option<Affine<B, P>>,
     tracked: Option<Tracked<B, P>>,
-    sums: Sums<B>,
+    mode: Mode,
+    trust: Trust,
+    /// How often weight or bias were lent to be changed.
+    parameters: u64,
+}
+
+#[derive(Clone, Copy)]
+struct Mode {
     training: bool,
     frozen: bool,
-    trust: Trust,
-}
-
-/// Everything that a [`Site`] needs besides the queue.
-struct Place<B: Backend> {
-    tag: LayerTag,
-    backend: B,
-    communicator: Arc<dyn Communicator<B>>,
-}
-
-impl<B: Backend> Place<B> {
-    fn site<'a>(&'a self, queue: &'a B::Queue) -> Site<'a, B> {
-        Site { layer: &self.tag, backend: &self.backend, queue, communicator: &*self.communicator }
-    }
+    updates_running: bool,
 }
 
 struct Affine<B: Storage, P: Param> {
@@ -68,87 +66,104 @@ struct Tracked<B: Storage, P: Param> {
 impl<B: Storage, P: Param> SyncBatchNorm<B, P> {
     /// A layer in training mode with weight 1, bias 0, `running_mean` 0 and `running_var` 1, as far as `config` wants them.
     ///
-    /// `name` is what errors call it. Without a need for other ranks, the communicator is [`Solo`].
+    /// `name` is what errors call it, and what ranks compare. `group` is a [`Group`], which layers of one model share, or a
+    /// communicator, which becomes a group of this layer alone.
     pub fn new(
         name: &str,
         config: Config,
         backend: B,
         queue: &B::Queue,
-        communicator: Arc<dyn Communicator<B>>,
+        group: impl Communicator<B> + 'static,
     ) -> Result<Self, Error> {
-        let place = Place { tag: LayerTag::new(name), backend, communicator };
-        let step = place.site(queue).during(Operation::Construct);
-        config.validate().map_err(|e| step.error(e))?;
-
+        let inner = FunctionalBatchNorm::new(name, config, backend, queue, group)?;
+        let context = inner.context(Operation::Construct);
+        let backend = inner.backend();
         let constant = |value: f64| {
-            let values = filled(P::from_f64(value), config.channels).map_err(|e| step.error(e))?;
-            step.device(Stage::Allocation, place.backend.upload(queue, &values))
+            let values = filled(P::from_f64(value), config.channels).map_err(|e| context.error(e))?;
+            context.device(Stage::Allocation, backend.upload(queue, &values))
         };
         let affine =
             if config.affine { Some(Affine { weight: constant(1.0)?, bias: constant(0.0)? }) } else { None };
         let tracked = if config.track_running_stats {
-            let count = step.device(Stage::Allocation, place.backend.upload(queue, &[0_i64]))?;
+            let count = context.device(Stage::Allocation, backend.upload(queue, &[0_i64]))?;
             Some(Tracked { mean: constant(0.0)?, var: constant(1.0)?, count })
         } else {
             None
         };
-        let sums = step.device(Stage::Allocation, Sums::new(&place.backend, queue, config.channels))?;
-        Ok(Self { place, config, affine, tracked, sums, training: true, frozen: false, trust: Trust::Clean })
+        let mode = Mode { training: true, frozen: false, updates_running: true };
+        Ok(Self { inner, affine, tracked, mode, trust: Trust::Clean, parameters: 0 })
     }
 
     /// A layer on its own: plain batch norm.
     pub fn local(name: &str, config: Config, backend: B, queue: &B::Queue) -> Result<Self, Error> {
-        Self::new(name, config, backend, queue, Arc::new(Solo))
+        Self::new(name, config, backend, queue, SingleRank)
     }
 
     /// Training mode (the start) or evaluation mode.
     pub fn set_training(&mut self, training: bool) {
-        self.training = training;
+        self.mode.training = training;
     }
 
     /// Whether the layer is in training mode.
     #[must_use]
     pub fn is_training(&self) -> bool {
-        self.training
+        self.mode.training
     }
 
     /// Freezes the running statistics, or thaws them: a frozen layer normalises with them even in training mode, as in
     /// fine-tuning. Its weight and bias still get gradients.
-    pub fn set_frozen(&mut self, queue: &B::Queue, frozen: bool) -> Result<(), Error> {
+    pub fn set_frozen(&mut self, frozen: bool) -> Result<(), Error> {
         if frozen && self.tracked.is_none() {
-            let step = self.place.site(queue).during(Operation::SetMode);
-            return Err(step.error(ErrorKind::NothingToFreeze));
+            return Err(self.inner.context(Operation::SetMode).error(ErrorKind::NothingToFreeze));
         }
-        self.frozen = frozen;
+        self.mode.frozen = frozen;
         Ok(())
     }
 
     /// Whether the running statistics are frozen.
     #[must_use]
     pub fn is_frozen(&self) -> bool {
-        self.frozen
+        self.mode.frozen
     }
 
-    /// Puts the layer into another group: after a failure, or when the number of ranks changes. Its uses count from 0 again
-    /// ([`Call::sequence`](crate::Call::sequence)), so every rank of the new group does this, or makes a new layer.
-    pub fn set_communicator(&mut self, communicator: Arc<dyn Communicator<B>>) {
+    /// Whether training passes update the running statistics (the start) or leave them and their counter untouched.
+    pub fn set_updates_running_stats(&mut self, updates: bool) {
+        self.mode.updates_running = updates;
+    }
+
+    /// Another weight of the newest batch in the running statistics: 0 to 1, or `None` for the cumulative average. Every rank
+    /// sets the same.
+    pub fn set_momentum(&mut self, momentum: Option<f64>) -> Result<(), Error> {
+        self.inner.set_momentum(momentum)
+    }
+
+    /// Puts the layer into another group: after a failure, or when the number of ranks changes. Its uses count from 0 again and it
+    /// gets a place in the new group's order, so every rank of the new group does this, or makes a new layer, in the same order.
+    ///
+    /// What was saved in the old group is refused from then on.
+    pub fn set_group(&mut self, group: impl Communicator<B> + 'static) {
         if self.failed_since().is_some() {
             self.trust = Trust::Lost;
         }
-        self.sums.restart();
-        self.place.communicator = communicator;
+        self.inner.set_group(group);
+    }
+
+    /// The group.
+    #[must_use]
+    pub fn group(&self) -> &Group<B> {
+        self.inner.group()
     }
 
     /// The name that errors show.
     #[must_use]
     pub fn name(&self) -> &str {
-        self.place.tag.name()
+        self.inner.name()
     }
 
     /// The settings.
     #[must_use]
     pub fn config(&self) -> &Config {
-        &self.config
+        self.inner.config()
     }
 
     /// The scale, one value per channel, if the layer is affine.
@@ -163,14 +178,34 @@ impl<B: Storage, P: Param> SyncBatchNorm<B, P> {
         self.affine.as_ref().map(|affine| &affine.bias)
     }
 
-    /// The scale, to be changed by an optimiser.
+    /// The scale, to be changed by an optimiser. From here on, what earlier forward passes saved is refused.
     pub fn weight_mut(&mut self) -> Option<&mut B::Buffer<P>> {
+        self.parameters += 1;
         self.affine.as_mut().map(|affine| &mut affine.weight)
     }
 
-    /// The shift, to be changed by an optimiser.
+    /// The shift, to be changed by an optimiser. From here on, what earlier forward passes saved is refused.
     pub fn bias_mut(&mut self) -> Option<&mut B::Buffer<P>> {
+        self.parameters += 1;
         self.affine.as_mut().map(|affine| &mut affine.bias)
+    }
+
+    /// The running mean, one value per channel, if the layer tracks statistics.
+    #[must_use]
+    pub fn running_mean(&self) -> Option<&B::Buffer<P>> {
+        self.tracked.as_ref().map(|tracked| &tracked.mean)
+    }
+
+    /// The running unbiased variance, one value per channel, if the layer tracks statistics.
+    #[must_use]
+    pub fn running_var(&self) -> Option<&B::Buffer<P>> {
+        self.tracked.as_ref().map(|tracked| &tracked.var)
+    }
+
+    /// How many batches were seen, one value, if the layer tracks statistics.
+    #[must_use]
+    pub fn num_batches_tracked(&self) -> Option<&B::Buffer<i64>> {
+        self.tracked.as_ref().map(|tracked| &tracked.count)
     }
 }
 
@@ -178,9 +213,9 @@ impl<B: Storage, P: Param> fmt::Debug for SyncBatchNorm<B, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SyncBatchNorm")
             .field("name", &self.name())
-            .field("config", &self.config)
-            .field("training", &self.training)
-            .field("frozen", &self.frozen)
+            .field("config", &self.config())
+            .field("training", &self.mode.training)
+            .field("frozen", &self.mode.frozen)
             .finish_non_exhaustive()
     }
 }

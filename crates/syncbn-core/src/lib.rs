@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! forward   m, mean, M2 of this rank's x          one pass over x
-//!           all_reduce_sum [m | m mean | M2 + m mean^2]            2 C + 1 numbers of f64
+//!           sum over the ranks of [m | m mean | M2 + m mean^2]     a few numbers of f64 per channel
 //!           mean = S1/M   var = S2/M - mean^2   invstd = 1/sqrt(var + eps)
 //!           y = (x - mean) invstd weight + bias
 //!           running_mean <- (1-a) running_mean + a mean
@@ -14,52 +14,67 @@
 //!
 //! backward  sum_dy, sum_dy_xmu = sum dy (x - mean)        one pass over x and dy
 //!           d_bias = sum_dy   d_weight = sum_dy_xmu invstd         this rank's
-//!           all_reduce_sum [sum_dy | sum_dy_xmu]                   2 C numbers of f64
+//!           sum over the ranks of [sum_dy | sum_dy_xmu]            2 C numbers of f64
 //!           dx = weight invstd (dy - sum_dy/M - (x - mean) invstd^2 sum_dy_xmu/M)
 //! ```
 //!
-//! The message does not grow with the number of ranks, and counts weigh the ranks: batches may be uneven or empty.
+//! The message does not grow with the number of ranks, and counts weigh the ranks: batches may be uneven or empty. The two forward
+//! sums travel in parts whose sums are exact ([`statistics`]), so that the variance of many ranks is as exact as that of one.
 //!
 //! # Two levels
 //!
-//! [`SyncBatchNorm`] owns its parameters and running statistics. Below it, [`forward()`], [`recompute()`] and
-//! [`backward()`] work on borrowed memory, for frameworks that own the parameters themselves.
+//! [`SyncBatchNorm`] owns its parameters and running statistics. Below it, [`FunctionalBatchNorm`] works on borrowed memory, for
+//! frameworks that own the parameters themselves. Both take a [`Group`]: a communicator, and what its ranks count alike.
 //!
 //! # Two traits
 //!
-//! A [`Backend`] is four [`Kernels`]; a [`Communicator`] is one sum. Their documentation says how to write another.
+//! A [`Backend`] is four [`Kernels`]; a [`Communicator`] is a sum. Their documentation says how to write another.
 //!
 //! Deliberately not here: any device, any network, any array library.
 
 #![forbid(unsafe_code)]
 
 pub mod backend;
-pub mod backward;
+mod collective;
 pub mod communicator;
 pub mod config;
+mod context;
+mod double;
 pub mod error;
-pub mod forward;
+pub mod functional;
 pub mod geometry;
+mod group;
+mod host;
+pub mod host_memory;
+pub mod kernels;
 pub mod layer;
+pub mod meeting;
+mod message;
 #[cfg(feature = "safetensors")]
 mod safetensors;
+pub mod saved;
 pub mod scalar;
-pub mod site;
 pub mod state;
 pub mod statistics;
 pub mod view;
 
 pub use half::{bf16, f16};
 
-pub use backend::{Backend, Kernels, Pass, RunningMut, Storage};
-pub use backward::{Backward, Gradients, backward};
-pub use communicator::{Call, CommError, CommErrorKind, Communicator, HostCommunicator, Solo, Staged};
+pub use backend::{Backend, Storage, saved_len};
+pub use collective::{CollectiveId, CollectiveKind};
+pub use communicator::{CommError, CommErrorKind, Communicator, HostCommunicator, Numbers};
 pub use config::{Config, ConfigError};
 pub use error::{Error, ErrorKind, Operation, Stage, Tensor};
-pub use forward::{Forward, Recompute, Saved, Scope, Statistics, forward, recompute};
+pub use functional::FunctionalBatchNorm;
 pub use geometry::{Geometry, Layout, MAX_AXES, Shape, ShapeError};
+pub use group::Group;
+pub use host::{SingleRank, ViaHost};
+pub use kernels::{Kernels, RunningMut};
 pub use layer::{ParamGradients, SyncBatchNorm};
+pub use meeting::{Gradients, Meeting, PassError};
+pub use message::Pass;
+pub use saved::{SavedRef, SavedStatistics, SavedToken, Scope};
 pub use scalar::{Dtype, Element, Param, Scalar};
-pub use site::{LayerTag, Site, Sums};
 pub use state::{NamedTensor, State, StateError};
-pub use view::{IntoView, IntoViewMut, View, ViewMut};
+pub use statistics::NonFinite;
+pub use view::{GradientsError, IntoView, IntoViewMut, View, ViewMut};

@@ -7,6 +7,9 @@ use std::fmt;
 
 use half::{bf16, f16};
 
+use crate::backend::Backend;
+use crate::communicator::Numbers;
+
 mod sealed {
     pub trait Sealed {}
 }
@@ -64,10 +67,57 @@ pub trait Element: Scalar {
 }
 
 /// The type of parameters and running statistics: `f32` or `f64`.
-pub trait Param: Element<Param = Self> {}
+pub trait Param: Element<Param = Self> {
+    /// Memory of this type, as a communicator takes it.
+    fn numbers<B: Backend>(mem: B::MemMut<'_, Self>) -> Numbers<'_, B>;
+}
 
-impl Param for f32 {}
-impl Param for f64 {}
+impl Param for f32 {
+    fn numbers<B: Backend>(mem: B::MemMut<'_, Self>) -> Numbers<'_, B> {
+        Numbers::F32(mem)
+    }
+}
+
+impl Param for f64 {
+    fn numbers<B: Backend>(mem: B::MemMut<'_, Self>) -> Numbers<'_, B> {
+        Numbers::F64(mem)
+    }
+}
+
+/// Runs an expression with a type alias for the activations' type that a [`Dtype`] names: for callers that know it only at run
+/// time. `Some` of what the expression gives; `None` where the type is not one of activations.
+///
+/// ```
+/// use syncbn_core::{Dtype, Scalar, with_element};
+///
+/// let bytes = with_element!(Dtype::Bf16, T => size_of::<T>());
+/// assert_eq!(bytes, Some(2));
+/// assert_eq!(with_element!(Dtype::I64, T => T::DTYPE), None);
+/// ```
+#[macro_export]
+macro_rules! with_element {
+    ($dtype:expr, $element:ident => $body:expr) => {
+        match $dtype {
+            $crate::Dtype::F16 => {
+                type $element = $crate::f16;
+                Some($body)
+            }
+            $crate::Dtype::Bf16 => {
+                type $element = $crate::bf16;
+                Some($body)
+            }
+            $crate::Dtype::F32 => {
+                type $element = f32;
+                Some($body)
+            }
+            $crate::Dtype::F64 => {
+                type $element = f64;
+                Some($body)
+            }
+            _ => None,
+        }
+    };
+}
 
 macro_rules! scalar {
     ($type:ty, $dtype:ident) => {

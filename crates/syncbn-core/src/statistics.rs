@@ -8,9 +8,7 @@
 //!
 //! Deliberately not here: tensors. Everything in this file concerns one channel.
 
-/// The largest `var / (S2/M)` that cannot be told from 0 once mean and variance have travelled as sums: 2^-48. Below
-/// it, data of `f32` and narrower types do not resolve the variance either (|mean|/std of 1.7e7).
-const UNRESOLVED: f64 = 1.0 / (1_u64 << 48) as f64;
+use crate::double::{Double, two_product};
 
 /// The count, mean and sum of squared deviations of a set of numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -44,11 +42,24 @@ impl Moments {
         }
     }
 
-    /// `(m mean, M2 + m mean^2)`: the two numbers of the message whose sums over the ranks [`Batch::from_sums`] takes apart.
+    /// The numbers of a forward message whose sums over the ranks [`Batch::from_sums`] takes apart: the parts of `m mean`, then
+    /// those of `M2 + m mean^2`, K/2 of each.
+    ///
+    /// Sent as one number, each of the two sums would be rounded, and `var = S2/M - mean^2` would lose what lies below that
+    /// rounding. So the leading bits of `mean` and of `mean^2` are sent apart, [`HEAD_BITS`] in each number: products with the
+    /// count and their sums over the ranks are exact up to 2^29 elements per channel. Only the last number of each half is rounded.
     #[must_use]
-    pub fn to_sums(self) -> (f64, f64) {
-        let sum = self.count * self.mean;
-        (sum, sum.mul_add(self.mean, self.m2))
+    pub fn to_sums<const K: usize>(self) -> [f64; K] {
+        let (square, square_rest) = two_product(self.mean, self.mean);
+        let mut sums = [0.0; K];
+        let (first, second) = sums.split_at_mut(K / 2);
+        let mean_rest = heads(self.mean, self.count, first);
+        let rest = heads(square, self.count, second) + square_rest;
+        if let ([.., first], [.., second]) = (first, second) {
+            *first = self.count * mean_rest;
+            *second = self.count.mul_add(rest, self.m2);
+        }
+        sums
     }
 
     /// The batch statistics of this set alone: `var = M2/m`, without cancellation; zeros where it is empty.
@@ -59,6 +70,23 @@ impl Moments {
         }
         Batch { count: self.count, mean: self.mean, var: self.m2 / self.count }
     }
+}
+
+/// The bits of a value that one number of a forward message takes. A product with a count below 2^29 is then exact in `f64`, and so
+/// is the sum over ranks whose values have about the same exponent. Where exponents differ, the variance is no small one.
+pub const HEAD_BITS: u32 = 24;
+
+/// Writes `count` times the leading parts of `value` to all numbers but the last, and returns what is left of the value.
+fn heads(value: f64, count: f64, numbers: &mut [f64]) -> f64 {
+    let mut above = 0.0;
+    let last = numbers.len() - 1;
+    for (number, heads) in numbers[..last].iter_mut().zip(1..) {
+        let leading =
+            f64::from_bits(value.to_bits() & (u64::MAX << (f64::MANTISSA_DIGITS - heads * HEAD_BITS)));
+        *number = count * (leading - above);
+        above = leading;
+    }
+    value - above
 }
 
 /// The mean and (biased) variance that a batch is normalised with.
@@ -73,21 +101,24 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Takes apart the group's sums: `mean = S1/M`, `var = S2/M - mean^2`, which is 0 where rounding has left nothing of
-    /// it. NaN and infinity come through as NaN.
+    /// Takes apart the group's sums of [`Moments::to_sums`]: `mean = S1/M`, `var = S2/M - mean^2`, in twice the precision of
+    /// `f64`. NaN and infinity come through as NaN.
     #[must_use]
-    pub fn from_sums(count: f64, sum: f64, sum_of_squares: f64) -> Self {
+    pub fn from_sums<const K: usize>(count: f64, sums: [f64; K]) -> Self {
         if count == 0.0 {
             return Self::default();
         }
-        let mean = sum / count;
-        let square = sum_of_squares / count;
-        // sum = count mean + rest, exactly: the rounding of the mean then costs the variance nothing, only that of the sums.
-        let rest = mean.mul_add(-count, sum);
-        let var = (sum.mul_add(-mean, sum_of_squares) - mean * rest) / count;
+        let (first, second) = sums.split_at(K / 2);
+        let total = first.iter().fold(Double::default(), |sum, &part| sum.plus(part));
+        let pivot = total.value() / count;
+        // S1 = M pivot + rest, so S2 - S1^2/M = S2 - pivot S1 - pivot rest, but for rest^2/M, which is too small to matter.
+        let rest = total.plus_product(-count, pivot).value();
+        let squares = second.iter().fold(Double::default(), |sum, &part| sum.plus(part));
+        let m2 = first.iter().fold(squares, |sum, &part| sum.plus_product(-pivot, part));
+        let var = m2.plus_product(-pivot, rest).value() / count;
         // False for NaN, which thereby stays NaN.
-        let unresolved = var <= UNRESOLVED * square;
-        Self { count, mean, var: if unresolved { 0.0 } else { var } }
+        let rounded_below = var < 0.0;
+        Self { count, mean: pivot + rest / count, var: if rounded_below { 0.0 } else { var } }
     }
 
     /// `1 / sqrt(var + eps)`; 0 if there are no numbers.
@@ -114,33 +145,56 @@ pub struct Running {
     pub num_batches_tracked: i64,
     /// The batch's weight, a.
     weight: f64,
+    non_finite: NonFinite,
+}
+
+/// What a batch does to the running statistics of a channel in which its own mean or variance is not finite.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum NonFinite {
+    /// They become NaN, as in every framework.
+    #[default]
+    Propagate,
+    /// They stay as they are: for loss scaling, whose first batches may overflow. The batch is counted all the same.
+    Skip,
 }
 
 impl Running {
     /// The update for a batch of `count` numbers per channel after `num_batches_tracked` others; `None` if it has none.
     #[must_use]
-    pub fn next(count: f64, num_batches_tracked: i64, momentum: Option<f64>) -> Option<Self> {
+    pub fn next(
+        count: f64,
+        num_batches_tracked: i64,
+        momentum: Option<f64>,
+        non_finite: NonFinite,
+    ) -> Option<Self> {
         if count == 0.0 {
             return None;
         }
         let num_batches_tracked = num_batches_tracked.saturating_add(1);
         let weight = momentum.unwrap_or_else(|| (num_batches_tracked as f64).recip());
-        Some(Self { num_batches_tracked, weight })
+        Some(Self { num_batches_tracked, weight, non_finite })
     }
 
     /// The running mean after the batch.
     #[must_use]
     pub fn mean(self, mean: f64, batch: Batch) -> f64 {
-        self.blend(mean, batch.mean)
+        if self.skips(batch) { mean } else { self.blend(mean, batch.mean) }
     }
 
     /// The running variance after the batch: unbiased, so the batch's is scaled by M/(M-1).
     #[must_use]
     pub fn var(self, var: f64, batch: Batch) -> f64 {
+        if self.skips(batch) {
+            return var;
+        }
         if batch.count <= 1.0 {
             return if batch.var.is_finite() { var } else { f64::NAN };
         }
         self.blend(var, batch.var * (batch.count / (batch.count - 1.0)))
+    }
+
+    fn skips(self, batch: Batch) -> bool {
+        self.non_finite == NonFinite::Skip && !(batch.mean.is_finite() && batch.var.is_finite())
     }
 
     fn blend(self, old: f64, new: f64) -> f64 {

@@ -4,7 +4,11 @@
 
 use std::fmt;
 
-use crate::{Backend, Element, Geometry, Scalar, ShapeError};
+use crate::backend::Backend;
+use crate::error::Tensor;
+use crate::geometry::{Geometry, ShapeError};
+use crate::meeting::Gradients;
+use crate::scalar::{Element, Scalar};
 
 /// A tensor that is read: at least [`Geometry::len`] elements of `T` in the backend's memory.
 pub struct View<'a, B: Backend, T: Element> {
@@ -174,3 +178,46 @@ impl<'a, B: Backend, T: Element> IntoViewMut<'a, B, T> for Result<ViewMut<'a, B,
         self
     }
 }
+
+impl<'a, B: Backend, T: Element> Gradients<'a, B, T> {
+    /// dx goes to memory of its own.
+    pub fn out_of_place(
+        dy: impl IntoView<'a, B, T>,
+        dx: impl IntoViewMut<'a, B, T>,
+    ) -> Result<Self, GradientsError> {
+        let dy = dy.into_view().map_err(GradientsError::of(Tensor::Dy))?;
+        let dx = dx.into_view_mut().map_err(GradientsError::of(Tensor::Dx))?;
+        Ok(Self::OutOfPlace { dy, dx })
+    }
+
+    /// dx is written over dy.
+    pub fn in_place(dy: impl IntoViewMut<'a, B, T>) -> Result<Self, GradientsError> {
+        Ok(Self::InPlace(dy.into_view_mut().map_err(GradientsError::of(Tensor::Dy))?))
+    }
+
+    /// dx is not needed: the layer is the first of its model.
+    pub fn parameters_only(dy: impl IntoView<'a, B, T>) -> Result<Self, GradientsError> {
+        Ok(Self::ParametersOnly { dy: dy.into_view().map_err(GradientsError::of(Tensor::Dy))? })
+    }
+}
+
+/// A gradient that cannot be used, and why; a layer reports it with its own name.
+#[derive(Clone, Debug)]
+pub struct GradientsError {
+    pub(crate) tensor: Tensor,
+    pub(crate) source: ShapeError,
+}
+
+impl GradientsError {
+    fn of(tensor: Tensor) -> impl FnOnce(ShapeError) -> Self {
+        move |source| Self { tensor, source }
+    }
+}
+
+impl fmt::Display for GradientsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.tensor, self.source)
+    }
+}
+
+impl std::error::Error for GradientsError {}

@@ -7,8 +7,8 @@
 
 use ndarray::{Array, Array1, ArrayBase, ArrayView, ArrayViewMut, Data, DataMut, Dimension};
 use syncbn_core::{
-    Element, Error, Geometry, IntoView, IntoViewMut, Kernels, Layout, ParamGradients, Saved, ShapeError,
-    SyncBatchNorm, View, ViewMut,
+    Element, Error, Geometry, Gradients, IntoView, IntoViewMut, Kernels, Layout, ParamGradients,
+    SavedStatistics, ShapeError, SyncBatchNorm, View, ViewMut,
 };
 
 use crate::Cpu;
@@ -76,7 +76,7 @@ fn borrowed_mut<T: Element, D: Dimension>(
 pub fn forward_array<T, S, D>(
     layer: &mut SyncBatchNorm<Cpu, T::Param>,
     x: &ArrayBase<S, D>,
-) -> Result<(Array<T, D>, Saved<Cpu>), Error>
+) -> Result<(Array<T, D>, SavedStatistics<Cpu>), Error>
 where
     Cpu: Kernels<T>,
     T: Element,
@@ -85,13 +85,7 @@ where
 {
     let view = x.into_view();
     let mut y = zeros_like(x, &view);
-    // If x is not usable, the layer is to say so, and not that y is not.
-    let target = if view.is_ok() {
-        y.view_mut().into_view_mut()
-    } else {
-        ViewMut::channels_first(<&mut [T]>::default(), &[0, 1])
-    };
-    let saved = layer.forward(&(), view, target)?;
+    let saved = layer.forward(&(), view, &mut y)?;
     Ok((y, saved))
 }
 
@@ -112,7 +106,7 @@ pub struct ArrayGradients<T: Element, D: Dimension> {
 /// As [`SyncBatchNorm::backward`], with the gradients in new memory.
 pub fn backward_array<T, S, R, D>(
     layer: &mut SyncBatchNorm<Cpu, T::Param>,
-    saved: &Saved<Cpu>,
+    saved: &SavedStatistics<Cpu>,
     x: &ArrayBase<S, D>,
     dy: &ArrayBase<R, D>,
 ) -> Result<ArrayGradients<T, D>, Error>
@@ -132,7 +126,7 @@ where
     };
     let view = x.into_view();
     let mut dx = zeros_like(x, &view);
-    layer.backward(&(), saved, view, dy, &mut dx, parameters)?;
+    layer.backward(&(), saved, view, Gradients::out_of_place(dy, &mut dx), parameters)?;
     Ok(ArrayGradients { dx, weight, bias })
 }
 

@@ -24,7 +24,4 @@ pub enum CpuError {
         /// The length of the caller's.
         got: usize,
     },
-    /// A later version of core asks for statistics that this version of the backend does not know.
-    #[error("this version of the backend does not know the statistics asked for")]
-    UnknownSource,
 }

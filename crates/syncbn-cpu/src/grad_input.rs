@@ -4,7 +4,8 @@
 //! Deliberately not here: the loops.
 
 use syncbn_core::Element;
-use syncbn_core::backend::{Grad, GradInputArgs};
+use syncbn_core::backend::{Grad, GradInputArgs, GradSource};
+use syncbn_core::host_memory::saved_channel;
 use syncbn_core::statistics::GradTerms;
 
 use crate::map::{Coefficients, Formula, Input, map};
@@ -13,25 +14,27 @@ use crate::vector::Vector;
 use crate::{Cpu, CpuError};
 
 pub(crate) fn grad_input<T: Number>(args: GradInputArgs<'_, Cpu, T>) -> Result<(), CpuError> {
-    let GradInputArgs { x, mut grad, saved, sums, weight, .. } = args;
+    let GradInputArgs { x, mut grad, saved, source, weight } = args;
     let geometry = *x.geometry();
     let (dy, dx) = match &mut grad {
-        Grad::Apart { dy, dx } => (Input::Apart(dy.mem()), dx.mem_mut()),
+        Grad::OutOfPlace { dy, dx } => (Input::Apart(dy.mem()), dx.mem_mut()),
         Grad::InPlace(dy) => (Input::Output, dy.mem_mut()),
     };
-    let terms = |channel: usize| {
-        let weight = weight.map_or(1.0, |weight| weight[channel].to_f64());
-        let sums = sums.map(|sums| sums.backward(channel));
-        GradTerms::new(weight, saved.invstd[channel], saved.count, sums)
+    let weight = |channel: usize| weight.map_or(1.0, |weight| weight[channel].to_f64());
+    let workspace = match source {
+        GradSource::Batch { workspace } => workspace,
+        GradSource::Frozen => {
+            let scale = |channel| [weight(channel) * saved_channel(saved, channel).1];
+            let coefficients = Coefficients::new(&geometry, scale)?;
+            map(&geometry, &coefficients, [dy], dx, Frozen);
+            return Ok(());
+        }
     };
-    if sums.is_none() {
-        let coefficients = Coefficients::new(&geometry, |channel| [terms(channel).scale])?;
-        map(&geometry, &coefficients, [dy], dx, Frozen);
-        return Ok(());
-    }
     let coefficients = Coefficients::new(&geometry, |channel| {
-        let GradTerms { scale, mean_dy, slope } = terms(channel);
-        [saved.mean[channel], scale, mean_dy, slope]
+        let (batch, invstd) = saved_channel(saved, channel);
+        let sums = Some(workspace.sums_of(channel));
+        let GradTerms { scale, mean_dy, slope } = GradTerms::new(weight(channel), invstd, batch.count, sums);
+        [batch.mean, scale, mean_dy, slope]
     })?;
     let inputs = [Input::Apart(x.mem()), dy];
     map(&geometry, &coefficients, inputs, dx, Batch);

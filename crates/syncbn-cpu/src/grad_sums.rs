@@ -5,8 +5,9 @@
 
 use syncbn_core::Element;
 use syncbn_core::backend::GradSumsArgs;
+use syncbn_core::host_memory::saved_channel;
 
-use crate::memory::{Sums, scratch};
+use crate::memory::{Workspace, scratch};
 use crate::number::Number;
 use crate::partition::Tiles;
 use crate::reduce::{self, Terms};
@@ -14,20 +15,20 @@ use crate::vector::Vector;
 use crate::{Cpu, CpuError};
 
 pub(crate) fn grad_sums<T: Number>(args: GradSumsArgs<'_, Cpu, T>) -> Result<(), CpuError> {
-    let GradSumsArgs { x, dy, saved, d_weight, d_bias, out, .. } = args;
+    let GradSumsArgs { x, dy, saved, d_weight, d_bias, workspace } = args;
     let geometry = x.geometry();
     let channels = geometry.channels();
     let tiles = Tiles::new(geometry);
-    let Sums { message, partials, .. } = out;
+    let Workspace { sums, partials, .. } = workspace;
     let partials = scratch(partials, tiles.splits() * channels, "sums of tiles")?;
     let inputs: [&[T]; 2] = [x.mem(), dy.mem()];
     tiles.for_each(partials, |tile, partials| {
         partials.fill([0.0; 2]);
-        let mean = |channel: usize| saved.mean[channel];
+        let mean = |channel: usize| saved_channel(saved, channel).0.mean;
         reduce::tile(geometry, tile, inputs, mean, partials, Products);
     });
 
-    let (sum_dy, sum_dy_xmu) = message[..2 * channels].split_at_mut(channels);
+    let (sum_dy, sum_dy_xmu) = sums.split_at_mut(channels);
     sum_dy.fill(0.0);
     sum_dy_xmu.fill(0.0);
     for partials in partials.chunks(channels) {
@@ -42,7 +43,8 @@ pub(crate) fn grad_sums<T: Number>(args: GradSumsArgs<'_, Cpu, T>) -> Result<(),
         }
     }
     if let Some(d_weight) = d_weight {
-        for ((d_weight, sum_dy_xmu), invstd) in d_weight.iter_mut().zip(sum_dy_xmu).zip(&saved.invstd) {
+        for (channel, (d_weight, sum_dy_xmu)) in d_weight.iter_mut().zip(sum_dy_xmu).enumerate() {
+            let (_, invstd) = saved_channel(saved, channel);
             *d_weight = T::Param::from_f64(*sum_dy_xmu * invstd);
         }
     }

@@ -33,12 +33,12 @@ mod prefetch;
 mod reduce;
 mod vector;
 
-use syncbn_core::backend::{GradInputArgs, GradSumsArgs, NormalizeArgs};
-use syncbn_core::{Kernels, View, bf16, f16};
+use syncbn_core::backend::{GradInputArgs, GradSumsArgs, MomentsArgs, NormalizeArgs};
+use syncbn_core::{Kernels, bf16, f16};
 
 pub use array::{ArrayGradients, backward_array, channels_last, channels_last_mut, forward_array};
 pub use error::CpuError;
-pub use memory::{Saved, Sums};
+pub use memory::Workspace;
 
 /// The processor that the program runs on. Its queue is `()`: a kernel has done its work when it returns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,8 +47,8 @@ pub struct Cpu;
 macro_rules! kernels {
     ($($type:ty),*) => {$(
         impl Kernels<$type> for Cpu {
-            fn moments(&self, (): &(), x: View<'_, Self, $type>, out: &mut Sums) -> Result<(), CpuError> {
-                moments::moments(&x, out)
+            fn moments(&self, (): &(), args: MomentsArgs<'_, Self, $type>) -> Result<(), CpuError> {
+                moments::moments(args)
             }
 
             fn normalize(&self, (): &(), args: NormalizeArgs<'_, Self, $type>) -> Result<(), CpuError> {

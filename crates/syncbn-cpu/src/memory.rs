@@ -1,68 +1,41 @@
-//! The memory types: borrowed slices, the per-channel sums, the saved statistics, and the vectors that a layer owns.
+//! The memory types: borrowed slices, a pass's scratch, and the vectors that a layer owns.
 //!
 //! Deliberately not here: arithmetic on tensors, and `ndarray`, which has a file of its own.
 
-use syncbn_core::statistics::Moments;
-use syncbn_core::{Backend, Pass, Scalar, Storage};
+use std::convert::Infallible;
+
+use syncbn_core::host_memory::{message_to_batch, moments_to_message};
+use syncbn_core::statistics::{Batch, Moments};
+use syncbn_core::{Backend, Dtype, Pass, Scalar, Storage, saved_len};
 
 use crate::{Cpu, CpuError};
 
-/// The per-channel sums of one rank and then of the group, with the scratch of the reduction that makes them.
+/// The scratch of a pass: the per-channel sums of one rank and then of the group, and that of the reduction that makes them.
 #[derive(Debug)]
-pub struct Sums {
-    /// This rank's moments per channel: what a world of one normalises with, free of the message's cancellation.
-    pub(crate) local: Vec<Moments>,
-    /// What the ranks sum, as [`Pass`] describes it: 2 C + 1 numbers, of which a backward pass uses the first 2 C.
-    pub(crate) message: Vec<f64>,
+pub struct Workspace {
+    params: Dtype,
+    /// This rank's moments per channel.
+    pub(crate) moments: Vec<Moments>,
+    /// The group's statistics per channel.
+    pub(crate) group: Vec<Batch>,
+    /// `[sum_dy | sum_dy_xmu]`: this rank's, then the group's.
+    pub(crate) sums: Vec<f64>,
     /// The results of single tiles, before they are merged.
     pub(crate) partials: Vec<[f64; 2]>,
 }
 
-impl Sums {
-    /// The sums over the group that a forward pass uses: the count, sum and sum of squares of one channel.
-    pub(crate) fn forward(&self, channel: usize) -> (f64, f64, f64) {
-        let channels = self.local.len();
-        (self.message[0], self.message[1 + channel], self.message[1 + channels + channel])
-    }
-
-    /// The sums over the group that a backward pass uses: `sum_dy` and `sum_dy_xmu` of one channel.
-    pub(crate) fn backward(&self, channel: usize) -> (f64, f64) {
-        (self.message[channel], self.message[self.local.len() + channel])
-    }
-}
-
-/// The mean, `invstd` and count of one forward pass.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Saved {
-    pub(crate) count: f64,
-    pub(crate) mean: Vec<f64>,
-    pub(crate) invstd: Vec<f64>,
-}
-
-impl Saved {
-    /// The number of elements per channel that the statistics come from; 0 where they were given.
-    #[must_use]
-    pub fn count(&self) -> f64 {
-        self.count
-    }
-
-    /// The mean per channel.
-    #[must_use]
-    pub fn mean(&self) -> &[f64] {
-        &self.mean
-    }
-
-    /// `1 / sqrt(var + eps)` per channel.
-    #[must_use]
-    pub fn invstd(&self) -> &[f64] {
-        &self.invstd
+impl Workspace {
+    /// The sums that a backward pass uses: `sum_dy` and `sum_dy_xmu` of one channel.
+    pub(crate) fn sums_of(&self, channel: usize) -> (f64, f64) {
+        (self.sums[channel], self.sums[self.moments.len() + channel])
     }
 }
 
 impl Backend for Cpu {
     type Queue = ();
-    type Sums = Sums;
-    type Saved = Saved;
+    type Workspace = Workspace;
+    type Saved = Vec<f64>;
+    type Peers = Infallible;
     type Mem<'a, T: Scalar> = &'a [T];
     type MemMut<'a, T: Scalar> = &'a mut [T];
     type Error = CpuError;
@@ -88,29 +61,78 @@ impl Backend for Cpu {
         mem
     }
 
-    fn sums(&self, (): &(), channels: usize) -> Result<Sums, CpuError> {
-        Ok(Sums {
-            local: filled(Moments::default(), channels, "sums")?,
-            message: filled(0.0, channels.saturating_mul(2).saturating_add(1), "sums")?,
+    fn empty<'a, T: Scalar>() -> &'a [T] {
+        &[]
+    }
+
+    fn empty_mut<'a, T: Scalar>() -> &'a mut [T] {
+        &mut []
+    }
+
+    fn read<T: Scalar>(&self, (): &(), mem: &[T], values: &mut [T]) -> Result<(), CpuError> {
+        copy_in(values, mem, "values")
+    }
+
+    fn write<T: Scalar>(&self, (): &(), mem: &mut [T], values: &[T]) -> Result<(), CpuError> {
+        copy_in(mem, values, "values")
+    }
+
+    fn workspace(&self, (): &(), channels: usize, params: Dtype) -> Result<Workspace, CpuError> {
+        let what = "sums";
+        Ok(Workspace {
+            params,
+            moments: filled(Moments::default(), channels, what)?,
+            group: filled(Batch::default(), channels, what)?,
+            sums: filled(0.0, channels.saturating_mul(2), what)?,
             partials: Vec::new(),
         })
     }
 
-    fn saved(&self, (): &(), channels: usize) -> Result<Saved, CpuError> {
-        let what = "saved statistics";
-        Ok(Saved { count: 0.0, mean: filled(0.0, channels, what)?, invstd: filled(0.0, channels, what)? })
+    fn saved(&self, (): &(), channels: usize) -> Result<Vec<f64>, CpuError> {
+        filled(0.0, saved_len(channels), "saved statistics")
     }
 
-    fn read_sums(&self, (): &(), pass: Pass, sums: &Sums, message: &mut [f64]) -> Result<(), CpuError> {
-        let ours = &sums.message[..pass.message_len(sums.local.len())];
-        same_length(ours.len(), message.len(), "message")?;
-        message.copy_from_slice(ours);
+    fn saved_mem(saved: &Vec<f64>) -> &[f64] {
+        saved
+    }
+
+    fn saved_mem_mut(saved: &mut Vec<f64>) -> &mut [f64] {
+        saved
+    }
+
+    fn read_message(
+        &self,
+        (): &(),
+        pass: Pass,
+        workspace: &mut Workspace,
+        message: &mut [f64],
+    ) -> Result<(), CpuError> {
+        let Workspace { params, moments, sums, .. } = workspace;
+        same_length(pass.message_len(moments.len(), *params), message.len(), "message")?;
+        match pass {
+            Pass::Forward => moments_to_message(moments, *params, message),
+            Pass::Backward => message.copy_from_slice(sums),
+        }
         Ok(())
     }
 
-    fn write_sums(&self, (): &(), pass: Pass, sums: &mut Sums, message: &[f64]) -> Result<(), CpuError> {
-        let ours = &mut sums.message[..pass.message_len(sums.local.len())];
-        copy_in(ours, message, "message")
+    fn write_message(
+        &self,
+        (): &(),
+        pass: Pass,
+        workspace: &mut Workspace,
+        message: &[f64],
+    ) -> Result<(), CpuError> {
+        let Workspace { params, group, sums, .. } = workspace;
+        same_length(pass.message_len(group.len(), *params), message.len(), "message")?;
+        match pass {
+            Pass::Forward => {
+                let batches = (0..).map(|channel| message_to_batch(message, *params, channel));
+                group.iter_mut().zip(batches).for_each(|(group, batch)| *group = batch);
+            }
+            Pass::Backward => sums.copy_from_slice(message),
+        }
+        Ok(())
     }
 }
 
@@ -121,14 +143,6 @@ impl Storage for Cpu {
         let mut buffer = reserved(values.len(), "a layer's parameters")?;
         buffer.extend_from_slice(values);
         Ok(buffer)
-    }
-
-    fn write<T: Scalar>(&self, (): &(), buffer: &mut Vec<T>, values: &[T]) -> Result<(), CpuError> {
-        copy_in(buffer, values, "values")
-    }
-
-    fn download<T: Scalar>(&self, (): &(), buffer: &Vec<T>) -> Result<Vec<T>, CpuError> {
-        self.upload(&(), buffer)
     }
 
     fn mem<T: Scalar>(buffer: &Vec<T>) -> &[T] {

@@ -5,34 +5,36 @@
 //!
 //! Deliberately not here: the loops, and which element belongs to which tile.
 
+use syncbn_core::Geometry;
+use syncbn_core::backend::MomentsArgs;
 use syncbn_core::statistics::Moments;
-use syncbn_core::{Geometry, Pass, View};
 
-use crate::memory::{Sums, scratch};
+use crate::memory::{Workspace, scratch};
 use crate::number::Number;
 use crate::partition::{Tile, Tiles};
 use crate::reduce::{self, Terms};
 use crate::vector::Vector;
 use crate::{Cpu, CpuError};
 
-pub(crate) fn moments<T: Number>(x: &View<'_, Cpu, T>, out: &mut Sums) -> Result<(), CpuError> {
+pub(crate) fn moments<T: Number>(args: MomentsArgs<'_, Cpu, T>) -> Result<(), CpuError> {
+    let MomentsArgs { x, workspace } = args;
+    let Workspace { moments, partials, .. } = workspace;
     let geometry = x.geometry();
     let tiles = Tiles::new(geometry);
     let channels = geometry.channels();
-    let partials = scratch(&mut out.partials, tiles.splits() * channels, "sums of tiles")?;
+    let partials = scratch(partials, tiles.splits() * channels, "sums of tiles")?;
     let x: &[T] = x.mem();
     tiles.for_each(partials, |tile, partials| {
         of_tile(geometry, tile, x, partials);
     });
 
-    out.local.fill(Moments::default());
+    moments.fill(Moments::default());
     for (split, partials) in partials.chunks(channels).enumerate() {
         let count = tiles.count(split);
-        for (local, &[mean, m2]) in out.local.iter_mut().zip(partials) {
-            *local = local.merge(Moments { count, mean, m2 });
+        for (moments, &[mean, m2]) in moments.iter_mut().zip(partials) {
+            *moments = moments.merge(Moments { count, mean, m2 });
         }
     }
-    write_message(&out.local, geometry.per_channel() as f64, &mut out.message);
     Ok(())
 }
 
@@ -63,15 +65,5 @@ fn of_tile<T: Number>(geometry: &Geometry, tile: &Tile, x: &[T], results: &mut [
         // False for NaN, which thereby stays NaN.
         let rounded_below = m2 < 0.0;
         *result = [shift(channel) + sum / count, if rounded_below { 0.0 } else { m2 }];
-    }
-}
-
-fn write_message(local: &[Moments], count: f64, message: &mut [f64]) {
-    debug_assert_eq!(message.len(), Pass::Forward.message_len(local.len()));
-    let (first, sums) = message.split_at_mut(1);
-    first.fill(count);
-    let (sum, sum_of_squares) = sums.split_at_mut(local.len());
-    for ((local, sum), sum_of_squares) in local.iter().zip(sum).zip(sum_of_squares) {
-        (*sum, *sum_of_squares) = local.to_sums();
     }
 }

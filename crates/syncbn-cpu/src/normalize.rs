@@ -2,51 +2,60 @@
 //!
 //! Deliberately not here: the loops.
 
-use syncbn_core::backend::{NormalizeArgs, Source};
-use syncbn_core::statistics::{Batch, Running, invstd};
-use syncbn_core::{Element, RunningMut};
+use syncbn_core::backend::{NormalizeArgs, RunningMut, Source};
+use syncbn_core::host_memory::{save_channel, saved_channel, update_running};
+use syncbn_core::statistics::{Batch, invstd};
+use syncbn_core::{Element, Param};
 
 use crate::map::{Coefficients, Formula, Input, map};
-use crate::memory::{Saved, Sums};
 use crate::number::Number;
 use crate::vector::Vector;
 use crate::{Cpu, CpuError};
 
 pub(crate) fn normalize<T: Number>(args: NormalizeArgs<'_, Cpu, T>) -> Result<(), CpuError> {
-    let NormalizeArgs { x, mut y, source, weight, bias, eps, .. } = args;
+    let NormalizeArgs { x, mut y, source, weight, bias, eps } = args;
     let geometry = *x.geometry();
     let affine = Affine::<T> { weight, bias };
+    // Whatever can fail comes first: then the statistics are written, all of them.
     let coefficients = match source {
-        Source::Batch { sums, group, saved, running } => {
-            let batch = |channel| of_batch(sums, group, channel);
+        Source::Batch { workspace, group, saved, running } => {
+            let batch = |channel: usize| {
+                if group { workspace.group[channel] } else { workspace.moments[channel].batch() }
+            };
             let coefficients = Coefficients::new(&geometry, |channel| {
                 let batch = batch(channel);
                 affine.coefficients(channel, batch.mean, batch.invstd(eps))
             })?;
-            // Nothing can fail from here on.
-            let batches = (0..geometry.channels()).map(batch);
-            save(saved, batches.clone(), eps);
-            if let Some(running) = running {
-                update(running, saved.count, batches);
+            for channel in 0..geometry.channels() {
+                let batch = batch(channel);
+                save_channel(saved, channel, batch, batch.invstd(eps));
             }
+            update(running, (0..geometry.channels()).map(batch));
             coefficients
         }
-        Source::Frozen { mean, var, saved } => {
-            let of = |channel: usize| (mean[channel].to_f64(), invstd(var[channel].to_f64(), eps));
-            saved.count = 0.0;
-            Coefficients::new(&geometry, |channel| {
-                let (mean, invstd) = of(channel);
-                (saved.mean[channel], saved.invstd[channel]) = (mean, invstd);
-                affine.coefficients(channel, mean, invstd)
-            })?
-        }
-        Source::Saved(saved) => Coefficients::new(&geometry, |channel| {
-            affine.coefficients(channel, saved.mean[channel], saved.invstd[channel])
+        Source::Frozen { mean, var, saved } => Coefficients::new(&geometry, |channel| {
+            let batch = Batch { count: 0.0, mean: mean[channel].to_f64(), var: var[channel].to_f64() };
+            let invstd = invstd(batch.var, eps);
+            save_channel(saved, channel, batch, invstd);
+            affine.coefficients(channel, batch.mean, invstd)
         })?,
-        _ => return Err(CpuError::UnknownSource),
+        Source::Saved { saved, running } => {
+            let coefficients = Coefficients::new(&geometry, |channel| {
+                let (batch, invstd) = saved_channel(saved, channel);
+                affine.coefficients(channel, batch.mean, invstd)
+            })?;
+            update(running, (0..geometry.channels()).map(|channel| saved_channel(saved, channel).0));
+            coefficients
+        }
     };
     map(&geometry, &coefficients, [Input::Apart(x.mem())], y.mem_mut(), Normalized);
     Ok(())
+}
+
+fn update<P: Param>(running: Option<RunningMut<'_, Cpu, P>>, batches: impl Iterator<Item = Batch>) {
+    if let Some(RunningMut { mean, var, num_batches_tracked, momentum, non_finite }) = running {
+        update_running([mean, var], num_batches_tracked, (momentum, non_finite), batches);
+    }
 }
 
 /// `(x - mean) scale + bias`.
@@ -71,38 +80,5 @@ impl<T: Element> Affine<'_, T> {
         let weight = self.weight.map_or(1.0, |weight| weight[channel].to_f64());
         let bias = self.bias.map_or(0.0, |bias| bias[channel].to_f64());
         [mean, invstd * weight, bias]
-    }
-}
-
-/// The statistics of one channel: the group's, or this rank's alone, which have suffered no cancellation.
-fn of_batch(sums: &Sums, group: bool, channel: usize) -> Batch {
-    if group {
-        let (count, sum, sum_of_squares) = sums.forward(channel);
-        Batch::from_sums(count, sum, sum_of_squares)
-    } else {
-        sums.local[channel].batch()
-    }
-}
-
-fn save(saved: &mut Saved, batches: impl Iterator<Item = Batch>, eps: f64) {
-    let channels = saved.mean.iter_mut().zip(&mut saved.invstd);
-    for (batch, (mean, invstd)) in batches.zip(channels) {
-        saved.count = batch.count;
-        (*mean, *invstd) = (batch.mean, batch.invstd(eps));
-    }
-}
-
-fn update<P: Element>(running: RunningMut<'_, Cpu, P>, count: f64, batches: impl Iterator<Item = Batch>) {
-    let RunningMut { mean, var, num_batches_tracked, momentum } = running;
-    let [tracked] = num_batches_tracked else {
-        return;
-    };
-    let Some(next) = Running::next(count, *tracked, momentum) else {
-        return;
-    };
-    *tracked = next.num_batches_tracked;
-    for (batch, (mean, var)) in batches.zip(mean.iter_mut().zip(var)) {
-        *mean = P::from_f64(next.mean(mean.to_f64(), batch));
-        *var = P::from_f64(next.var(var.to_f64(), batch));
     }
 }

@@ -6,31 +6,36 @@
 
 use std::convert::Infallible;
 
-use syncbn_core::backend::{Grad, GradInputArgs, GradSumsArgs, NormalizeArgs, Source};
-use syncbn_core::statistics::{Batch, GradTerms, Moments, Running, invstd};
-use syncbn_core::{Backend, Geometry, Kernels, Pass, Scalar, Storage, View};
+use syncbn_core::backend::{
+    Grad, GradInputArgs, GradSource, GradSumsArgs, MomentsArgs, NormalizeArgs, RunningMut, Source,
+};
+use syncbn_core::host_memory::{
+    message_to_batch, moments_to_message, save_channel, saved_channel, update_running,
+};
+use syncbn_core::statistics::{Batch, GradTerms, Moments, invstd};
+use syncbn_core::{Backend, Dtype, Geometry, Kernels, Pass, Scalar, Storage, saved_len};
+
+type Done = Result<(), Infallible>;
 
 /// The device: this thread.
 #[derive(Clone, Copy, Debug)]
 pub struct Plain;
 
-/// The count, and two numbers per channel: a kernel's (mean and M2, or a backward's sums), then the group's sums.
-pub struct Sums {
-    count: f64,
-    pairs: Vec<(f64, f64)>,
-}
-
-/// What a forward keeps for its backward: M, and per channel the mean and `invstd`.
-pub struct Saved {
-    count: f64,
-    channels: Vec<(f64, f64)>,
+/// The numbers of a rank, and then of the group: in a forward pass moments, in a backward pass the two sums.
+#[derive(Default)]
+pub struct Workspace {
+    moments: Vec<Moments>,
+    group: Vec<Batch>,
+    /// `sum_dy` of every channel, then `sum_dy_xmu` of every channel.
+    sums: Vec<f64>,
 }
 
 // Step 2: memory. Ours is a slice; a device's is a buffer and a range.
 impl Backend for Plain {
     type Queue = ();
-    type Sums = Sums;
-    type Saved = Saved;
+    type Workspace = Workspace;
+    type Saved = Vec<f64>;
+    type Peers = Infallible;
     type Mem<'a, T: Scalar> = &'a [T];
     type MemMut<'a, T: Scalar> = &'a mut [T];
     type Error = Infallible;
@@ -50,31 +55,49 @@ impl Backend for Plain {
     fn as_mem<'s, T: Scalar>(mem: &'s &mut [T]) -> &'s [T] {
         mem
     }
-    fn sums(&self, (): &(), channels: usize) -> Result<Sums, Infallible> {
-        Ok(Sums { count: 0.0, pairs: vec![(0.0, 0.0); channels] })
+    fn empty<'a, T: Scalar>() -> &'a [T] {
+        &[]
     }
-    fn saved(&self, (): &(), channels: usize) -> Result<Saved, Infallible> {
-        Ok(Saved { count: 0.0, channels: vec![(0.0, 0.0); channels] })
+    fn empty_mut<'a, T: Scalar>() -> &'a mut [T] {
+        &mut []
+    }
+    fn read<T: Scalar>(&self, (): &(), mem: &[T], values: &mut [T]) -> Done {
+        values.copy_from_slice(mem);
+        Ok(())
+    }
+    fn write<T: Scalar>(&self, (): &(), mem: &mut [T], values: &[T]) -> Done {
+        mem.copy_from_slice(values);
+        Ok(())
+    }
+    fn workspace(&self, (): &(), _: usize, _: Dtype) -> Result<Workspace, Infallible> {
+        Ok(Workspace::default())
+    }
+    fn saved(&self, (): &(), channels: usize) -> Result<Vec<f64>, Infallible> {
+        Ok(vec![0.0; saved_len(channels)])
+    }
+    fn saved_mem(saved: &Vec<f64>) -> &[f64] {
+        saved
+    }
+    fn saved_mem_mut(saved: &mut Vec<f64>) -> &mut [f64] {
+        saved
     }
 
     // Step 3: the message, for communicators in host memory.
-    fn read_sums(&self, (): &(), pass: Pass, sums: &Sums, message: &mut [f64]) -> Result<(), Infallible> {
-        let head = message.len() - 2 * sums.pairs.len();
-        message[..head].fill(sums.count);
-        let (first, second) = message[head..].split_at_mut(sums.pairs.len());
-        for (c, &(a, b)) in sums.pairs.iter().enumerate() {
-            (first[c], second[c]) = match pass {
-                Pass::Forward => Moments { count: sums.count, mean: a, m2: b }.to_sums(),
-                Pass::Backward => (a, b),
-            };
+    fn read_message(&self, (): &(), pass: Pass, ours: &mut Workspace, to: &mut [f64]) -> Done {
+        match pass {
+            Pass::Forward => moments_to_message(&ours.moments, Dtype::F32, to),
+            Pass::Backward => to.copy_from_slice(&ours.sums),
         }
         Ok(())
     }
-    fn write_sums(&self, (): &(), _: Pass, sums: &mut Sums, message: &[f64]) -> Result<(), Infallible> {
-        let (head, pairs) = message.split_at(message.len() - 2 * sums.pairs.len());
-        sums.count = head.first().copied().unwrap_or(0.0);
-        let (first, second) = pairs.split_at(sums.pairs.len());
-        sums.pairs = first.iter().copied().zip(second.iter().copied()).collect();
+    fn write_message(&self, (): &(), pass: Pass, ours: &mut Workspace, from: &[f64]) -> Done {
+        match pass {
+            Pass::Forward => {
+                let batch = |c| message_to_batch(from, Dtype::F32, c);
+                ours.group = (0..ours.moments.len()).map(batch).collect();
+            }
+            Pass::Backward => ours.sums.copy_from_slice(from),
+        }
         Ok(())
     }
 }
@@ -84,13 +107,6 @@ impl Storage for Plain {
 
     fn upload<T: Scalar>(&self, (): &(), values: &[T]) -> Result<Vec<T>, Infallible> {
         Ok(values.to_vec())
-    }
-    fn write<T: Scalar>(&self, (): &(), buffer: &mut Vec<T>, values: &[T]) -> Result<(), Infallible> {
-        buffer.copy_from_slice(values);
-        Ok(())
-    }
-    fn download<T: Scalar>(&self, (): &(), buffer: &Vec<T>) -> Result<Vec<T>, Infallible> {
-        Ok(buffer.clone())
     }
     fn mem<T: Scalar>(buffer: &Vec<T>) -> &[T] {
         buffer
@@ -112,64 +128,58 @@ fn of_channel(values: Option<&[f32]>, c: usize, default: f64) -> f64 {
 
 // Step 4: four kernels, for each type that the device has.
 impl Kernels<f32> for Plain {
-    fn moments(&self, (): &(), x: View<'_, Self, f32>, out: &mut Sums) -> Result<(), Infallible> {
-        out.count = x.geometry().per_channel() as f64;
-        for (c, pair) in out.pairs.iter_mut().enumerate() {
-            let one = |i: usize| Moments { count: 1.0, mean: f64::from(x.mem()[i]), m2: 0.0 };
-            let all = offsets(x.geometry(), c).map(one).fold(Moments::default(), Moments::merge);
-            *pair = (all.mean, all.m2);
-        }
+    fn moments(&self, (): &(), args: MomentsArgs<'_, Self, f32>) -> Done {
+        let MomentsArgs { x, workspace } = args;
+        let one = |i: usize| Moments { count: 1.0, mean: f64::from(x.mem()[i]), m2: 0.0 };
+        let of = |c| offsets(x.geometry(), c).map(one).fold(Moments::default(), Moments::merge);
+        workspace.moments = (0..x.geometry().channels()).map(of).collect();
         Ok(())
     }
 
-    fn normalize(&self, (): &(), args: NormalizeArgs<'_, Self, f32>) -> Result<(), Infallible> {
-        let NormalizeArgs { x, mut y, source, weight, bias, eps, .. } = args;
-        let saved: &Saved = match source {
-            Source::Saved(saved) => saved,
+    fn normalize(&self, (): &(), args: NormalizeArgs<'_, Self, f32>) -> Done {
+        let NormalizeArgs { x, mut y, source, weight, bias, eps } = args;
+        let channels = 0..x.geometry().channels();
+        let (saved, running): (&[f64], _) = match source {
+            Source::Saved { saved, running } => (saved, running),
             Source::Frozen { mean, var, saved } => {
-                saved.count = 0.0;
-                let pairs = mean.iter().zip(var);
-                saved.channels = pairs.map(|(&m, &v)| (m.into(), invstd(v.into(), eps))).collect();
-                saved
-            }
-            Source::Batch { sums, group, saved, mut running } => {
-                let batch = |&(a, b): &(f64, f64)| {
-                    let alone = Moments { count: sums.count, mean: a, m2: b };
-                    if group { Batch::from_sums(sums.count, a, b) } else { alone.batch() }
-                };
-                let batches: Vec<Batch> = sums.pairs.iter().map(batch).collect();
-                saved.count = sums.count;
-                saved.channels = batches.iter().map(|batch| (batch.mean, batch.invstd(eps))).collect();
-                if let Some(running) = &mut running
-                    && let Some(next) =
-                        Running::next(sums.count, running.num_batches_tracked[0], running.momentum)
-                {
-                    running.num_batches_tracked[0] = next.num_batches_tracked;
-                    for (c, batch) in batches.into_iter().enumerate() {
-                        running.mean[c] = next.mean(running.mean[c].into(), batch) as f32;
-                        running.var[c] = next.var(running.var[c].into(), batch) as f32;
-                    }
+                for c in channels.clone() {
+                    let batch = Batch { count: 0.0, mean: mean[c].into(), var: var[c].into() };
+                    save_channel(saved, c, batch, invstd(batch.var, eps));
                 }
-                saved
+                (saved, None)
             }
-            _ => return Ok(()), // a source that core learns later: the laws will say so
+            Source::Batch { workspace, group, saved, running } => {
+                for c in channels.clone() {
+                    let batch = if group { workspace.group[c] } else { workspace.moments[c].batch() };
+                    save_channel(saved, c, batch, batch.invstd(eps));
+                }
+                (saved, running)
+            }
         };
-        for (c, &(mean, invstd)) in saved.channels.iter().enumerate() {
+        if let Some(RunningMut { mean, var, num_batches_tracked, momentum, non_finite }) = running {
+            let batches = channels.clone().map(|c| saved_channel(saved, c).0);
+            update_running([mean, var], num_batches_tracked, (momentum, non_finite), batches);
+        }
+        for c in channels {
+            let (batch, invstd) = saved_channel(saved, c);
             let (scale, shift) = (invstd * of_channel(weight, c, 1.0), of_channel(bias, c, 0.0));
             for i in offsets(x.geometry(), c) {
-                y.mem_mut()[i] = ((f64::from(x.mem()[i]) - mean) * scale + shift) as f32;
+                y.mem_mut()[i] = ((f64::from(x.mem()[i]) - batch.mean) * scale + shift) as f32;
             }
         }
         Ok(())
     }
 
-    fn grad_sums(&self, (): &(), args: GradSumsArgs<'_, Self, f32>) -> Result<(), Infallible> {
-        let GradSumsArgs { x, dy, saved, mut d_weight, mut d_bias, out, .. } = args;
-        for (c, &(mean, invstd)) in saved.channels.iter().enumerate() {
-            let both = |i: usize| (f64::from(dy.mem()[i]), f64::from(x.mem()[i]) - mean);
+    fn grad_sums(&self, (): &(), args: GradSumsArgs<'_, Self, f32>) -> Done {
+        let GradSumsArgs { x, dy, saved, mut d_weight, mut d_bias, workspace } = args;
+        let channels = x.geometry().channels();
+        workspace.sums.resize(2 * channels, 0.0);
+        for c in 0..channels {
+            let (batch, invstd) = saved_channel(saved, c);
+            let both = |i: usize| (f64::from(dy.mem()[i]), f64::from(x.mem()[i]) - batch.mean);
             let terms = offsets(x.geometry(), c).map(both);
             let (sum_dy, sum_dy_xmu) = terms.fold((0.0, 0.0), |(a, b), (dy, xmu)| (a + dy, b + dy * xmu));
-            out.pairs[c] = (sum_dy, sum_dy_xmu);
+            (workspace.sums[c], workspace.sums[channels + c]) = (sum_dy, sum_dy_xmu);
             if let Some(d_weight) = &mut d_weight {
                 d_weight[c] = (sum_dy_xmu * invstd) as f32;
             }
@@ -180,18 +190,25 @@ impl Kernels<f32> for Plain {
         Ok(())
     }
 
-    fn grad_input(&self, (): &(), args: GradInputArgs<'_, Self, f32>) -> Result<(), Infallible> {
-        let GradInputArgs { x, grad, saved, sums, weight, .. } = args;
+    fn grad_input(&self, (): &(), args: GradInputArgs<'_, Self, f32>) -> Done {
+        let GradInputArgs { x, grad, saved, source, weight } = args;
         let (dy, mut dx) = match grad {
-            Grad::Apart { dy, dx } => (Some(dy), dx),
+            Grad::OutOfPlace { dy, dx } => (Some(dy), dx),
             Grad::InPlace(dx) => (None, dx),
         };
-        for (c, &(mean, invstd)) in saved.channels.iter().enumerate() {
-            let (weight, pair) = (of_channel(weight, c, 1.0), sums.map(|sums| sums.pairs[c]));
-            let terms = GradTerms::new(weight, invstd, saved.count, pair);
+        let channels = x.geometry().channels();
+        for c in 0..channels {
+            let (batch, invstd) = saved_channel(saved, c);
+            let sums = match source {
+                GradSource::Batch { workspace: Workspace { sums, .. } } => {
+                    Some((sums[c], sums[channels + c]))
+                }
+                GradSource::Frozen => None, // without a slope, and x is not looked at
+            };
+            let terms = GradTerms::new(of_channel(weight, c, 1.0), invstd, batch.count, sums);
             for i in offsets(x.geometry(), c) {
                 let dy = f64::from(dy.as_ref().map_or(dx.mem_mut()[i], |dy| dy.mem()[i]));
-                let slope = (f64::from(x.mem()[i]) - mean) * terms.slope;
+                let slope = sums.map_or(0.0, |_| (f64::from(x.mem()[i]) - batch.mean) * terms.slope);
                 dx.mem_mut()[i] = (terms.scale * (dy - terms.mean_dy - slope)) as f32;
             }
         }

@@ -1,0 +1,137 @@
+//! How a pass meets its group: alone, with a sum between its kernels, or inside them; and what its failure means for the group.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::backend::Backend;
+use crate::collective::{CollectiveId, CollectiveKind};
+use crate::communicator::{CommError, CommErrorKind, Communicator};
+use crate::context::PassContext;
+use crate::error::{Error, ErrorKind, Stage};
+use crate::group::is_unsent;
+use crate::meeting::{Meeting, PassError};
+use crate::message::Pass;
+use crate::scalar::Param;
+
+use super::FunctionalBatchNorm;
+
+type Run<B> = Result<(), PassError<<B as Backend>::Error>>;
+
+impl<B: Backend, P: Param> FunctionalBatchNorm<B, P> {
+    /// A pass without other ranks.
+    pub(super) fn alone(
+        &self,
+        context: &PassContext<'_, B>,
+        queue: &B::Queue,
+        run: impl FnOnce(Meeting<'_, B>) -> Run<B>,
+    ) -> Result<(), Error> {
+        run(Meeting::Alone).map_err(|error| context.pass_error(error))?;
+        context.device(Stage::Flush, self.backend.flush(queue))
+    }
+
+    /// A forward pass of the group, and its number. The number is used up once this rank's numbers have gone to the group: a
+    /// call that fails before has changed nothing.
+    pub(super) fn next_use(
+        &self,
+        context: &PassContext<'_, B>,
+        queue: &B::Queue,
+        run: impl FnOnce(Meeting<'_, B>) -> Run<B>,
+    ) -> Result<u64, Error> {
+        let use_number = self.uses.load(Ordering::Relaxed);
+        self.meet(context, queue, Pass::Forward, use_number, run)?;
+        Ok(use_number)
+    }
+
+    /// A pass of the group.
+    pub(super) fn meet(
+        &self,
+        context: &PassContext<'_, B>,
+        queue: &B::Queue,
+        pass: Pass,
+        use_number: u64,
+        run: impl FnOnce(Meeting<'_, B>) -> Run<B>,
+    ) -> Result<(), Error> {
+        context.communication(self.group.status())?;
+        let mut went = Went::Nowhere;
+        let result = self.run_in_group(context, queue, pass, use_number, &mut went, run);
+        if pass == Pass::Forward && (went != Went::Nowhere || result.is_ok()) {
+            self.uses.store(use_number.wrapping_add(1), Ordering::Relaxed);
+        }
+        // Where the sum itself failed, the group knows.
+        if let (Err(error), Went::Summed) = (&result, went) {
+            let cause = CommErrorKind::Transport(Arc::new(AfterTheSum(error.to_string())));
+            self.group.poison(&self.comm_error(None, cause));
+        }
+        result
+    }
+
+    fn run_in_group(
+        &self,
+        context: &PassContext<'_, B>,
+        queue: &B::Queue,
+        pass: Pass,
+        use_number: u64,
+        went: &mut Went,
+        run: impl FnOnce(Meeting<'_, B>) -> Run<B>,
+    ) -> Result<(), Error> {
+        if self.group.world_size().get() == 1 {
+            return self.alone(context, queue, run);
+        }
+        let id = self.collective(pass, use_number);
+        if let Some(peers) = context.communication(self.group.peers(&id, pass, &self.backend))? {
+            let result = run(Meeting::Inside(peers));
+            // A backend without such kernels has refused before any work; any other may have met its peers.
+            let refused = matches!(result, Err(PassError::NoPeers));
+            *went = if refused { Went::Nowhere } else { Went::Summed };
+            result.map_err(|error| context.pass_error(error))?;
+        } else {
+            let mut sum = |workspace: &mut B::Workspace| {
+                if *went != Went::Nowhere {
+                    let twice = CommErrorKind::Disagree("a pass has asked for its sum twice".into());
+                    return Err(self.comm_error(Some(id.clone()), twice));
+                }
+                let sum = self.group.sum_workspace(&id, pass, &self.backend, queue, workspace);
+                *went = match &sum {
+                    Ok(()) => Went::Summed,
+                    Err(_) if is_unsent(&sum) => Went::Nowhere,
+                    Err(_) => Went::Failed,
+                };
+                sum
+            };
+            run(Meeting::Between(&mut sum)).map_err(|error| context.pass_error(error))?;
+            if *went != Went::Summed {
+                return Err(context.error(ErrorKind::SumLeftOut));
+            }
+        }
+        context.device(Stage::Flush, self.backend.flush(queue))
+    }
+
+    fn collective(&self, pass: Pass, use_number: u64) -> CollectiveId {
+        let length = pass.message_len(self.config.channels, P::DTYPE);
+        CollectiveId::new(Arc::clone(&self.name), length)
+            .with_kind(CollectiveKind::Pass(pass))
+            .with_layer(self.ordinal, self.config.digest(P::DTYPE))
+            .with_use(use_number, self.group.step())
+    }
+
+    fn comm_error(&self, call: Option<CollectiveId>, kind: CommErrorKind) -> CommError {
+        let (rank, world_size) = (self.group.rank(), self.group.world_size().get());
+        CommError { rank, world_size, call, late: false, kind }
+    }
+}
+
+/// How far a pass's sum has come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Went {
+    /// No other rank has heard of it.
+    Nowhere,
+    /// The group was asked, and has failed.
+    Failed,
+    /// The other ranks have the sum, and go on.
+    Summed,
+}
+
+/// Why a rank could not go on after a sum.
+#[derive(Debug, thiserror::Error)]
+#[error("after the sum: {0}")]
+struct AfterTheSum(String);

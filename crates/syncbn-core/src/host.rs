@@ -1,0 +1,131 @@
+//! The two communicators that every backend has: through host memory, and the group of one.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use crate::backend::Backend;
+use crate::collective::CollectiveId;
+use crate::communicator::{CommError, CommErrorKind, Communicator, HostCommunicator, Numbers};
+use crate::message::Pass;
+use crate::scalar::Element;
+
+/// A host communicator in the service of a backend: reads the numbers back, sums them, and writes them again. It waits for the
+/// device, once a sum.
+#[derive(Clone, Debug)]
+pub struct ViaHost<C>(pub C);
+
+impl<C: HostCommunicator> ViaHost<C> {
+    fn error(&self, id: &CollectiveId, kind: CommErrorKind) -> CommError {
+        let (rank, world_size) = (self.0.rank(), self.0.world_size().get());
+        CommError { rank, world_size, call: Some(id.clone()), late: false, kind }
+    }
+
+    /// Sums what `read` gives and hands it to `write`. A failure before the sum has told nobody anything; one after it leaves
+    /// peers who have gone on, so the group is poisoned.
+    fn sum<E: std::error::Error + Send + Sync + 'static>(
+        &self,
+        id: &CollectiveId,
+        read: impl FnOnce() -> Result<Vec<f64>, E>,
+        write: impl FnOnce(&[f64]) -> Result<(), E>,
+    ) -> Result<(), CommError> {
+        let unsent = |cause| self.error(id, CommErrorKind::Unsent(Arc::new(cause)));
+        let mut values = read().map_err(unsent)?;
+        self.0.all_reduce_sum(id, &mut values)?;
+        write(&values).map_err(|cause| {
+            let error = self.error(id, CommErrorKind::Transport(Arc::new(cause)));
+            self.0.poison(&error);
+            error
+        })
+    }
+
+    fn numbers<B: Backend, T: Element>(
+        &self,
+        id: &CollectiveId,
+        backend: &B,
+        queue: &B::Queue,
+        mut mem: B::MemMut<'_, T>,
+    ) -> Result<(), CommError> {
+        let mut values = vec![T::default(); B::mem_mut_len(&mem)];
+        let read = backend.read(queue, B::as_mem(&mem), &mut values);
+        let wide = || read.map(|()| values.iter().map(|value| value.to_f64()).collect());
+        self.sum(id, wide, |sums| {
+            let narrow: Vec<T> = sums.iter().map(|&sum| T::from_f64(sum)).collect();
+            backend.write(queue, B::reborrow_mut(&mut mem), &narrow)
+        })
+    }
+}
+
+impl<B: Backend, C: HostCommunicator> Communicator<B> for ViaHost<C> {
+    fn rank(&self) -> usize {
+        self.0.rank()
+    }
+
+    fn world_size(&self) -> NonZeroUsize {
+        self.0.world_size()
+    }
+
+    fn sum_workspace(
+        &self,
+        id: &CollectiveId,
+        pass: Pass,
+        backend: &B,
+        queue: &B::Queue,
+        workspace: &mut B::Workspace,
+    ) -> Result<(), CommError> {
+        let mut message = vec![0.0; id.length];
+        let read = backend.read_message(queue, pass, workspace, &mut message);
+        self.sum(id, || read.map(|()| message), |sums| backend.write_message(queue, pass, workspace, sums))
+    }
+
+    fn sum_numbers(
+        &self,
+        id: &CollectiveId,
+        backend: &B,
+        queue: &B::Queue,
+        numbers: Numbers<'_, B>,
+    ) -> Result<(), CommError> {
+        match numbers {
+            Numbers::F32(mem) => self.numbers(id, backend, queue, mem),
+            Numbers::F64(mem) => self.numbers(id, backend, queue, mem),
+        }
+    }
+
+    fn poison(&self, cause: &CommError) {
+        self.0.poison(cause);
+    }
+
+    fn status(&self) -> Result<(), CommError> {
+        self.0.status()
+    }
+}
+
+/// The group of one rank: plain, local batch norm.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SingleRank;
+
+impl<B: Backend> Communicator<B> for SingleRank {
+    fn rank(&self) -> usize {
+        0
+    }
+    fn world_size(&self) -> NonZeroUsize {
+        NonZeroUsize::MIN
+    }
+    fn sum_workspace(
+        &self,
+        _: &CollectiveId,
+        _: Pass,
+        _: &B,
+        _: &B::Queue,
+        _: &mut B::Workspace,
+    ) -> Result<(), CommError> {
+        Ok(())
+    }
+    fn sum_numbers(&self, _: &CollectiveId, _: &B, _: &B::Queue, _: Numbers<'_, B>) -> Result<(), CommError> {
+        Ok(())
+    }
+    /// There are no peers to hear of it.
+    fn poison(&self, _: &CommError) {}
+    fn status(&self) -> Result<(), CommError> {
+        Ok(())
+    }
+}

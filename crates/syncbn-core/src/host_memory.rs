@@ -1,0 +1,75 @@
+//! What a backend does whose memory is the host's: messages, saved words and running statistics as slices.
+//!
+//! Devices restate it in their own language.
+
+use crate::message::Pass;
+use crate::scalar::{Dtype, Param};
+use crate::statistics::{Batch, Moments, NonFinite, Running};
+
+/// Writes one rank's moments, a channel each, as a forward message; `params` is the type of the parameters.
+pub fn moments_to_message(moments: &[Moments], params: Dtype, message: &mut [f64]) {
+    match Pass::Forward.per_channel(params) {
+        6 => put_parts::<6>(moments, message),
+        _ => put_parts::<4>(moments, message),
+    }
+}
+
+fn put_parts<const K: usize>(moments: &[Moments], message: &mut [f64]) {
+    let ([first, ..], [count, numbers @ ..]) = (moments, message) else { return };
+    *count = first.count;
+    for (c, of_channel) in moments.iter().enumerate() {
+        let numbers = numbers.iter_mut().skip(c).step_by(moments.len());
+        numbers.zip(of_channel.to_sums::<K>()).for_each(|(number, part)| *number = part);
+    }
+}
+
+/// The statistics of one channel from a forward message of the group.
+#[must_use]
+pub fn message_to_batch(message: &[f64], params: Dtype, channel: usize) -> Batch {
+    match Pass::Forward.per_channel(params) {
+        6 => take_parts::<6>(message, channel),
+        _ => take_parts::<4>(message, channel),
+    }
+}
+
+fn take_parts<const K: usize>(message: &[f64], channel: usize) -> Batch {
+    let [count, numbers @ ..] = message else { return Batch::default() };
+    let mut parts = [0.0; K];
+    let of_channel = numbers.iter().skip(channel).step_by((numbers.len() / K).max(1));
+    parts.iter_mut().zip(of_channel).for_each(|(part, number)| *part = *number);
+    Batch::from_sums(*count, parts)
+}
+
+/// Writes the words of one channel, `[mean | var | invstd | count]`, and the count, which all channels have in common.
+pub fn save_channel(saved: &mut [f64], channel: usize, batch: Batch, invstd: f64) {
+    let channels = saved.len() / 3;
+    saved[3 * channels] = batch.count;
+    for (k, word) in [batch.mean, batch.var, invstd].into_iter().enumerate() {
+        saved[k * channels + channel] = word;
+    }
+}
+
+/// The statistics of one channel from saved words, and its `invstd`.
+#[must_use]
+pub fn saved_channel(saved: &[f64], channel: usize) -> (Batch, f64) {
+    let channels = saved.len() / 3;
+    let [mean, var, invstd] = [0, 1, 2].map(|k| saved[k * channels + channel]);
+    (Batch { count: saved[3 * channels], mean, var }, invstd)
+}
+
+/// Moves running statistics by a batch's, one per channel, by the rule of [`Running`].
+pub fn update_running<P: Param>(
+    [mean, var]: [&mut [P]; 2],
+    num_batches_tracked: &mut [i64],
+    (momentum, non_finite): (Option<f64>, NonFinite),
+    batches: impl Iterator<Item = Batch>,
+) {
+    let mut batches = batches.peekable();
+    let ([tracked], Some(first)) = (num_batches_tracked, batches.peek()) else { return };
+    let Some(next) = Running::next(first.count, *tracked, momentum, non_finite) else { return };
+    *tracked = next.num_batches_tracked;
+    for (batch, (mean, var)) in batches.zip(mean.iter_mut().zip(var)) {
+        *mean = P::from_f64(next.mean(mean.to_f64(), batch));
+        *var = P::from_f64(next.var(var.to_f64(), batch));
+    }
+}
