@@ -1,13 +1,23 @@
 //! How processes become ranks: what their launcher has told them, and how they get the few bytes with which a library
 //! such as NCCL lets them meet.
 //!
-//! [`Place::from_env`] reads what torchrun, Open MPI and SLURM set; [`share`] hands rank 0's bytes to all ranks over TCP,
+//! [`LaunchEnv::from_env`] reads what torchrun, Open MPI and SLURM set; [`share`] hands rank 0's bytes to all ranks over TCP,
 //! within a deadline, and names the ranks that did not come.
+//!
+//! Rank 0 listens at every address of its machine, and the others try every address of its name. Both sides prove that they
+//! belong to the job: `wire` is what they say, `door` and `knock` are the two sides. Strangers, silent connections and slow ones
+//! stay at the door; nobody waits for them.
 //!
 //! Deliberately not here: sums. What meets here meets once.
 
+pub(crate) mod connection;
+pub(crate) mod door;
 mod env;
-mod exchange;
+pub(crate) mod exchange;
+pub(crate) mod knock;
+mod resolve;
+mod token;
+pub(crate) mod wire;
 
 use std::fmt;
 use std::io;
@@ -15,10 +25,14 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 pub use exchange::share;
+pub use token::JobToken;
 
-/// A process's place among all that its launcher has started.
+/// The most processes that can meet.
+pub const MAX_WORLD_SIZE: usize = 1 << 20;
+
+/// What a process's launcher has told it: its place among all that were started, and where they meet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct LaunchEnv {
     /// This process, from 0.
     pub rank: usize,
     /// The number of processes.
@@ -26,25 +40,27 @@ pub struct Place {
     /// This process among those of its machine, from 0: which of the machine's devices it takes.
     pub local_rank: usize,
     /// Where rank 0 listens, as host and port.
-    pub meeting: Meeting,
+    pub rendezvous: Rendezvous,
+    /// What keeps other jobs' processes away.
+    pub token: JobToken,
 }
 
 /// Where rank 0 listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Meeting {
-    /// The host's name or address.
+pub struct Rendezvous {
+    /// The host's name or address; of a name, every address is tried.
     pub host: String,
     /// The port.
     pub port: u16,
 }
 
-impl fmt::Display for Meeting {
+impl fmt::Display for Rendezvous {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.host, self.port)
     }
 }
 
-impl Place {
+impl LaunchEnv {
     /// What the launcher has set, the first of these families whose rank is there:
     ///
     /// | launcher | rank | world size | local rank |
@@ -56,8 +72,20 @@ impl Place {
     /// Rank 0 listens at `MASTER_ADDR` (without it: SLURM's `SLURM_LAUNCH_NODE_IPADDR`; this machine, if the launcher says
     /// that all ranks are on it), one port above `MASTER_PORT`, since torchrun itself listens at that one; `SYNCBN_PORT` names
     /// another.
+    ///
+    /// The job's token is that of `SYNCBN_SECRET`, or of the launcher's job id: `TORCHELASTIC_RUN_ID`; `PMIX_NAMESPACE` or
+    /// `OMPI_MCA_ess_base_jobid`; `SLURM_JOB_ID` and, under srun, `SLURM_STEP_ID`. Without any of them it is the same for all jobs.
     pub fn from_env() -> Result<Self, BootstrapError> {
-        env::place(&|name| std::env::var(name).ok())
+        env::launch_env(&|name| std::env::var_os(name))
+    }
+
+    /// Whether the numbers can be true.
+    fn check(&self) -> Result<(), BootstrapError> {
+        let (rank, world_size) = (self.rank, self.world_size.get());
+        if rank < world_size && world_size <= MAX_WORLD_SIZE {
+            return Ok(());
+        }
+        Err(BootstrapError::Rank { rank, world_size })
     }
 }
 
@@ -78,6 +106,12 @@ pub enum BootstrapError {
         /// The one that is not.
         missing: &'static str,
     },
+    /// A variable is there, and is not text.
+    #[error("{name} is not UTF-8")]
+    NotUnicode {
+        /// The variable.
+        name: &'static str,
+    },
     /// A variable is no number, or none that fits the others.
     #[error("{name} is `{value}`, expected {expected}")]
     BadVariable {
@@ -87,6 +121,22 @@ pub enum BootstrapError {
         value: String,
         /// What it should be.
         expected: String,
+    },
+    /// The rank or the number of ranks is out of range.
+    #[error(
+        "rank {rank} of {world_size}, expected a lower rank than the number of ranks, which is at most {MAX_WORLD_SIZE}"
+    )]
+    Rank {
+        /// The rank.
+        rank: usize,
+        /// The number of ranks.
+        world_size: usize,
+    },
+    /// The system has no sockets, or no random numbers, to give.
+    #[error("the system refused what meeting other ranks needs: {source}")]
+    System {
+        /// What the system said.
+        source: io::Error,
     },
     /// Rank 0 cannot listen.
     #[error("rank 0 cannot listen at port {port}: {source}; SYNCBN_PORT names another port")]
@@ -98,7 +148,7 @@ pub enum BootstrapError {
     },
     /// Rank 0 was not reached, or did not answer.
     #[error(
-        "rank {rank} of {world_size} got no answer from rank 0 at {meeting} within {timeout:?}: {reason}"
+        "rank {rank} of {world_size} got no answer from rank 0 at {rendezvous} within {timeout:?}: {reason}"
     )]
     NoAnswer {
         /// The rank that reports it.
@@ -106,32 +156,64 @@ pub enum BootstrapError {
         /// The number of ranks.
         world_size: usize,
         /// Where rank 0 should be.
-        meeting: Meeting,
+        rendezvous: Rendezvous,
         /// The time that was waited.
         timeout: Duration,
         /// What the last attempt said.
         reason: String,
     },
     /// Some ranks did not come to rank 0 in time.
-    #[error("ranks {missing:?} of {world_size} did not come within {timeout:?}")]
+    #[error(
+        "ranks {} of {world_size} did not come within {timeout:?}{}",
+        Few(missing),
+        AtTheDoor(at_the_door)
+    )]
     Missing {
         /// The ranks that did not come.
         missing: Vec<usize>,
         /// The number of ranks.
         world_size: usize,
-        /// The time that rank 0 waited.
+        /// The time that was waited.
         timeout: Duration,
+        /// Who came to rank 0 instead and was not let in, and why.
+        at_the_door: Vec<String>,
     },
-    /// A process came to rank 0 that does not belong to the same world.
-    #[error(
-        "a process came as rank {rank} of {got}, expected one of the other ranks of {expected}, each once"
-    )]
-    Stranger {
-        /// The rank that it says it is.
+    /// Rank 0 was told of another number of ranks.
+    #[error("rank {rank} was started as one of {got} ranks, and rank 0 as one of {expected}")]
+    WorldSize {
+        /// The rank that reports it.
         rank: usize,
         /// The number of ranks that it knows of.
         got: usize,
-        /// The number of ranks.
+        /// The number that rank 0 knows of.
         expected: usize,
     },
+    /// Another process has come to rank 0 with this process's rank.
+    #[error("another process was started as rank {rank} of {world_size}, too")]
+    TwoOfOneRank {
+        /// The rank.
+        rank: usize,
+        /// The number of ranks.
+        world_size: usize,
+    },
+}
+
+/// The first of many ranks.
+struct Few<'a>(&'a [usize]);
+
+impl fmt::Display for Few<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.get(..32) {
+            Some(first) if self.0.len() > 32 => write!(f, "{first:?} and {} more", self.0.len() - 32),
+            _ => write!(f, "{:?}", self.0),
+        }
+    }
+}
+
+struct AtTheDoor<'a>(&'a [String]);
+
+impl fmt::Display for AtTheDoor<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() { Ok(()) } else { write!(f, "; not let in: {}", self.0.join("; ")) }
+    }
 }

@@ -4,12 +4,13 @@
 //! One file per way of reaching the other ranks; today that is [`threads`]. [`bootstrap`] is how processes become ranks.
 //!
 //! Deliberately not here: communicators that work in a device's own memory, which live with their backend, and
-//! [`Staged`](syncbn_core::Staged), which puts those of this crate in every backend's service.
+//! [`ViaHost`](syncbn_core::ViaHost), which puts those of this crate in every backend's service.
 
 #![forbid(unsafe_code)]
 
 pub mod bootstrap;
+mod deadline;
 pub mod threads;
 
-pub use bootstrap::{BootstrapError, Place};
-pub use threads::{ThreadComm, ThreadGroup};
+pub use bootstrap::{BootstrapError, JobToken, LaunchEnv, Rendezvous};
+pub use threads::{ThreadComm, ThreadGroup, TooManyRanks};

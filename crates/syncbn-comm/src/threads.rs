@@ -10,19 +10,23 @@
 
 mod failure;
 mod meeting;
+mod run;
 
 use std::fmt;
-use std::io;
 use std::num::NonZeroUsize;
-use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use syncbn_core::{Call, CommError, CommErrorKind, HostCommunicator};
+use syncbn_core::{CollectiveId, CommError, CommErrorKind, HostCommunicator};
 
 use failure::Step;
 use meeting::{Meeting, State};
+
+pub use run::run;
+
+/// The most ranks that a group can have: more than any machine has threads.
+pub const MAX_WORLD_SIZE: usize = 1 << 20;
 
 /// The making of a group; what it makes is one [`ThreadComm`] per rank.
 #[derive(Debug)]
@@ -32,13 +36,29 @@ impl ThreadGroup {
     /// The communicators of a new group, by rank.
     ///
     /// `timeout` is how long a rank waits in a collective for those that have not come: it has to cover the difference in the
-    /// ranks' speed. [`Duration::MAX`] waits for ever.
-    #[must_use]
+    /// ranks' speed. [`Duration::MAX`] waits for ever. A group has at most [`MAX_WORLD_SIZE`] ranks.
     #[expect(clippy::new_ret_no_self, reason = "a group is nothing besides its ranks' communicators")]
-    pub fn new(world_size: NonZeroUsize, timeout: Duration) -> Vec<ThreadComm> {
-        let meeting = Arc::new(Meeting::new(world_size, timeout));
-        (0..world_size.get()).map(|rank| ThreadComm { rank, meeting: Arc::clone(&meeting) }).collect()
+    pub fn new(world_size: NonZeroUsize, timeout: Duration) -> Result<Vec<ThreadComm>, TooManyRanks> {
+        match world_size.get() {
+            got if got > MAX_WORLD_SIZE => Err(TooManyRanks { got, limit: MAX_WORLD_SIZE }),
+            _ => Ok(seats(world_size, timeout)),
+        }
     }
+}
+
+/// A group was asked for that has more ranks than are possible.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a group of {got} ranks, expected at most {limit}")]
+pub struct TooManyRanks {
+    /// The number of ranks asked for.
+    pub got: usize,
+    /// The most that are possible.
+    pub limit: usize,
+}
+
+fn seats(world_size: NonZeroUsize, timeout: Duration) -> Vec<ThreadComm> {
+    let meeting = Arc::new(Meeting::new(world_size, timeout));
+    (0..world_size.get()).map(|rank| ThreadComm { rank, meeting: Arc::clone(&meeting) }).collect()
 }
 
 /// One rank's place in a group of threads.
@@ -77,10 +97,10 @@ impl HostCommunicator for ThreadComm {
         self.meeting.world_size()
     }
 
-    fn all_reduce_sum(&self, call: &Call, values: &mut [f64]) -> Result<(), CommError> {
-        let step = Step::AllReduce(call.clone());
+    fn all_reduce_sum(&self, id: &CollectiveId, values: &mut [f64]) -> Result<(), CommError> {
+        let step = Step::AllReduce(id.clone());
         let mut state = self.meeting.enter(self.rank, &step)?;
-        let (expected, got) = (call.pass.message_len(call.channels), values.len());
+        let (expected, got) = (id.length, values.len());
         if expected != got {
             let kind = CommErrorKind::MessageLength { expected, got };
             return Err(self.meeting.fail(state, self.rank, &step, kind));
@@ -89,9 +109,13 @@ impl HostCommunicator for ThreadComm {
         message.clear();
         message.extend_from_slice(values);
         let state = self.meeting.meet(state, self.rank, &step, sum)?;
-        // Of the same length: the ranks agreed on the call, and each message was as long as the call says.
+        // Of the same length: the ranks agreed on the identity, and each message was as long as it says.
         values.copy_from_slice(&state.sum);
         Ok(())
+    }
+
+    fn poison(&self, cause: &CommError) {
+        self.meeting.poison(self.rank, cause);
     }
 
     fn status(&self) -> Result<(), CommError> {
@@ -133,31 +157,8 @@ fn deal(state: &mut State, timeout: Duration) {
     members.sort_unstable();
     for group in members.chunk_by(|(one, ..), (other, ..)| one == other) {
         let Some(size) = NonZeroUsize::new(group.len()) else { continue };
-        for (&(.., rank), comm) in group.iter().zip(ThreadGroup::new(size, timeout)) {
+        for (&(.., rank), comm) in group.iter().zip(seats(size, timeout)) {
             state.places[rank].dealt = Some(comm);
         }
     }
-}
-
-/// Runs `body` on a thread of its own for each rank of a new group, waits for all, and returns what they returned, by rank.
-///
-/// A rank leaves the group when its body drops the communicator, at the latest by returning. If a body panics, the other
-/// ranks' collectives fail, and once all have ended the panic goes on in the caller (the lowest rank's, if several do). The
-/// error is the operating system's, if it cannot start as many threads.
-pub fn run<R: Send>(
-    world_size: NonZeroUsize,
-    timeout: Duration,
-    body: impl Fn(ThreadComm) -> R + Sync,
-) -> io::Result<Vec<R>> {
-    let body = &body;
-    thread::scope(|scope| {
-        // If one cannot be started, those that were not are dropped with their communicators, which releases the others.
-        let start = |comm: ThreadComm| {
-            thread::Builder::new().name(format!("rank {}", comm.rank)).spawn_scoped(scope, || body(comm))
-        };
-        let ranks: Vec<_> =
-            ThreadGroup::new(world_size, timeout).into_iter().map(start).collect::<io::Result<_>>()?;
-        let results: Vec<_> = ranks.into_iter().map(thread::ScopedJoinHandle::join).collect();
-        Ok(results.into_iter().map(|result| result.unwrap_or_else(|panic| resume_unwind(panic))).collect())
-    })
 }

@@ -17,7 +17,7 @@ impl CommHarness for ThreadHarness {
     }
 
     fn run(&self, world_size: NonZeroUsize, timeout: Duration, body: &Body<'_, ThreadComm>) -> Outcome {
-        on_threads(ThreadGroup::new(world_size, timeout), body)
+        on_threads(ThreadGroup::new(world_size, timeout)?, body)
     }
 
     fn split(&self, comm: &ThreadComm, color: Option<u32>, key: i64) -> Outcome<Option<ThreadComm>> {

@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use common::{PATIENT, at_once, attempt, backward, group, size, sum};
+use common::{PATIENT, at_once, attempt, backward, group, pass, size, sum};
 use syncbn_comm::{ThreadComm, ThreadGroup, threads};
-use syncbn_core::{Call, CommError, CommErrorKind, HostCommunicator, Pass};
+use syncbn_core::{CollectiveId, CommError, CommErrorKind, HostCommunicator, Pass};
 
 /// The failure that poisoned the group.
 fn cause(error: &CommError) -> &CommError {
@@ -22,7 +22,7 @@ fn cause(error: &CommError) -> &CommError {
 }
 
 /// The errors of all ranks, each making its own call at the same time.
-fn errors<const N: usize>(comms: &[ThreadComm; N], calls: [Call; N]) -> Vec<CommError> {
+fn errors<const N: usize>(comms: &[ThreadComm; N], calls: [CollectiveId; N]) -> Vec<CommError> {
     at_once(|| {
         thread::scope(|scope| {
             let start = |(comm, call)| scope.spawn(move || attempt(comm, &call).unwrap_err());
@@ -70,7 +70,7 @@ fn a_rank_that_drops_its_communicator_is_reported_to_those_who_wait_for_it() {
     assert!(matches!(error.kind, CommErrorKind::Left { rank: 1, panicked: false }), "{error}");
     assert_eq!(
         error.to_string(),
-        "rank 0 of 2, backward of layer `bn` (1 channels, use 0): rank 1 left the group"
+        "rank 0 of 2, backward of layer `bn` (number 0, 2 numbers, use 0, step 0): rank 1 left the group"
     );
 }
 
@@ -103,7 +103,7 @@ fn a_rank_stays_until_its_last_handle_is_dropped() {
 #[test]
 fn a_rank_that_does_not_come_is_named_after_the_timeout() {
     let timeout = Duration::from_millis(30);
-    let [zero, one]: [ThreadComm; 2] = ThreadGroup::new(size(2), timeout).try_into().unwrap();
+    let [zero, one]: [ThreadComm; 2] = ThreadGroup::new(size(2), timeout).unwrap().try_into().unwrap();
     let error = sum(&zero, [1.0, 1.0]).unwrap_err();
     match &error.kind {
         CommErrorKind::Timeout { missing, timeout: waited } => {
@@ -123,7 +123,7 @@ fn a_rank_that_does_not_come_is_named_after_the_timeout() {
 #[test]
 fn all_who_wait_are_told_of_the_timeout() {
     let [zero, one, two]: [ThreadComm; 3] =
-        ThreadGroup::new(size(3), Duration::from_secs(1)).try_into().unwrap();
+        ThreadGroup::new(size(3), Duration::from_secs(1)).unwrap().try_into().unwrap();
     let errors = thread::scope(|scope| {
         let waiting = [&zero, &two].map(|comm| scope.spawn(|| sum(comm, [1.0, 1.0]).unwrap_err()));
         waiting.map(|rank| rank.join().unwrap())
@@ -152,7 +152,7 @@ fn a_new_group_works_after_a_failure() {
 #[test]
 fn nothing_hangs_after_a_failure_and_the_first_cause_is_kept() {
     let [zero, one, two]: [ThreadComm; 3] =
-        ThreadGroup::new(size(3), Duration::from_millis(10)).try_into().unwrap();
+        ThreadGroup::new(size(3), Duration::from_millis(10)).unwrap().try_into().unwrap();
     assert!(sum(&zero, [1.0, 1.0]).is_err());
     drop(two);
     at_once(|| {
@@ -171,19 +171,27 @@ fn ranks_in_different_layers_each_learn_of_another_and_where_it_is() {
     let comms = group::<3>();
     let calls = [backward("bn1", 2), backward("bn2", 2), backward("bn1", 2)];
     for error in errors(&comms, calls.clone()) {
-        let CommErrorKind::OutOfStep { other_rank, other } = &error.kind else { panic!("{error}") };
-        assert_eq!(**other, calls[*other_rank]);
-        assert_ne!(**other, calls[error.rank]);
+        let CommErrorKind::OutOfStep { others } = &error.kind else { panic!("{error}") };
+        assert!(!others.is_empty());
+        for (rank, other) in others {
+            assert_eq!(*other, calls[*rank]);
+            assert_ne!(*other, calls[error.rank]);
+        }
         assert_eq!(error.call.as_ref(), Some(&calls[error.rank]));
     }
 }
 
 #[test]
 fn ranks_that_differ_in_pass_channels_or_use_are_out_of_step() {
-    let forward = Call::new("bn", Pass::Forward, 4);
-    for other in
-        [backward("bn", 4), Call { channels: 5, ..forward.clone() }, Call { sequence: 1, ..forward.clone() }]
-    {
+    let forward = pass("bn", Pass::Forward, 4);
+    for other in [
+        backward("bn", 4),
+        pass("bn", Pass::Forward, 5),
+        forward.clone().with_use(1, 0),
+        forward.clone().with_use(0, 1),
+        forward.clone().with_layer(1, 0),
+        forward.clone().with_layer(0, 1),
+    ] {
         let comms = group::<2>();
         for error in errors(&comms, [forward.clone(), other.clone()]) {
             assert!(matches!(error.kind, CommErrorKind::OutOfStep { .. }), "{error}");
@@ -199,8 +207,8 @@ fn a_rank_that_comes_after_others_fell_out_of_step_is_told_the_same_way() {
         scope.spawn(|| attempt(&one, &backward("bn2", 2)).unwrap_err());
     });
     let error = at_once(|| attempt(&two, &backward("bn1", 2)).unwrap_err());
-    let CommErrorKind::OutOfStep { other_rank: 1, other } = &error.kind else { panic!("{error}") };
-    assert_eq!(**other, backward("bn2", 2));
+    let CommErrorKind::OutOfStep { others } = &error.kind else { panic!("{error}") };
+    assert_eq!(*others, [(1, backward("bn2", 2))]);
     let again = attempt(&two, &backward("bn1", 2)).unwrap_err();
     assert!(matches!(cause(&again).kind, CommErrorKind::OutOfStep { .. }), "{again}");
 }
@@ -223,9 +231,9 @@ fn a_message_of_a_wrong_length_is_the_senders_error_and_poisons_its_peers() {
 
 #[test]
 fn a_number_of_channels_that_no_message_can_have_is_an_error_of_its_length() {
-    for pass in [Pass::Forward, Pass::Backward] {
+    for half in [Pass::Forward, Pass::Backward] {
         let [comm] = group();
-        let call = Call::new("bn", pass, usize::MAX);
+        let call = pass("bn", half, usize::MAX);
         let error = comm.all_reduce_sum(&call, &mut [0.0; 3]).unwrap_err();
         let CommErrorKind::MessageLength { expected: usize::MAX, got: 3 } = error.kind else {
             panic!("{error}")
@@ -243,7 +251,7 @@ fn a_split_beside_a_sum_is_a_disagreement_on_both_sides() {
             (sums.join().unwrap(), splits)
         })
     });
-    let summing = "backward of layer `bn` (2 channels, use 0)";
+    let summing = "backward of layer `bn` (number 0, 4 numbers, use 0, step 0)";
     let splitting = "a split of the group";
     assert_eq!(
         sums.to_string(),
@@ -272,6 +280,17 @@ fn two_threads_of_one_rank_in_a_collective_at_once_are_an_error_not_a_mixed_sum(
 }
 
 #[test]
+fn a_rank_that_cannot_go_on_after_a_sum_poisons_the_group() {
+    let [zero, one] = group();
+    let kind = CommErrorKind::Transport(Arc::new(std::io::Error::other("its device is gone")));
+    zero.poison(&CommError { rank: 0, world_size: 2, call: None, late: false, kind });
+    for error in [one.status().unwrap_err(), sum(&one, [1.0, 1.0]).unwrap_err()] {
+        assert!(matches!(&cause(&error).kind, CommErrorKind::Transport(_)), "{error}");
+        assert_eq!((error.rank, cause(&error).rank), (1, 0));
+    }
+}
+
+#[test]
 fn run_ends_though_a_rank_returns_early() {
     let results = at_once(|| {
         threads::run(
@@ -285,4 +304,52 @@ fn run_ends_though_a_rank_returns_early() {
     };
     let results = results.unwrap();
     assert!(failed(&results[0]) && failed(&results[1]) && results[2].is_ok());
+}
+
+#[test]
+fn run_carries_on_the_panic_that_came_first_not_the_ones_that_followed_from_it() {
+    for origin in 0..3 {
+        let outcome = at_once(|| {
+            catch_unwind(AssertUnwindSafe(|| {
+                threads::run(size(3), PATIENT, |comm| {
+                    sum(&comm, [1.0, 1.0]).unwrap();
+                    assert!(comm.rank() != origin, "rank {origin} gives up");
+                    sum(&comm, [1.0, 1.0]).unwrap();
+                })
+            }))
+        });
+        let panic = outcome.unwrap_err();
+        assert_eq!(panic.downcast_ref::<String>(), Some(&format!("rank {origin} gives up")));
+    }
+}
+
+#[test]
+fn a_panic_counts_from_its_departure_though_its_thread_ends_last() {
+    /// Ends its thread late.
+    struct Slow;
+    impl Drop for Slow {
+        fn drop(&mut self) {
+            thread::sleep(Duration::from_millis(300));
+        }
+    }
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        threads::run(size(2), PATIENT, |comm| {
+            let slow = Slow;
+            let comm = comm;
+            assert!(comm.rank() != 1, "the cause");
+            drop(slow);
+            sum(&comm, [1.0, 1.0]).unwrap();
+        })
+    }));
+    assert_eq!(outcome.unwrap_err().downcast_ref::<&str>(), Some(&"the cause"));
+}
+
+#[test]
+fn more_ranks_than_a_group_can_have_are_a_typed_error() {
+    for got in [usize::MAX, usize::MAX / 2, 1 << 40, threads::MAX_WORLD_SIZE + 1] {
+        let error = ThreadGroup::new(size(got), PATIENT).unwrap_err();
+        assert_eq!((error.got, error.limit), (got, threads::MAX_WORLD_SIZE));
+        let error = threads::run(size(got), PATIENT, |_| ()).unwrap_err();
+        assert!(error.to_string().contains(&got.to_string()), "{error}");
+    }
 }

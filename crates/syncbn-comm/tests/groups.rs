@@ -101,7 +101,7 @@ fn a_group_can_be_split_again() {
 fn a_group_has_its_parents_timeout() {
     // Long enough for both to come to the split on a busy machine; then one waits in vain for the other.
     let timeout = Duration::from_secs(1);
-    let comms = ThreadGroup::new(size(2), timeout);
+    let comms = ThreadGroup::new(size(2), timeout).unwrap();
     let groups: Vec<_> = thread::scope(|scope| {
         let ranks: Vec<_> =
             comms.iter().map(|comm| scope.spawn(|| comm.split(Some(0), 0).unwrap())).collect();

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use common::{PATIENT, attempt, backward, group, size, sum};
+use common::{PATIENT, attempt, backward, group, pass, size, sum};
 use syncbn_comm::{ThreadComm, ThreadGroup, threads};
-use syncbn_core::{Call, HostCommunicator, Pass};
+use syncbn_core::{HostCommunicator, Pass};
 
 #[test]
 fn every_rank_gets_the_sum_over_all_ranks() {
@@ -18,7 +18,7 @@ fn every_rank_gets_the_sum_over_all_ranks() {
 
 #[test]
 fn ranks_are_numbered_from_0_and_know_the_size_of_their_world() {
-    let comms = ThreadGroup::new(size(3), PATIENT);
+    let comms = ThreadGroup::new(size(3), PATIENT).unwrap();
     let ranks: Vec<_> = comms.iter().map(|comm| (comm.rank(), comm.world_size().get())).collect();
     assert_eq!(ranks, [(0, 3), (1, 3), (2, 3)]);
     assert!(comms.iter().all(|comm| comm.status().is_ok()));
@@ -67,9 +67,9 @@ fn an_empty_message_is_a_collective_like_any_other() {
 fn thousands_of_calls_in_a_row_keep_their_sums_apart() {
     let failed = threads::run(size(3), PATIENT, |comm| {
         (0..3000_usize).find(|&turn| {
-            let pass = if turn % 2 == 0 { Pass::Forward } else { Pass::Backward };
-            let call = Call::new("bn", pass, turn % 5);
-            let mut values = vec![(turn * (comm.rank() + 1)) as f64; pass.message_len(call.channels)];
+            let half = if turn % 2 == 0 { Pass::Forward } else { Pass::Backward };
+            let call = pass("bn", half, turn % 5);
+            let mut values = vec![(turn * (comm.rank() + 1)) as f64; call.length];
             let result = comm.all_reduce_sum(&call, &mut values);
             result.is_err() || values.iter().any(|&value| value != (6 * turn) as f64)
         })

@@ -75,6 +75,8 @@ pub use meeting::{Gradients, Meeting, PassError};
 pub use message::Pass;
 pub use saved::{SavedRef, SavedStatistics, SavedToken, Scope};
 pub use scalar::{Dtype, Element, Param, Scalar};
-pub use state::{NamedTensor, State, StateError};
+pub use state::{
+    Change, Checkpoint, FileDtype, Framework, LayerEntry, LayerTensor, Loaded, NamedTensor, State, StateError,
+};
 pub use statistics::NonFinite;
 pub use view::{GradientsError, IntoView, IntoViewMut, View, ViewMut};

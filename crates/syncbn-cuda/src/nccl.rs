@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cudarc::driver::CudaStream;
-use syncbn_comm::Place;
+use syncbn_comm::LaunchEnv;
 use syncbn_comm::bootstrap::share;
 use syncbn_core::{Backend, Call, CommError, Communicator, Pass};
 
@@ -95,22 +95,22 @@ impl NcclCommunicator {
         Self::assemble(cuda, Comm::init(RawId(id.0), size, place, deadline)?, timeout, deadline)
     }
 
-    /// Opens the device of this process's local rank and joins all processes of the launcher, as [`Place::from_env`] finds
+    /// Opens the device of this process's local rank and joins all processes of the launcher, as [`LaunchEnv::from_env`] finds
     /// them. With `NCCL_COMM_ID` set, NCCL's own rendezvous is used; otherwise rank 0 listens, and ranks that do not come are
     /// named.
     pub fn from_env(timeout: Duration) -> Result<(Cuda, Self), CudaError> {
         let began = Instant::now();
-        let place = Place::from_env()?;
-        let cuda = Cuda::open(place.local_rank)?;
+        let env = LaunchEnv::from_env()?;
+        let cuda = Cuda::open(env.local_rank)?;
         let id = if std::env::var_os("NCCL_COMM_ID").is_some() {
             NcclId::new()?
         } else {
-            NcclId(share(&place, timeout, || NcclId::new().map(|id| id.0))?)
+            NcclId(share(&env, timeout, || NcclId::new().map(|id| id.0))?)
         };
         let left = timeout.saturating_sub(began.elapsed());
         let deadline = deadline(left);
         cuda.bind()?;
-        let (rank, size) = (place.rank, place.world_size.get());
+        let (rank, size) = (env.rank, env.world_size.get());
         let count = |number| i32::try_from(number).map_err(|_| CudaError::Rank { rank, world_size: size });
         let comm = Comm::init(RawId(id.0), count(size)?, count(rank)?, deadline)?;
         let communicator = Self::assemble(&cuda, comm, timeout, deadline)?;

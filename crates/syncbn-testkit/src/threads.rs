@@ -26,5 +26,5 @@ pub(crate) fn group<B: Backend>(world_size: NonZeroUsize) -> Vec<Join<B>> {
 
 /// The ranks of a group in host memory.
 pub(crate) fn host_group(world_size: usize) -> Vec<ThreadComm> {
-    ThreadGroup::new(NonZeroUsize::new(world_size).unwrap_or(NonZeroUsize::MIN), PATIENCE)
+    ThreadGroup::new(NonZeroUsize::new(world_size).unwrap_or(NonZeroUsize::MIN), PATIENCE).unwrap()
 }

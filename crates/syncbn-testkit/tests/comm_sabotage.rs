@@ -84,7 +84,7 @@ impl CommHarness for Broken {
     }
     fn run(&self, world_size: NonZeroUsize, timeout: Duration, body: &Body<'_, BrokenComm>) -> Outcome {
         let timeout = if self.0 == Flaw::WaitsTooLittle { timeout / 20 } else { timeout };
-        let group = ThreadGroup::new(world_size, timeout);
+        let group = ThreadGroup::new(world_size, timeout)?;
         on_threads(group.into_iter().map(|comm| BrokenComm(comm, self.0)).collect(), body)
     }
     fn split(&self, comm: &BrokenComm, color: Option<u32>, key: i64) -> Outcome<Option<BrokenComm>> {

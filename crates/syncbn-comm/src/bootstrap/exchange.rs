@@ -3,127 +3,272 @@
 //! Every rank says who it is; once all have come, rank 0 answers each with the bytes. Whoever gets them knows that all
 //! ranks were there.
 //!
-//! Deliberately not here: secrecy. Ranks trust their network, as they do with every sum that follows.
+//! Deliberately not here: secrecy. Ranks trust their network not to listen, as they do with every sum that follows.
 
-use std::io::{self, Read, Write};
-use std::net::{TcpListener, TcpStream, ToSocketAddrs};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
 
-use super::{BootstrapError, Place};
+use super::connection::{Net, listen};
+use super::door::{Door, Expected, Guest};
+use super::knock::{Knock, Progress};
+use super::resolve::Resolver;
+use super::wire::{Greeting, Purpose, Refusal, Reply};
+use super::{BootstrapError, LaunchEnv};
+use crate::deadline::Deadline;
 
-/// What a rank says first: this, its rank, and the world's size.
-const GREETING: [u8; 8] = *b"syncbn 1";
-/// How long to wait before knocking again.
-const PAUSE: Duration = Duration::from_millis(20);
-/// How long whoever knocks may take to say who it is, while others wait behind.
-const COURTESY: Duration = Duration::from_secs(1);
+/// How long ranks that did come are given to hear that others did not.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// Gives rank 0's bytes to all ranks, and returns them. Every rank calls it; `bytes` are asked for on rank 0 alone.
 ///
-/// It returns once all ranks have come, or after `timeout`, with the ranks that have not where that is known.
+/// It returns once all ranks have come, or after `timeout`, with the ranks that have not where that is known. The time-out
+/// covers everything, the resolution of rank 0's name as well.
 pub fn share<const N: usize, E: From<BootstrapError>>(
-    place: &Place,
+    env: &LaunchEnv,
     timeout: Duration,
     bytes: impl FnOnce() -> Result<[u8; N], E>,
 ) -> Result<[u8; N], E> {
-    if place.rank != 0 {
-        return Ok(fetch(place, timeout)?);
+    let meeting = Meeting::new(env, timeout, Purpose::Share)?;
+    if env.rank != 0 {
+        let (answer, _) = meeting.visit(0, N)?;
+        let bytes = answer.first_chunk().copied();
+        return bytes.ok_or_else(|| meeting.no_answer("an answer of another length".into()).into());
     }
     let bytes = bytes()?;
-    give(place, timeout, &bytes)?;
+    meeting.host(|_| bytes.to_vec())?;
     Ok(bytes)
 }
 
-fn give(place: &Place, timeout: Duration, bytes: &[u8]) -> Result<(), BootstrapError> {
-    let others = place.world_size.get() - 1;
-    if others == 0 {
-        return Ok(());
+/// All ranks of a launcher, once.
+pub(crate) struct Meeting<'a> {
+    env: &'a LaunchEnv,
+    timeout: Duration,
+    pub(crate) deadline: Deadline,
+    purpose: Purpose,
+    /// This process, told apart from every other.
+    pub(crate) nonce: [u8; 16],
+}
+
+impl<'a> Meeting<'a> {
+    pub(crate) fn new(
+        env: &'a LaunchEnv,
+        timeout: Duration,
+        purpose: Purpose,
+    ) -> Result<Self, BootstrapError> {
+        env.check()?;
+        let mut nonce = [0; 16];
+        getrandom::fill(&mut nonce)
+            .map_err(|error| BootstrapError::System { source: std::io::Error::other(error) })?;
+        Ok(Self { env, timeout, deadline: Deadline::after(timeout), purpose, nonce })
     }
-    let port = place.meeting.port;
-    let cannot = |source| BootstrapError::Listen { port, source };
-    let listener = TcpListener::bind(("0.0.0.0", port)).map_err(cannot)?;
-    listener.set_nonblocking(true).map_err(cannot)?;
-    let began = Instant::now();
-    let mut ranks: Vec<Option<TcpStream>> = (0..others).map(|_| None).collect();
-    while ranks.iter().any(Option::is_none) {
-        let Some(left) = timeout.checked_sub(began.elapsed()) else {
-            let missing = (1..).zip(&ranks).filter(|(_, stream)| stream.is_none()).map(|(rank, _)| rank);
-            let (missing, world_size) = (missing.collect(), place.world_size.get());
-            return Err(BootstrapError::Missing { missing, world_size, timeout });
-        };
-        match listener.accept() {
-            Ok((mut stream, _)) => {
-                // Whoever does not greet is not one of us, and is left at the door.
-                if let Ok((rank, world_size)) = greeted(&mut stream) {
-                    seat(place, &mut ranks, rank, world_size, stream)?;
-                }
+
+    /// Rank 0's side: waits for all others, and answers each with what `answer` makes of them.
+    pub(crate) fn host(
+        &self,
+        answer: impl FnOnce(&BTreeMap<u64, Guest>) -> Vec<u8>,
+    ) -> Result<Vec<u8>, BootstrapError> {
+        if self.env.world_size.get() == 1 {
+            return Ok(answer(&BTreeMap::new()));
+        }
+        let port = self.env.rendezvous.port;
+        let cannot = |source| BootstrapError::Listen { port, source };
+        let mut net = Net::new().map_err(system)?;
+        let mut door =
+            Door::open(&mut net, listen(port).map_err(cannot)?, self.expected()).map_err(cannot)?;
+        while !door.is_complete() {
+            if self.deadline.has_passed() {
+                return Err(self.some_are_missing(&mut net, door));
             }
-            Err(_) => thread::sleep(PAUSE.min(left)),
+            let ready = net.wait(self.deadline).map_err(system)?;
+            door.attend(&mut net, &ready);
+        }
+        let guests = door.into_guests();
+        let bytes = answer(&guests);
+        self.tell(&mut net, guests, &Reply::Answer(bytes.clone()), self.deadline)?;
+        Ok(bytes)
+    }
+
+    /// The other ranks' side: rank 0's answer of `len` bytes, and where rank 0 was reached.
+    pub(crate) fn visit(&self, card: u64, len: usize) -> Result<(Vec<u8>, SocketAddr), BootstrapError> {
+        let mut net = Net::new().map_err(system)?;
+        let mut resolver = Resolver::new(&self.env.rendezvous);
+        let mut knock = Knock::new(&self.env.token, self.greeting(card), len);
+        let mut ready = Vec::new();
+        let mut reached = None;
+        loop {
+            if reached.is_none() {
+                knock.also_at(resolver.attend());
+            }
+            match knock.attend(&mut net, &ready) {
+                Progress::Waiting => reached = None,
+                Progress::Welcome => reached = knock.reached(),
+                Progress::Answered(answer) => match knock.reached() {
+                    Some(at) => return Ok((answer, at)),
+                    None => return Err(self.no_answer("the connection was lost".into())),
+                },
+                Progress::Refused(refusal) => return Err(self.refused(refusal)),
+            }
+            if self.deadline.has_passed() {
+                let reason = resolver.failure.unwrap_or_else(|| knock.to_string());
+                return Err(self.no_answer(reason));
+            }
+            ready = net.wait(self.deadline).map_err(system)?;
         }
     }
-    // A rank that goes now is missed at the first sum; the others are not kept from theirs.
-    for stream in ranks.iter_mut().flatten() {
-        let _ = stream.write_all(bytes);
-    }
-    Ok(())
-}
 
-fn greeted(stream: &mut TcpStream) -> io::Result<(usize, usize)> {
-    stream.set_nonblocking(false)?;
-    stream.set_read_timeout(Some(COURTESY))?;
-    let mut words = [[0; 8]; 3];
-    stream.read_exact(words.as_flattened_mut())?;
-    let number = |word| usize::try_from(u64::from_le_bytes(word)).map_err(io::Error::other);
-    if words[0] == GREETING {
-        Ok((number(words[1])?, number(words[2])?))
-    } else {
-        Err(io::Error::other("no greeting"))
-    }
-}
-
-fn seat(
-    place: &Place,
-    ranks: &mut [Option<TcpStream>],
-    rank: usize,
-    got: usize,
-    stream: TcpStream,
-) -> Result<(), BootstrapError> {
-    let expected = place.world_size.get();
-    let seat = rank.checked_sub(1).and_then(|at| ranks.get_mut(at)).filter(|seat| seat.is_none());
-    match seat {
-        Some(seat) if got == expected => *seat = Some(stream),
-        _ => return Err(BootstrapError::Stranger { rank, got, expected }),
-    }
-    Ok(())
-}
-
-fn fetch<const N: usize>(place: &Place, timeout: Duration) -> Result<[u8; N], BootstrapError> {
-    let began = Instant::now();
-    loop {
-        let left = timeout.saturating_sub(began.elapsed());
-        let reason = match ask(place, left.max(PAUSE)) {
-            Ok(bytes) => return Ok(bytes),
-            Err(error) => error.to_string(),
-        };
-        if left.is_zero() {
-            let (rank, world_size) = (place.rank, place.world_size.get());
-            let meeting = place.meeting.clone();
-            return Err(BootstrapError::NoAnswer { rank, world_size, meeting, timeout, reason });
+    /// Sends every guest a reply; a guest that goes now is missed at the first sum, and keeps nobody else from theirs.
+    fn tell(
+        &self,
+        net: &mut Net,
+        mut guests: BTreeMap<u64, Guest>,
+        reply: &Reply,
+        deadline: Deadline,
+    ) -> Result<(), BootstrapError> {
+        let token = &self.env.token;
+        guests.retain(|_, guest| {
+            let bytes = reply.to_bytes(token, &guest.greeting.nonce);
+            matches!(guest.connection.send(&bytes), Ok(false))
+        });
+        while !guests.is_empty() && !deadline.has_passed() {
+            net.wait(deadline).map_err(system)?;
+            guests.retain(|_, guest| matches!(guest.connection.flush(), Ok(false)));
         }
-        thread::sleep(PAUSE.min(left));
+        Ok(())
+    }
+
+    fn some_are_missing(&self, net: &mut Net, door: Door<'_>) -> BootstrapError {
+        let missing = door.missing();
+        let (guests, at_the_door) = door.into_guests_and_notes();
+        let refusal = Reply::Refused(Refusal::Missing(missing.clone()));
+        if let Err(error) = self.tell(net, guests, &refusal, Deadline::after(LAST_WORDS)) {
+            return error;
+        }
+        self.missing(missing, at_the_door)
+    }
+
+    fn missing(&self, missing: Vec<u64>, at_the_door: Vec<String>) -> BootstrapError {
+        BootstrapError::Missing {
+            missing: missing.into_iter().map(|rank| rank as usize).collect(),
+            world_size: self.env.world_size.get(),
+            timeout: self.timeout,
+            at_the_door,
+        }
+    }
+
+    fn refused(&self, refusal: Refusal) -> BootstrapError {
+        let (rank, world_size) = (self.env.rank, self.env.world_size.get());
+        match refusal {
+            Refusal::Missing(missing) => self.missing(missing, Vec::new()),
+            Refusal::WorldSize { expected, .. } => {
+                BootstrapError::WorldSize { rank, got: world_size, expected: expected as usize }
+            }
+            Refusal::Replaced => BootstrapError::TwoOfOneRank { rank, world_size },
+            other => self.no_answer(other.to_string()),
+        }
+    }
+
+    fn no_answer(&self, reason: String) -> BootstrapError {
+        BootstrapError::NoAnswer {
+            rank: self.env.rank,
+            world_size: self.env.world_size.get(),
+            rendezvous: self.env.rendezvous.clone(),
+            timeout: self.timeout,
+            reason,
+        }
+    }
+
+    fn expected(&self) -> Expected<'a> {
+        let world_size = self.env.world_size.get() as u64;
+        let (token, purpose) = (&self.env.token, self.purpose);
+        Expected { token, purpose, group: [0; 16], world_size, host: 0, ranks: 1..world_size }
+    }
+
+    fn greeting(&self, card: u64) -> Greeting {
+        let (world_size, rank) = (self.env.world_size.get() as u64, self.env.rank as u64);
+        Greeting { purpose: self.purpose, group: [0; 16], world_size, rank, host: 0, card, nonce: self.nonce }
     }
 }
 
-fn ask<const N: usize>(place: &Place, left: Duration) -> io::Result<[u8; N]> {
-    let meeting = &place.meeting;
-    let address = (meeting.host.as_str(), meeting.port).to_socket_addrs()?.next();
-    let address = address.ok_or_else(|| io::Error::other("the host has no address"))?;
-    let mut stream = TcpStream::connect_timeout(&address, left)?;
-    stream.set_read_timeout(Some(left))?;
-    let [rank, world_size] = [place.rank, place.world_size.get()].map(|number| (number as u64).to_le_bytes());
-    stream.write_all([GREETING, rank, world_size].as_flattened())?;
-    let mut bytes = [0; N];
-    stream.read_exact(&mut bytes)?;
-    Ok(bytes)
+pub(crate) fn system(source: std::io::Error) -> BootstrapError {
+    BootstrapError::System { source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+    use std::num::NonZeroUsize;
+    use std::thread;
+
+    use super::super::{JobToken, Rendezvous};
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    fn env(rank: usize, world_size: usize, port: u16) -> LaunchEnv {
+        let (host, world_size) = ("127.0.0.1".into(), NonZeroUsize::new(world_size).unwrap());
+        let (rendezvous, token) = (Rendezvous { host, port }, JobToken::of_secret("ours"));
+        LaunchEnv { rank, world_size, local_rank: 0, rendezvous, token }
+    }
+
+    fn somewhere() -> (TcpListener, u16) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        (listener, port)
+    }
+
+    fn share_with(env: &LaunchEnv) -> [u8; 4] {
+        share::<4, BootstrapError>(env, PATIENCE, || Ok(*b"here")).unwrap()
+    }
+
+    #[test]
+    fn an_address_that_is_silent_or_closed_does_not_keep_the_others_from_being_tried() {
+        let ((silent, silent_port), closed_port) = (somewhere(), somewhere().1);
+        let port = somewhere().1;
+        let (zero, one) = (env(0, 2, port), env(1, 2, port));
+        thread::scope(|scope| {
+            scope.spawn(|| share_with(&zero));
+            let meeting = Meeting::new(&one, PATIENCE, Purpose::Share).unwrap();
+            let mut net = Net::new().unwrap();
+            let mut knock = Knock::new(&one.token, meeting.greeting(0), 4);
+            let addresses =
+                [silent_port, closed_port, port].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+            knock.also_at(addresses);
+            let mut ready = Vec::new();
+            let answer = loop {
+                match knock.attend(&mut net, &ready) {
+                    Progress::Answered(answer) => break answer,
+                    Progress::Refused(refusal) => panic!("{refusal}"),
+                    Progress::Waiting | Progress::Welcome => ready = net.wait(meeting.deadline).unwrap(),
+                }
+            };
+            assert_eq!((answer.as_slice(), knock.reached()), (b"here".as_slice(), Some(addresses[2])));
+        });
+        drop(silent);
+    }
+
+    #[test]
+    fn a_newer_connection_of_a_rank_replaces_one_that_nobody_listens_to_any_more() {
+        let port = somewhere().1;
+        let [zero, one, two] = [0, 1, 2].map(|rank| env(rank, 3, port));
+        thread::scope(|scope| {
+            let host = scope.spawn(|| share_with(&zero));
+            let mut abandoned = loop {
+                match TcpStream::connect(("127.0.0.1", port)) {
+                    Ok(stream) => break stream,
+                    Err(_) => thread::sleep(Duration::from_millis(5)),
+                }
+            };
+            let meeting = Meeting::new(&one, PATIENCE, Purpose::Share).unwrap();
+            abandoned.write_all(&meeting.greeting(0).to_bytes(&one.token)).unwrap();
+            thread::sleep(Duration::from_millis(100));
+            let again = scope.spawn(|| share_with(&one));
+            thread::sleep(Duration::from_millis(100));
+            let last = scope.spawn(|| share_with(&two));
+            for rank in [host, again, last] {
+                assert_eq!(&rank.join().unwrap(), b"here");
+            }
+        });
+    }
 }

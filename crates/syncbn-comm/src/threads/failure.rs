@@ -5,19 +5,19 @@
 use std::fmt;
 use std::sync::Arc;
 
-use syncbn_core::{Call, CommError, CommErrorKind};
+use syncbn_core::{CollectiveId, CommError, CommErrorKind};
 
 /// What a rank is doing in the group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    AllReduce(Call),
+    AllReduce(CollectiveId),
     Split,
 }
 
 impl Step {
-    pub(super) fn call(&self) -> Option<&Call> {
+    pub(super) fn call(&self) -> Option<&CollectiveId> {
         match self {
-            Self::AllReduce(call) => Some(call),
+            Self::AllReduce(id) => Some(id),
             Self::Split => None,
         }
     }
@@ -26,19 +26,26 @@ impl Step {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::AllReduce(call) => call.fmt(f),
+            Self::AllReduce(id) => id.fmt(f),
             Self::Split => f.write_str("a split of the group"),
         }
     }
 }
 
-/// How a rank that is in `mine` is told that another is elsewhere.
-pub(super) fn out_of_step(mine: &Step, (other_rank, theirs): &(usize, Step)) -> CommErrorKind {
-    match (mine, theirs) {
-        (Step::AllReduce(_), Step::AllReduce(other)) => {
-            CommErrorKind::OutOfStep { other_rank: *other_rank, other: Box::new(other.clone()) }
+/// Where ranks were when they were found out of step.
+pub(super) type Places = Vec<(usize, Step)>;
+
+/// How a rank is told that others are elsewhere: in sums, or one of them in a split.
+pub(super) fn out_of_step(mine: Option<&Step>, others: Vec<&(usize, Step)>) -> CommErrorKind {
+    let sums = others.iter().map(|(rank, step)| Some((*rank, step.call()?.clone())));
+    match (mine, sums.collect::<Option<_>>()) {
+        (Some(Step::Split), _) | (_, None) => {
+            let theirs: Vec<_> =
+                others.iter().map(|(rank, step)| format!("rank {rank} is in {step}")).collect();
+            let mine = mine.map_or_else(String::new, |mine| format!(", this rank in {mine}"));
+            CommErrorKind::Disagree(theirs.join(", ") + &mine)
         }
-        _ => CommErrorKind::Disagree(format!("rank {other_rank} is in {theirs}, this rank in {mine}")),
+        (_, Some(others)) => CommErrorKind::OutOfStep { others },
     }
 }
 
@@ -46,8 +53,8 @@ pub(super) fn out_of_step(mine: &Step, (other_rank, theirs): &(usize, Step)) -> 
 pub(super) struct Failure {
     /// As the rank that noticed it reports it.
     origin: Arc<CommError>,
-    /// Two ranks that are in different steps, if that is the failure. A third differs from one of them at least.
-    apart: Option<[(usize, Step); 2]>,
+    /// Where the ranks were that had come, if they were in different steps.
+    apart: Option<Places>,
     /// Which ranks' calls have failed with it.
     told: Vec<bool>,
 }
@@ -58,7 +65,7 @@ impl Failure {
         Self { origin: Arc::new(origin), apart: None, told }
     }
 
-    pub(super) fn apart(origin: CommError, apart: [(usize, Step); 2]) -> Self {
+    pub(super) fn apart(origin: CommError, apart: Places) -> Self {
         Self { apart: Some(apart), ..Self::new(origin) }
     }
 
@@ -81,8 +88,10 @@ impl Failure {
 
     /// The failure from where this rank stands, unless it is the others' alone.
     fn news(&self, rank: usize, step: Option<&Step>) -> Option<CommErrorKind> {
-        if let (Some(apart), Some(mine)) = (&self.apart, step) {
-            return apart.iter().find(|(_, theirs)| theirs != mine).map(|other| out_of_step(mine, other));
+        if let Some(apart) = &self.apart {
+            let elsewhere = |(other, theirs): &&(usize, Step)| *other != rank && Some(theirs) != step;
+            let others: Vec<_> = apart.iter().filter(elsewhere).collect();
+            return (!others.is_empty()).then(|| out_of_step(step, others));
         }
         let concerned = match &self.origin.kind {
             CommErrorKind::Left { .. } => true,

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use syncbn_core::{CommError, CommErrorKind};
 
 use super::ThreadComm;
-use super::failure::{Failure, Step, out_of_step};
+use super::failure::{Failure, Places, Step, out_of_step};
 
 /// What the ranks of a group share.
 pub(super) struct Meeting {
@@ -31,6 +31,8 @@ pub(super) struct State {
     /// The first of them, and what it does: what the others have to do, too.
     first: Option<(usize, Step)>,
     failure: Option<Failure>,
+    /// The rank whose panic was seen first, on leaving the group or at the end of its thread.
+    first_panic: Option<usize>,
     /// By rank.
     pub(super) places: Vec<Place>,
     /// The result of the last sum.
@@ -54,8 +56,15 @@ pub(super) struct Place {
 
 impl Meeting {
     pub(super) fn new(world_size: NonZeroUsize, timeout: Duration) -> Self {
-        let places = std::iter::repeat_with(Place::default).take(world_size.get()).collect();
-        let state = State { closed: 0, present: 0, first: None, failure: None, places, sum: Vec::new() };
+        let state = State {
+            closed: 0,
+            present: 0,
+            first: None,
+            failure: None,
+            first_panic: None,
+            places: std::iter::repeat_with(Place::default).take(world_size.get()).collect(),
+            sum: Vec::new(),
+        };
         Self { world_size, timeout, state: Mutex::new(state), changed: Condvar::new() }
     }
 
@@ -79,10 +88,13 @@ impl Meeting {
         }
         match &state.first {
             None => state.first = Some((rank, step.clone())),
-            Some(first) if first.1 != *step => {
-                let origin = self.error(rank, Some(step), out_of_step(step, first));
-                let failure = Failure::apart(origin, [first.clone(), (rank, step.clone())]);
-                return Err(self.fail_with(state, rank, step, failure));
+            Some((_, theirs)) if theirs != step => {
+                let mut places: Places =
+                    state.present().into_iter().map(|other| (other, theirs.clone())).collect();
+                let kind = out_of_step(Some(step), places.iter().collect());
+                let origin = self.error(rank, Some(step), kind);
+                places.push((rank, step.clone()));
+                return Err(self.fail_with(state, rank, step, Failure::apart(origin, places)));
             }
             Some(_) => {}
         }
@@ -158,11 +170,27 @@ impl Meeting {
         state.failure.get_or_insert(failure).tell(rank, step)
     }
 
+    /// A rank cannot go on, for a reason of its own.
+    pub(super) fn poison(&self, rank: usize, cause: &CommError) {
+        let origin = CommError { rank, ..cause.clone() };
+        self.lock().failure.get_or_insert_with(|| Failure::new(origin));
+        self.changed.notify_all();
+    }
+
     /// The rank takes part in no more rounds.
     pub(super) fn leave(&self, rank: usize, panicked: bool) {
         let left = || Failure::new(self.error(rank, None, CommErrorKind::Left { rank, panicked }));
-        self.lock().failure.get_or_insert_with(left);
+        let mut state = self.lock();
+        state.failure.get_or_insert_with(left);
+        if panicked {
+            state.first_panic.get_or_insert(rank);
+        }
         self.changed.notify_all();
+    }
+
+    /// The rank whose panic came first, now that `rank` has panicked, too.
+    pub(super) fn first_panic(&self, rank: usize) -> usize {
+        *self.lock().first_panic.get_or_insert(rank)
     }
 
     pub(super) fn status(&self, rank: usize) -> Result<(), CommError> {
@@ -183,8 +211,16 @@ impl Meeting {
 impl State {
     /// The ranks that have not entered the open round.
     fn missing(&self) -> Vec<usize> {
-        let is_missing = |(_, place): &(usize, &Place)| place.entered == self.closed;
-        self.places.iter().enumerate().filter(is_missing).map(|(rank, _)| rank).collect()
+        self.ranks(|place| place.entered == self.closed)
+    }
+
+    /// The ranks that have.
+    fn present(&self) -> Vec<usize> {
+        self.ranks(|place| place.entered > self.closed)
+    }
+
+    fn ranks(&self, is: impl Fn(&Place) -> bool) -> Vec<usize> {
+        self.places.iter().enumerate().filter(|(_, place)| is(place)).map(|(rank, _)| rank).collect()
     }
 }
 

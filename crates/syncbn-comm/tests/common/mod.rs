@@ -7,7 +7,7 @@ use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
 use syncbn_comm::{ThreadComm, ThreadGroup};
-use syncbn_core::{Call, CommError, HostCommunicator, Pass};
+use syncbn_core::{CollectiveId, CollectiveKind, CommError, Dtype, HostCommunicator, Pass};
 
 /// A time-out that no test waits for, even on a busy machine.
 pub(crate) const PATIENT: Duration = Duration::from_secs(600);
@@ -21,12 +21,17 @@ pub(crate) fn size(world_size: usize) -> NonZeroUsize {
 
 /// A group whose ranks would wait for [`PATIENT`].
 pub(crate) fn group<const N: usize>() -> [ThreadComm; N] {
-    ThreadGroup::new(size(N), PATIENT).try_into().unwrap()
+    ThreadGroup::new(size(N), PATIENT).unwrap().try_into().unwrap()
 }
 
 /// The backward sum of a layer: 2 numbers per channel.
-pub(crate) fn backward(layer: &str, channels: usize) -> Call {
-    Call::new(layer, Pass::Backward, channels)
+pub(crate) fn backward(layer: &str, channels: usize) -> CollectiveId {
+    pass(layer, Pass::Backward, channels)
+}
+
+/// The sum of a layer's pass.
+pub(crate) fn pass(layer: &str, pass: Pass, channels: usize) -> CollectiveId {
+    CollectiveId::new(layer, pass.message_len(channels, Dtype::F32)).with_kind(CollectiveKind::Pass(pass))
 }
 
 /// Sums `values` in layer `bn`.
@@ -35,9 +40,9 @@ pub(crate) fn sum<const N: usize>(comm: &ThreadComm, mut values: [f64; N]) -> Re
     Ok(values)
 }
 
-/// Sums zeros as `call` says: the failure, if it fails.
-pub(crate) fn attempt(comm: &ThreadComm, call: &Call) -> Result<(), CommError> {
-    comm.all_reduce_sum(call, &mut vec![0.0; call.pass.message_len(call.channels)])
+/// Sums zeros as `id` says: the failure, if it fails.
+pub(crate) fn attempt(comm: &ThreadComm, id: &CollectiveId) -> Result<(), CommError> {
+    comm.all_reduce_sum(id, &mut vec![0.0; id.length])
 }
 
 /// What `work` returns, provided that it did not wait for a time-out.
