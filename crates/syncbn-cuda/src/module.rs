@@ -10,14 +10,16 @@ use syncbn_core::Dtype;
 
 use crate::cache::Cache;
 use crate::error::CudaError;
+use crate::plan::{Tuning, most_pack};
 use crate::raw::driver::Function;
 use crate::raw::nvrtc::{Nvrtc, nvrtc};
-use crate::tile::{Tile, Tuning, most_pack};
+use crate::raw::params::Tile;
 use crate::{grad_input, grad_sums, moments, normalize};
 
 const SHARED: &str = concat!(
     include_str!("../kernels/number.cuh"),
     include_str!("../kernels/tile.cuh"),
+    include_str!("../kernels/message.cuh"),
     include_str!("../kernels/reduce.cuh")
 );
 

@@ -11,6 +11,8 @@ use syncbn_core::Geometry;
 
 use crate::error::CudaError;
 use crate::module::Kernel;
+use crate::raw::driver::Launch;
+use crate::raw::params::Tile;
 
 mod matrix;
 mod team;
@@ -20,28 +22,6 @@ pub(crate) use team::{most_pack, most_partials};
 
 /// Bytes of shared memory that each block takes beside its own.
 const RESERVED: usize = 1024;
-
-/// The struct of the same name in tile.cuh.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Tile {
-    channels: i64,
-    lanes: i64,
-    segment: i64,
-    runs: i64,
-    step_index: i64,
-    wrap: i64,
-    tail: i64,
-    step_within: i32,
-    whole: i32,
-    rest: i32,
-    inner: i32,
-    slots: i32,
-    members: i32,
-    splits: i32,
-    pack: i32,
-    shares: i32,
-}
 
 /// How many threads and blocks a kernel is compiled for, and how many loads each thread has in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -121,6 +101,11 @@ impl Plan {
             shares: small(team.shares())?,
         };
         Ok(Self { tile, blocks, threads: team.threads as u32, vec: matrix.vec, columns: matrix.columns })
+    }
+
+    /// A launch of the blocks that walk the tensor.
+    pub(crate) fn launch(&self) -> Launch {
+        Launch { blocks: self.blocks, threads: self.threads, shared: 0, overlaps: false }
     }
 
     /// As much as there is: all but a thread's last turn, if a multiprocessor with `room` bytes of shared memory has room for

@@ -119,5 +119,5 @@ pub(super) fn nearly(best: f64) -> f64 {
 /// The most partial sums, of `channels` channels over all splits, and tickets that any pass needs.
 pub(crate) fn most_partials(multiprocessors: usize, channels: usize) -> (usize, usize) {
     let tickets = 8 * multiprocessors;
-    ((MOST_PACK * multiprocessors).min(4 * tickets * channels), tickets)
+    ((MOST_PACK * multiprocessors).min(channels.saturating_mul(4 * tickets)), tickets)
 }
