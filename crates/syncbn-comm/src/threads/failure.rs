@@ -36,7 +36,7 @@ impl fmt::Display for Step {
 pub(super) type Places = Vec<(usize, Step)>;
 
 /// How a rank is told that others are elsewhere: in sums, or one of them in a split.
-pub(super) fn out_of_step(mine: Option<&Step>, others: Vec<&(usize, Step)>) -> CommErrorKind {
+pub(super) fn out_of_step(mine: Option<&Step>, others: &[&(usize, Step)]) -> CommErrorKind {
     let sums = others.iter().map(|(rank, step)| Some((*rank, step.call()?.clone())));
     match (mine, sums.collect::<Option<_>>()) {
         (Some(Step::Split), _) | (_, None) => {
@@ -91,7 +91,7 @@ impl Failure {
         if let Some(apart) = &self.apart {
             let elsewhere = |(other, theirs): &&(usize, Step)| *other != rank && Some(theirs) != step;
             let others: Vec<_> = apart.iter().filter(elsewhere).collect();
-            return (!others.is_empty()).then(|| out_of_step(step, others));
+            return (!others.is_empty()).then(|| out_of_step(step, &others));
         }
         let concerned = match &self.origin.kind {
             CommErrorKind::Left { .. } => true,
