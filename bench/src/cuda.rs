@@ -13,7 +13,7 @@ use syncbn_core::{CollectiveId, Communicator, Dtype, Element, Numbers, Storage};
 use syncbn_cuda::cudarc::driver::sys::{CUdevice_attribute, CUevent_flags, CUgraphInstantiate_flags};
 use syncbn_cuda::cudarc::driver::{CudaSlice, CudaStream, sys::CUstreamCaptureMode};
 use syncbn_cuda::nccl::{NcclCommunicator, NcclId};
-use syncbn_cuda::{Buffer, Cuda};
+use syncbn_cuda::{Buffer, Cuda, allow_capture};
 
 use crate::measure::measure;
 use crate::results::{Meta, Row};
@@ -138,7 +138,7 @@ impl Device for CudaDevice {
         self.stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)?;
         // SAFETY: what the work uses is the caller's, and outlives this call; the graph does not, and its last replay has been waited
         // for by then. Nothing else uses the stream, or what the work uses, meanwhile.
-        let enqueued = unsafe { self.cuda.allow_capture(work) };
+        let enqueued = unsafe { allow_capture(work) };
         let graph = self.stream.end_capture(CUgraphInstantiate_flags(0))?;
         enqueued?;
         let graph = graph.context("nothing was captured")?;

@@ -9,8 +9,7 @@ use cudarc::driver::{CudaEvent, CudaStream};
 use crate::error::CudaError;
 use crate::raw::capture::{check_capture, refuse_capture};
 use crate::raw::driver::{self, Function, Launch};
-use crate::raw::memory::{Order, Region};
-use crate::raw::owned::Use;
+use crate::raw::owned::{Order, Region, Use};
 use crate::raw::params::Params;
 
 /// What one piece of work on a queue uses.

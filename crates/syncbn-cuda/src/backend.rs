@@ -12,13 +12,22 @@ use syncbn_core::{
 
 use crate::device::Cuda;
 use crate::error::CudaError;
+use crate::kernel::Kernel;
 use crate::memory::Buffer;
 use crate::moments::Wanted;
 use crate::plan::Plan;
 use crate::raw::memory::{Mem, MemMut};
 use crate::raw::transfer;
 use crate::workspace::{Saved, Workspace};
-use crate::{grad_input, grad_sums, moments, normalize};
+use crate::{grad_input, grad_sums, module, moments, normalize};
+
+const KERNELS: [&Kernel; 4] = [&moments::KERNEL, &normalize::KERNEL, &grad_sums::KERNEL, &grad_input::KERNEL];
+
+/// Compiles every specialisation of every kernel for an architecture such as `sm_90`, without a device; returns how many
+/// there are.
+pub fn compile_all(architecture: &str) -> Result<usize, CudaError> {
+    module::compile_all(&KERNELS, architecture)
+}
 
 impl Backend for Cuda {
     type Queue = Arc<CudaStream>;
@@ -128,7 +137,7 @@ impl Storage for Cuda {
 impl<T: Element> Kernels<T> for Cuda {
     /// Compiles the four kernels for memory of full alignment, and puts one set of saved statistics into the pool.
     fn prepare(&self, queue: &Arc<CudaStream>, geometry: &Geometry) -> Result<(), CudaError> {
-        for kernel in [&moments::KERNEL, &normalize::KERNEL, &grad_sums::KERNEL, &grad_input::KERNEL] {
+        for kernel in KERNELS {
             let plan = Plan::new(geometry, size_of::<T>(), &[0], self.multiprocessors(), kernel)?;
             self.kernel::<T>(kernel, &plan)?;
         }

@@ -12,7 +12,8 @@ use cudarc::driver::{CudaContext, CudaStream};
 use syncbn_core::{Element, Geometry};
 
 use crate::error::CudaError;
-use crate::module::{Kernel, Modules, Special};
+use crate::kernel::Kernel;
+use crate::module::{Modules, Special};
 use crate::plan::Plan;
 use crate::raw::driver::{self, Function};
 use crate::raw::nvrtc::nvrtc;

@@ -90,7 +90,7 @@ pub enum CudaError {
     },
     /// The stream captures a graph, which would hold memory longer than any borrow.
     #[error(
-        "the stream captures a graph, whose replays may use memory after it is gone: `Cuda::allow_capture` says what has to hold"
+        "the stream captures a graph, whose replays may use memory after it is gone: `allow_capture` says what has to hold"
     )]
     Capturing,
     /// Something was to be captured that no graph can hold.

@@ -9,8 +9,8 @@ use syncbn_core::{Element, Scalar};
 use crate::access::Access;
 use crate::device::{Cuda, same_geometry};
 use crate::error::CudaError;
-use crate::module::Kernel;
-use crate::plan::{Ahead, Plan, Tuning};
+use crate::kernel::{Kernel, Tuning};
+use crate::plan::{Ahead, Plan};
 use crate::raw::driver::Launch;
 use crate::raw::params::GradInputParams;
 

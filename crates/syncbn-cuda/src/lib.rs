@@ -7,7 +7,7 @@
 //!   (programmatic dependent launch, in captured graphs too, from driver 12.3 on): it reads as much as shared memory has room
 //!   for, and waits by itself for the sums.
 //! - From a call to its return the host never waits for the device, and allocates nothing once a shape has been seen on a
-//!   stream: a step can be captured in a CUDA graph, in [`Cuda::allow_capture`].
+//!   stream: a step can be captured in a CUDA graph, in [`allow_capture`].
 //! - Memory may be used on any stream: what is enqueued waits, on the device, for what other streams do with it. For memory of
 //!   cudarc's, cudarc's events say so; for raw pointers the caller does.
 //! - Squares of `f32`, `f16` and `bf16` data have to fit an `f32`: differences of 1e19 within 64 neighbours are out of range.
@@ -28,6 +28,7 @@ mod device;
 pub mod error;
 mod grad_input;
 mod grad_sums;
+mod kernel;
 mod memory;
 mod module;
 mod moments;
@@ -38,10 +39,11 @@ mod plan;
 mod raw;
 mod workspace;
 
+pub use backend::compile_all;
 pub use cudarc;
 pub use device::Cuda;
 pub use error::CudaError;
 pub use memory::Buffer;
-pub use module::compile_all;
+pub use raw::capture::allow_capture;
 pub use raw::memory::{Mem, MemMut};
 pub use workspace::{Saved, Workspace};

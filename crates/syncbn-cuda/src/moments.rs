@@ -9,8 +9,8 @@ use syncbn_core::{Element, Scalar};
 use crate::access::Access;
 use crate::device::Cuda;
 use crate::error::CudaError;
-use crate::module::Kernel;
-use crate::plan::{Plan, Tuning};
+use crate::kernel::{Kernel, Tuning};
+use crate::plan::Plan;
 use crate::raw::params::MomentsParams;
 
 pub(crate) const KERNEL: Kernel = Kernel {

@@ -10,35 +10,19 @@
 use syncbn_core::Geometry;
 
 use crate::error::CudaError;
-use crate::module::Kernel;
+use crate::kernel::Kernel;
 use crate::raw::driver::Launch;
 use crate::raw::params::Tile;
 
+mod limits;
 mod matrix;
 mod team;
 
+pub(crate) use limits::{most_pack, most_partials};
 use matrix::Matrix;
-pub(crate) use team::{most_pack, most_partials};
 
 /// Bytes of shared memory that each block takes beside its own.
 const RESERVED: usize = 1024;
-
-/// How many threads and blocks a kernel is compiled for, and how many loads each thread has in flight.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Tuning {
-    /// The most threads of a block.
-    pub(crate) threads: usize,
-    /// Blocks of so many threads that have room on a multiprocessor.
-    pub(crate) blocks: usize,
-    /// Loads of one tensor.
-    pub(crate) unroll: usize,
-}
-
-impl Tuning {
-    pub(crate) const fn new(threads: usize, blocks: usize, unroll: usize) -> Self {
-        Self { threads, blocks, unroll }
-    }
-}
 
 /// What a thread of a kernel that may start early reads before it has to wait.
 #[derive(Clone, Copy, Debug, Default)]

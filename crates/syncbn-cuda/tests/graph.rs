@@ -14,7 +14,7 @@ use syncbn_core::{Communicator, ErrorKind, SingleRank};
 use syncbn_cuda::cudarc::driver::CudaGraph;
 use syncbn_cuda::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use syncbn_cuda::nccl::{NcclCommunicator, NcclId};
-use syncbn_cuda::{Cuda, CudaError};
+use syncbn_cuda::{Cuda, CudaError, allow_capture};
 
 const REPLAYS: usize = 1000;
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -50,10 +50,9 @@ fn replays_equal_steps(cuda: &Cuda, group: &Group, samples: usize) {
 
 fn capture(rig: &mut Rig) -> CudaGraph {
     begin_capture(rig);
-    let cuda = rig.cuda.clone();
     // SAFETY: each test waits for the last replay while the rig still lives, uses nothing else of it meanwhile, and drops the graph
     // before it.
-    unsafe { cuda.allow_capture(|| rig.step()) };
+    unsafe { allow_capture(|| rig.step()) };
     end_capture(rig).unwrap()
 }
 
@@ -97,7 +96,7 @@ fn what_a_graph_reads_is_not_lent_again() {
         let saved = rig.forward();
         begin_capture(&rig);
         // SAFETY: as in `capture`.
-        unsafe { cuda.allow_capture(|| rig.backward(&saved)) };
+        unsafe { allow_capture(|| rig.backward(&saved)) };
         let graph = end_capture(&rig).unwrap();
         graph.launch().unwrap();
         let first = rig.written();

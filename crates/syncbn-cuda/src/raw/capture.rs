@@ -1,13 +1,12 @@
 //! Work that a graph captures: replays use memory long after the calls that lent it have returned.
 //!
 //! No borrow lasts as long as a graph, and any safe code may begin a capture. So passes refuse a stream that captures, except in
-//! [`Cuda::allow_capture`].
+//! [`allow_capture`].
 
 use std::cell::Cell;
 
 use cudarc::driver::{CudaStream, DriverError, sys};
 
-use crate::device::Cuda;
 use crate::error::CudaError;
 
 thread_local! {
@@ -15,30 +14,28 @@ thread_local! {
     static ALLOWED: Cell<usize> = const { Cell::new(0) };
 }
 
-impl Cuda {
-    /// Runs `body`, in which passes may be enqueued on streams that capture a graph; elsewhere they are refused with
-    /// [`CudaError::Capturing`]. The permission is this thread's, for as long as the body runs.
-    ///
-    /// Run the step once before, on the stream that captures: what a capture cannot do (compiling, allocating, connecting ranks) is
-    /// then done. cudarc's own memory has to be untracked (`CudaContext::disable_event_tracking` before it is allocated).
-    ///
-    /// # Safety
-    /// Until the last replay of a graph that holds work of the body has run, whatever the borrows of the body's calls say:
-    /// - Lifetime: all memory that the body's passes were lent, the layers (their parameters, running statistics and scratch)
-    ///   and the communicators live, and stay where they are.
-    /// - Order: what else uses that memory, the layers' other passes among it, is ordered before or after a replay as a whole
-    ///   (the same stream, or an event), and no two replays run at once.
-    pub unsafe fn allow_capture<R>(&self, body: impl FnOnce() -> R) -> R {
-        struct Allowed;
-        impl Drop for Allowed {
-            fn drop(&mut self) {
-                ALLOWED.with(|allowed| allowed.set(allowed.get() - 1));
-            }
+/// Runs `body`, in which passes may be enqueued on streams that capture a graph; elsewhere they are refused with
+/// [`CudaError::Capturing`]. The permission is this thread's, for as long as the body runs.
+///
+/// Run the step once before, on the stream that captures: what a capture cannot do (compiling, allocating, connecting ranks) is
+/// then done. cudarc's own memory has to be untracked (`CudaContext::disable_event_tracking` before it is allocated).
+///
+/// # Safety
+/// Until the last replay of a graph that holds work of the body has run, whatever the borrows of the body's calls say:
+/// - Lifetime: all memory that the body's passes were lent, the layers (their parameters, running statistics and scratch)
+///   and the communicators live, and stay where they are.
+/// - Order: what else uses that memory, the layers' other passes among it, is ordered before or after a replay as a whole
+///   (the same stream, or an event), and no two replays run at once.
+pub unsafe fn allow_capture<R>(body: impl FnOnce() -> R) -> R {
+    struct Allowed;
+    impl Drop for Allowed {
+        fn drop(&mut self) {
+            ALLOWED.with(|allowed| allowed.set(allowed.get() - 1));
         }
-        ALLOWED.with(|allowed| allowed.set(allowed.get() + 1));
-        let _allowed = Allowed;
-        body()
     }
+    ALLOWED.with(|allowed| allowed.set(allowed.get() + 1));
+    let _allowed = Allowed;
+    body()
 }
 
 /// Whether the stream captures a graph, which then must have been allowed.

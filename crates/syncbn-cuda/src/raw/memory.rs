@@ -6,50 +6,26 @@
 
 use std::marker::PhantomData;
 
-use cudarc::driver::{CudaContext, CudaEvent, CudaStream, CudaView, CudaViewMut, DeviceSlice, SyncOnDrop};
+use cudarc::driver::{CudaContext, CudaStream, CudaView, CudaViewMut, DeviceSlice, SyncOnDrop};
 use syncbn_core::Scalar;
 
-use super::owned::Owned;
-use crate::device::Cuda;
-
-/// Where borrowed memory lies, and what orders its uses.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Region<'a> {
-    pub(crate) pointer: u64,
-    pub(crate) len: usize,
-    /// The context's handle, as a number: compared, never followed.
-    pub(crate) context: usize,
-    pub(crate) order: Order<'a>,
-}
-
-/// What orders the uses of memory on several streams.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Order<'a> {
-    /// There are no elements to be used.
-    Empty,
-    /// The caller has promised it.
-    Promised,
-    /// cudarc: the stream already waits for what came before, and whatever uses the memory records the event, if it is tracked.
-    Event { stream: &'a CudaStream, used: Option<&'a CudaEvent> },
-    /// The memory's own account.
-    Owned(&'a Owned),
-}
+use super::owned::{Order, Owned, Region};
 
 /// Device memory that is read.
 #[derive(Debug)]
 pub struct Mem<'a, T: Scalar> {
     pub(crate) region: Region<'a>,
-    marker: PhantomData<&'a [T]>,
+    pub(super) marker: PhantomData<&'a [T]>,
 }
 
 /// Device memory that is written.
 #[derive(Debug)]
 pub struct MemMut<'a, T: Scalar> {
     pub(crate) region: Region<'a>,
-    marker: PhantomData<&'a mut [T]>,
+    pub(super) marker: PhantomData<&'a mut [T]>,
 }
 
-fn region<'a>(context: &CudaContext, pointer: u64, len: usize, order: Order<'a>) -> Region<'a> {
+pub(super) fn region<'a>(context: &CudaContext, pointer: u64, len: usize, order: Order<'a>) -> Region<'a> {
     Region { pointer, len, context: context.cu_ctx() as usize, order }
 }
 
@@ -76,18 +52,6 @@ impl<'a, T: Scalar> Mem<'a, T> {
         Self { region: region(&context, pointer, len, event(guard, stream)), marker: PhantomData }
     }
 
-    /// Borrows memory of another library (`DLPack`, `PyTorch`, candle): `len` elements from a device pointer on.
-    ///
-    /// # Safety
-    /// - Lifetime: the memory stays allocated for `'a` and until the work enqueued with it has run.
-    /// - Device: it belongs to `cuda`'s device, is readable there, and is aligned for `T`.
-    /// - Stream: what wrote it runs before the queue that it is used with (same stream, or an event).
-    /// - Aliasing: nothing writes it until the work enqueued with it has run.
-    #[must_use]
-    pub unsafe fn from_raw(cuda: &Cuda, pointer: u64, len: usize) -> Self {
-        Self { region: region(cuda.context(), pointer, len, Order::Promised), marker: PhantomData }
-    }
-
     pub(crate) fn empty() -> Self {
         Self { region: EMPTY, marker: PhantomData }
     }
@@ -110,16 +74,6 @@ impl<'a, T: Scalar> MemMut<'a, T> {
         let (context, len) = (view.stream().context().clone(), view.len());
         let (pointer, guard) = view.view_ptr_mut(stream);
         Self { region: region(&context, pointer, len, event(guard, stream)), marker: PhantomData }
-    }
-
-    /// Borrows memory of another library (`DLPack`, `PyTorch`, candle): `len` elements from a device pointer on.
-    ///
-    /// # Safety
-    /// As [`Mem::from_raw`], and: the memory is writable, and nothing else reads or writes it until the work enqueued with
-    /// it has run.
-    #[must_use]
-    pub unsafe fn from_raw(cuda: &Cuda, pointer: u64, len: usize) -> Self {
-        Self { region: region(cuda.context(), pointer, len, Order::Promised), marker: PhantomData }
     }
 
     pub(crate) fn empty() -> Self {

@@ -4,6 +4,7 @@
 
 pub(crate) mod capture;
 pub(crate) mod driver;
+mod foreign;
 mod library;
 pub(crate) mod memory;
 pub(crate) mod nccl;

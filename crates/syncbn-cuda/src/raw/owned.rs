@@ -4,12 +4,34 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use cudarc::driver::{CudaContext, CudaStream};
+use cudarc::driver::{CudaContext, CudaEvent, CudaStream};
 
 use super::capture::is_capturing;
 use super::driver::{self, DeviceMemory};
-use super::memory::{Order, Region};
 use crate::error::CudaError;
+
+/// Where borrowed memory lies, and what orders its uses.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Region<'a> {
+    pub(crate) pointer: u64,
+    pub(crate) len: usize,
+    /// The context's handle, as a number: compared, never followed.
+    pub(crate) context: usize,
+    pub(crate) order: Order<'a>,
+}
+
+/// What orders the uses of memory on several streams.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Order<'a> {
+    /// There are no elements to be used.
+    Empty,
+    /// The caller has promised it.
+    Promised,
+    /// cudarc: the stream already waits for what came before, and whatever uses the memory records the event, if it is tracked.
+    Event { stream: &'a CudaStream, used: Option<&'a CudaEvent> },
+    /// The memory's own account.
+    Owned(&'a Owned),
+}
 
 /// Device memory, and which streams use it.
 #[derive(Debug)]

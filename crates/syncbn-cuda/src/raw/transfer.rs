@@ -6,8 +6,9 @@ use cudarc::driver::CudaStream;
 use syncbn_core::{Param, Scalar};
 
 use super::driver;
-use super::memory::{Mem, MemMut, Order};
+use super::memory::{Mem, MemMut};
 use super::nccl::Comm;
+use super::owned::Order;
 use crate::access::Access;
 use crate::error::CudaError;
 
