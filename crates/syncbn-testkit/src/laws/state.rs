@@ -2,7 +2,7 @@
 //!
 //! Deliberately not here: files, and states that do not fit (see [`errors`](super::errors)).
 
-use syncbn_core::{Dtype, Element, Kernels, Scalar, State};
+use syncbn_core::{Checkpoint, Dtype, Element, FileDtype, Kernels, Scalar, State};
 
 use crate::harness::Harness;
 use crate::outcome::Outcome;
@@ -24,11 +24,9 @@ where
                 let mut steps = Vec::new();
                 for seed in 0..6 {
                     if interrupted && seed == 3 {
-                        let saved = layer.state(&rank.queue)?.to_tensors("bn.");
-                        let state = State::from_tensors("bn.", |name| {
-                            Ok(saved.iter().find(|tensor| tensor.name == name).cloned())
-                        })?;
-                        layer = rank.layer(case.config(), &state)?;
+                        let saved = Checkpoint::new(layer.state(&rank.queue)?.to_tensors("bn."))?;
+                        let loaded = saved.load("bn.", &case.config())?;
+                        layer = rank.layer(case.config(), &loaded.state)?;
                     }
                     let batch = Case { seed, ..case.clone() };
                     let (x, dy) = (batch.x::<T>(rank.index), batch.dy::<T>(rank.index));
@@ -62,7 +60,8 @@ where
     for (tensor, name) in tensors.iter().zip(names) {
         ensure!(tensor.name == format!("m.bn.{name}"), "{} in place of {name}", tensor.name);
         let counter = name == "num_batches_tracked";
-        let expected = if counter { (Dtype::I64, vec![]) } else { (parameters, vec![67]) };
+        let expected =
+            if counter { (FileDtype::I64, vec![]) } else { (FileDtype::from(parameters), vec![67]) };
         ensure!(
             (tensor.dtype, tensor.shape.clone()) == expected,
             "{name} is {} {:?}",
