@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use mio::Waker;
 use mio::net::TcpStream;
-use syncbn_core::{CollectiveId, CommError, CommErrorKind, HostCommunicator};
+use syncbn_core::{CollectiveId, CommError, CommErrorKind, HostCommunicator, Membership};
 
 use crate::bootstrap::{BootstrapError, JobToken, LaunchEnv};
 use crate::failure::{Failure, Step};
@@ -50,6 +50,7 @@ pub struct TcpCommunicator {
     busy: AtomicBool,
     outside: Outside,
     splits: Mutex<u64>,
+    membership: Arc<Membership>,
 }
 
 /// Who is in the group, and what proves it.
@@ -114,7 +115,7 @@ impl TcpCommunicator {
         let (links, waker) = Links::new(rank, timeout, by_rank)?;
         let outside = Outside { found: Mutex::new(None), waker };
         let (links, busy, splits) = (Mutex::new(links), AtomicBool::new(false), Mutex::new(0));
-        Ok(Self { rank, members, links, busy, outside, splits })
+        Ok(Self { rank, members, links, busy, outside, splits, membership: Arc::default() })
     }
 
     /// Begins a collective of this rank.
@@ -211,6 +212,10 @@ impl HostCommunicator for TcpCommunicator {
                 lock(&self.outside.found).as_ref().map_or(Ok(()), |failure| Err(failure.status(self.rank)))
             }
         }
+    }
+
+    fn membership(&self) -> Option<Arc<Membership>> {
+        Some(Arc::clone(&self.membership))
     }
 }
 

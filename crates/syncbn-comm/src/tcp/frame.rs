@@ -26,7 +26,16 @@ pub(super) enum Frame {
     /// It takes part in nothing more.
     Leave { panicked: bool },
     /// The group has failed, and it was this.
-    Poison { origin: CommError, apart: Option<Places> },
+    Poison(Poison),
+}
+
+/// The first failure of a group, as the rank that says so has heard or found it.
+#[derive(Debug)]
+pub(super) struct Poison {
+    /// How many collectives the rank that says so has completed: whether it was still in the one that its peers are in.
+    pub(super) completed: u64,
+    pub(super) origin: CommError,
+    pub(super) apart: Option<Places>,
 }
 
 /// The bytes are no frame.
@@ -56,7 +65,11 @@ impl Frame {
             1 => Self::Step(Step::AllReduce(reader.id()?)),
             2 => Self::Step(Step::Split),
             3 => Self::Leave { panicked: reader.bool()? },
-            4 => Self::Poison { origin: reader.error()?, apart: reader.apart()? },
+            4 => Self::Poison(Poison {
+                completed: reader.u64()?,
+                origin: reader.error()?,
+                apart: reader.apart()?,
+            }),
             _ => return Err(FrameError::Form),
         };
         if reader.0.is_empty() { Ok(Some((frame, 4 + length))) } else { Err(FrameError::Form) }
@@ -74,8 +87,8 @@ impl Frame {
         match self {
             Self::Step(step) => writer.step(step)?,
             Self::Leave { panicked } => writer.u8(3).u8((*panicked).into()),
-            Self::Poison { origin, apart } => {
-                writer.u8(4).error(origin)?;
+            Self::Poison(Poison { completed, origin, apart }) => {
+                writer.u8(4).u64(*completed).error(origin)?;
                 writer.apart(apart.as_ref(), from + 4 + LONGEST)?
             }
         };

@@ -15,7 +15,7 @@ use std::time::Duration;
 use mio::{Events, Interest, Poll, Token, Waker};
 use syncbn_core::{CommError, CommErrorKind};
 
-use super::frame::Frame;
+use super::frame::{Frame, Poison};
 use super::peer::{News, Peer};
 use crate::deadline::Deadline;
 use crate::failure::{Failure, Places, Step, out_of_step};
@@ -31,6 +31,8 @@ pub(super) struct Links {
     /// The frame and the numbers that this rank sends in the present collective.
     message: Vec<u8>,
     failure: Option<Failure>,
+    /// How many collectives were completed.
+    completed: u64,
 }
 
 /// The token of the one who wakes a waiting rank from another of its threads.
@@ -58,7 +60,10 @@ impl Links {
         let world_size = NonZeroUsize::new(streams.len()).unwrap_or(NonZeroUsize::MIN);
         let peers = streams.into_iter().map(|stream| stream.map(Peer::new)).collect();
         let (events, message) = (Events::with_capacity(world_size.get().min(1024)), Vec::new());
-        Ok((Self { rank, world_size, timeout, poll, events, peers, message, failure: None }, waker))
+        Ok((
+            Self { rank, world_size, timeout, poll, events, peers, message, failure: None, completed: 0 },
+            waker,
+        ))
     }
 
     pub(super) fn timeout(&self) -> Duration {
@@ -105,12 +110,13 @@ impl Links {
             for peer in &ready {
                 self.attend(*peer, step, size)?;
             }
-            if let Some(failure) = outside() {
-                return Err(failure);
-            }
             let missing = self.missing();
             if missing.is_empty() {
+                self.completed += 1;
                 return Ok(());
+            }
+            if let Some(failure) = outside() {
+                return Err(failure);
             }
             if deadline.has_passed() {
                 let kind = CommErrorKind::Timeout { missing, timeout: self.timeout };
@@ -136,7 +142,7 @@ impl Links {
             return Err(self.apart(step));
         }
         peer.receive(size);
-        let heard = heard.and_then(|()| peer.overhear(size));
+        let heard = heard.and_then(|()| peer.overhear(size, self.completed));
         let left = if peer.has_arrived() { None } else { peer.gone };
         match (heard, left) {
             (Err(news), _) => Err(self.heard(rank, Some(step), news)),
@@ -172,7 +178,7 @@ impl Links {
 
     fn heard(&self, rank: usize, step: Option<&Step>, news: News) -> Failure {
         match news {
-            News::Poison { mut origin, apart } => {
+            News::Poison(Poison { mut origin, apart, .. }) => {
                 let world_size = self.world_size.get();
                 origin.world_size = world_size;
                 if origin.rank >= world_size {
@@ -220,7 +226,7 @@ impl Links {
         let (origin, apart) = failure.report();
         self.failure = Some(failure);
         let mut words = Vec::new();
-        let frame = Frame::Poison { origin, apart };
+        let frame = Frame::Poison(Poison { completed: self.completed, origin, apart });
         if frame.write(&mut words).is_err() {
             words.clear();
         }

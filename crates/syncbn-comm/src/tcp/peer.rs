@@ -8,10 +8,9 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
 
 use mio::net::TcpStream;
-use syncbn_core::CommError;
 
-use super::frame::{Frame, FrameError};
-use crate::failure::{Places, Step};
+use super::frame::{Frame, FrameError, Poison};
+use crate::failure::Step;
 
 /// What is read at once where little is expected.
 const CHUNK: usize = 16 * 1024;
@@ -31,10 +30,7 @@ pub(super) struct Peer {
 
 /// What a peer has said that concerns the whole group.
 pub(super) enum News {
-    Poison {
-        origin: CommError,
-        apart: Option<Places>,
-    },
+    Poison(Poison),
     /// It sends what no rank sends.
     Nonsense(FrameError),
 }
@@ -72,7 +68,7 @@ impl Peer {
                     match frame {
                         Frame::Step(step) => self.step = Some(step),
                         Frame::Leave { panicked } => self.gone = Some(panicked),
-                        Frame::Poison { origin, apart } => return Err(News::Poison { origin, apart }),
+                        Frame::Poison(poison) => return Err(News::Poison(poison)),
                     }
                 }
                 None if self.inbox.closed => self.gone = Some(false),
@@ -83,11 +79,13 @@ impl Peer {
         Ok(())
     }
 
-    /// Reads what comes behind its numbers, while others' are still to come: it may have given up.
-    pub(super) fn overhear(&mut self, size: usize) -> Result<(), News> {
+    /// Reads what comes behind its numbers: it may have given up this collective, of which `completed` came before.
+    pub(super) fn overhear(&mut self, size: usize, completed: u64) -> Result<(), News> {
         while self.arrived {
             match Frame::parse(self.inbox.bytes().get(size..).unwrap_or_default()) {
-                Ok(Some((Frame::Poison { origin, apart }, _))) => return Err(News::Poison { origin, apart }),
+                Ok(Some((Frame::Poison(poison), _))) if poison.completed == completed => {
+                    return Err(News::Poison(poison));
+                }
                 Ok(None) if !self.inbox.closed && self.inbox.more(&mut self.stream) => {}
                 // Anything else has its time in the next collective.
                 _ => return Ok(()),

@@ -44,7 +44,11 @@ fn frames() -> impl Strategy<Value = Frame> {
     prop_oneof![
         steps().prop_map(Frame::Step),
         any::<bool>().prop_map(|panicked| Frame::Leave { panicked }),
-        (error, apart).prop_map(|(origin, apart)| Frame::Poison { origin, apart }),
+        (any::<u64>(), error, apart).prop_map(|(completed, origin, apart)| Frame::Poison(Poison {
+            completed,
+            origin,
+            apart
+        })),
     ]
 }
 
@@ -92,8 +96,11 @@ fn of_too_many_places_as_many_are_told_as_fit() {
     let kind = CommErrorKind::OutOfStep { others: Vec::new() };
     let origin = CommError { rank: 0, world_size: 9, call: Some(id.clone()), late: false, kind };
     let mut bytes = Vec::new();
-    Frame::Poison { origin, apart: Some((0..9).map(place).collect()) }.write(&mut bytes).unwrap();
-    let Some((Frame::Poison { apart: Some(apart), .. }, _)) = Frame::parse(&bytes).unwrap() else { panic!() };
+    let poison = Poison { completed: 7, origin, apart: Some((0..9).map(place).collect()) };
+    Frame::Poison(poison).write(&mut bytes).unwrap();
+    let Some((Frame::Poison(Poison { apart: Some(apart), .. }), _)) = Frame::parse(&bytes).unwrap() else {
+        panic!()
+    };
     assert_eq!(apart, (0..2).map(place).collect::<Places>());
 }
 
