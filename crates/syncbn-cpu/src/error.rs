@@ -24,4 +24,16 @@ pub enum CpuError {
         /// The length of the caller's.
         got: usize,
     },
+    /// The threads that kernels work on could not be started.
+    #[error("cannot start the threads that kernels work on: {cause}")]
+    Threads {
+        /// What the operating system says.
+        cause: String,
+    },
+}
+
+impl CpuError {
+    pub(crate) fn no_threads(cause: impl std::fmt::Display) -> Self {
+        Self::Threads { cause: cause.to_string() }
+    }
 }

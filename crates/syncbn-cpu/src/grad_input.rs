@@ -26,8 +26,7 @@ pub(crate) fn grad_input<T: Number>(args: GradInputArgs<'_, Cpu, T>) -> Result<(
         GradSource::Frozen => {
             let scale = |channel| [weight(channel) * saved_channel(saved, channel).1];
             let coefficients = Coefficients::new(&geometry, scale)?;
-            map(&geometry, &coefficients, [dy], dx, Frozen);
-            return Ok(());
+            return map(&geometry, &coefficients, [dy], dx, Frozen);
         }
     };
     let coefficients = Coefficients::new(&geometry, |channel| {
@@ -37,8 +36,7 @@ pub(crate) fn grad_input<T: Number>(args: GradInputArgs<'_, Cpu, T>) -> Result<(
         [batch.mean, scale, mean_dy, slope]
     })?;
     let inputs = [Input::Apart(x.mem()), dy];
-    map(&geometry, &coefficients, inputs, dx, Batch);
-    Ok(())
+    map(&geometry, &coefficients, inputs, dx, Batch)
 }
 
 /// `scale dy`: the statistics were given.

@@ -26,7 +26,7 @@ pub(crate) fn grad_sums<T: Number>(args: GradSumsArgs<'_, Cpu, T>) -> Result<(),
         partials.fill([0.0; 2]);
         let mean = |channel: usize| saved_channel(saved, channel).0.mean;
         reduce::tile(geometry, tile, inputs, mean, partials, Products);
-    });
+    })?;
 
     let (sum_dy, sum_dy_xmu) = sums.split_at_mut(channels);
     sum_dy.fill(0.0);

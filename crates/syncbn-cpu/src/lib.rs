@@ -10,8 +10,9 @@
 //!   the same bits.
 //! - **Loops over vectors of eight, compiled once per instruction set** (`vector`): every set gives the same bits, but for
 //!   which NaN, since none fuses operations or has an order of its own.
-//! - Work runs on the rayon pool that the caller is in. No kernel waits for another rank, so a pool can never be starved by
-//!   a collective; a rank should be a thread of the operating system all the same.
+//! - **Large tensors are worked on by one pool of the backend's own** (`pool`), which all ranks of a process share; small ones by
+//!   the calling thread. The pool's threads never wait, so every kernel ends, whatever pool the caller is in. A rank
+//!   should be a thread of the operating system all the same: it waits for its peers in a collective.
 //!
 //! Deliberately not here: the order of steps, running averages' formulas and errors about arguments, which are core's.
 
@@ -29,6 +30,7 @@ mod moments;
 mod normalize;
 mod number;
 mod partition;
+mod pool;
 mod prefetch;
 mod reduce;
 mod vector;

@@ -82,12 +82,12 @@ pub(crate) fn map<T: Number, const N: usize, const K: usize>(
     inputs: [Input<'_, T>; N],
     output: &mut [T],
     formula: impl Formula<N, K>,
-) {
+) -> Result<(), CpuError> {
     let divisible = matches!(coefficients, Coefficients::Planes { .. });
     for_each_piece(coefficients.period(), divisible, &mut output[..geometry.len()], |start, output| {
         let inputs = inputs.map(|input| input.cut(start, output.len()));
         with_vectors(Piece { coefficients, start, inputs, output, formula });
-    });
+    })
 }
 
 /// A piece that begins at the tensor's element `start`.
@@ -255,12 +255,14 @@ mod tests {
             let expected: Vec<f64> = (0..geometry.len()).map(|i| i as f64 * 3.0 + 3.0 * channel(i)).collect();
 
             let mut apart = vec![f64::NAN; geometry.len() + 1];
-            map(&geometry, &coefficients, [Input::Apart(&x), Input::Apart(&dy)], &mut apart, Combination);
+            map(&geometry, &coefficients, [Input::Apart(&x), Input::Apart(&dy)], &mut apart, Combination)
+                .unwrap();
             assert_eq!(apart[..geometry.len()], expected, "{shape:?}");
             assert!(apart[geometry.len()].is_nan(), "{shape:?}");
 
             let mut in_place = dy.clone();
-            map(&geometry, &coefficients, [Input::Apart(&x), Input::Output], &mut in_place, Combination);
+            map(&geometry, &coefficients, [Input::Apart(&x), Input::Output], &mut in_place, Combination)
+                .unwrap();
             assert_eq!(in_place, expected, "{shape:?}");
         }
     }

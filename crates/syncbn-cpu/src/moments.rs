@@ -26,7 +26,7 @@ pub(crate) fn moments<T: Number>(args: MomentsArgs<'_, Cpu, T>) -> Result<(), Cp
     let x: &[T] = x.mem();
     tiles.for_each(partials, |tile, partials| {
         of_tile(geometry, tile, x, partials);
-    });
+    })?;
 
     moments.fill(Moments::default());
     for (split, partials) in partials.chunks(channels).enumerate() {

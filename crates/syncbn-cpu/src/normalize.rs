@@ -16,40 +16,57 @@ pub(crate) fn normalize<T: Number>(args: NormalizeArgs<'_, Cpu, T>) -> Result<()
     let NormalizeArgs { x, mut y, source, weight, bias, eps } = args;
     let geometry = *x.geometry();
     let affine = Affine::<T> { weight, bias };
+    let mut write = |coefficients: &Coefficients<3>| {
+        map(&geometry, coefficients, [Input::Apart(x.mem())], y.mem_mut(), Normalized)
+    };
     // Whatever can fail comes first: then the statistics are written, all of them.
-    let coefficients = match source {
+    match source {
         Source::Batch { workspace, group, saved, running } => {
             let batch = |channel: usize| {
                 if group { workspace.group[channel] } else { workspace.moments[channel].batch() }
             };
-            let coefficients = Coefficients::new(&geometry, |channel| {
+            write(&Coefficients::new(&geometry, |channel| {
                 let batch = batch(channel);
                 affine.coefficients(channel, batch.mean, batch.invstd(eps))
-            })?;
-            for channel in 0..geometry.channels() {
-                let batch = batch(channel);
-                save_channel(saved, channel, batch, batch.invstd(eps));
-            }
-            update(running, (0..geometry.channels()).map(batch));
-            coefficients
+            })?)?;
+            finish((0..geometry.channels()).map(batch), eps, saved, running);
         }
-        Source::Frozen { mean, var, saved } => Coefficients::new(&geometry, |channel| {
-            let batch = Batch { count: 0.0, mean: mean[channel].to_f64(), var: var[channel].to_f64() };
-            let invstd = invstd(batch.var, eps);
-            save_channel(saved, channel, batch, invstd);
-            affine.coefficients(channel, batch.mean, invstd)
-        })?,
+        Source::Frozen { mean, var, saved } => {
+            let frozen = |channel: usize| {
+                let batch = Batch { count: 0.0, mean: mean[channel].to_f64(), var: var[channel].to_f64() };
+                (batch, invstd(batch.var, eps))
+            };
+            write(&Coefficients::new(&geometry, |channel| {
+                let (batch, invstd) = frozen(channel);
+                affine.coefficients(channel, batch.mean, invstd)
+            })?)?;
+            for channel in 0..geometry.channels() {
+                let (batch, invstd) = frozen(channel);
+                save_channel(saved, channel, batch, invstd);
+            }
+        }
         Source::Saved { saved, running } => {
-            let coefficients = Coefficients::new(&geometry, |channel| {
+            write(&Coefficients::new(&geometry, |channel| {
                 let (batch, invstd) = saved_channel(saved, channel);
                 affine.coefficients(channel, batch.mean, invstd)
-            })?;
+            })?)?;
             update(running, (0..geometry.channels()).map(|channel| saved_channel(saved, channel).0));
-            coefficients
         }
-    };
-    map(&geometry, &coefficients, [Input::Apart(x.mem())], y.mem_mut(), Normalized);
+    }
     Ok(())
+}
+
+/// What else a forward pass writes: what is saved, and the running statistics.
+pub(crate) fn finish<P: Param>(
+    batches: impl Iterator<Item = Batch> + Clone,
+    eps: f64,
+    saved: &mut [f64],
+    running: Option<RunningMut<'_, Cpu, P>>,
+) {
+    for (channel, batch) in batches.clone().enumerate() {
+        save_channel(saved, channel, batch, batch.invstd(eps));
+    }
+    update(running, batches);
 }
 
 fn update<P: Param>(running: Option<RunningMut<'_, Cpu, P>>, batches: impl Iterator<Item = Batch>) {

@@ -5,17 +5,14 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
 use syncbn_core::Geometry;
 
 use crate::vector::STRIP;
+use crate::{CpuError, pool};
 
 /// The elements of one piece of work: enough to be worth a thread's attention, and few enough that a tensor worth
 /// several threads has several.
 const PIECE: usize = 1 << 16;
-
-/// Sums over fewer elements are not worth waking a second thread.
-const SERIAL: usize = 1 << 15;
 
 /// The lanes that rows have sums for: enough for whole vectors, and few enough that the sums stay close to the processor.
 pub(crate) const LANES: usize = 1024;
@@ -95,19 +92,20 @@ impl Tiles {
     }
 
     /// Runs `work` for every tile. `results` has one row of `channels` results per split, and a tile is lent its own.
-    pub(crate) fn for_each<R: Send>(&self, results: &mut [R], work: impl Fn(&Tile, &mut [R]) + Sync) {
-        if self.outer * self.channels * self.inner < SERIAL {
-            // Less than a piece: there is one part at most.
-            for (group, results) in results.chunks_mut(self.channel_step).enumerate() {
-                work(&self.tile(0, group), results);
-            }
-            return;
-        }
-        results.par_chunks_mut(self.channels).enumerate().for_each(|(split, row)| {
-            row.par_chunks_mut(self.channel_step).enumerate().for_each(|(group, results)| {
-                work(&self.tile(split, group), results);
-            });
+    pub(crate) fn for_each<R: Send>(
+        &self,
+        results: &mut [R],
+        work: impl Fn(&Tile, &mut [R]) + Sync,
+    ) -> Result<(), CpuError> {
+        let rows = results.chunks_mut(self.channels).enumerate();
+        let tiles = rows.flat_map(|(split, row)| {
+            let groups = row.chunks_mut(self.channel_step).enumerate();
+            groups.map(move |(group, results)| (self.tile(split, group), results))
         });
+        pool::for_each(self.outer * self.channels * self.inner, tiles, |(tile, results)| {
+            work(&tile, results);
+            Ok(())
+        })
     }
 }
 
@@ -118,45 +116,24 @@ pub(crate) fn for_each_piece<T: Send>(
     divisible: bool,
     memory: &mut [T],
     work: impl Fn(usize, &mut [T]) + Sync,
-) {
+) -> Result<(), CpuError> {
     let piece = if period > PIECE && divisible { PIECE } else { (PIECE / period).max(1) * period };
-    memory.par_chunks_mut(piece).enumerate().for_each(|(index, chunk)| work(index * piece, chunk));
+    let elements = memory.len();
+    let pieces = memory.chunks_mut(piece).enumerate();
+    pool::for_each(elements, pieces, |(index, chunk)| {
+        work(index * piece, chunk);
+        Ok(())
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
-    use std::thread;
 
     use super::*;
 
     fn geometry(outer: usize, channels: usize, inner: usize) -> Geometry {
         Geometry::channels_first(&[outer, channels, inner]).unwrap()
-    }
-
-    /// Whether work stays on the thread that asks for it.
-    fn stays(run: impl FnOnce(&(dyn Fn() + Sync))) -> bool {
-        let threads = Mutex::new(Vec::new());
-        run(&|| threads.lock().unwrap().push(thread::current().id()));
-        let threads = threads.into_inner().unwrap();
-        assert!(!threads.is_empty());
-        threads.iter().all(|&thread| thread == thread::current().id())
-    }
-
-    #[test]
-    fn a_small_tensor_wakes_no_other_thread_and_a_large_one_is_left_to_the_pool() {
-        // Several groups of channels, which several threads could sum.
-        for (outer, channels, inner) in [(1, SERIAL, 1), (2, SERIAL / 4, 2), (1, SERIAL / 16, 16)] {
-            let sum_stays = |channels: usize| {
-                let tiles = Tiles::new(&geometry(outer, channels, inner));
-                stays(|work| tiles.for_each(&mut vec![0; tiles.splits() * channels], |_, _| work()))
-            };
-            assert!(sum_stays(channels - 1));
-            assert!(!sum_stays(channels));
-        }
-        for (len, expected) in [(1, true), (SERIAL, true), (PIECE + 1, false)] {
-            assert_eq!(stays(|work| for_each_piece(1, true, &mut vec![0; len], |_, _| work())), expected);
-        }
     }
 
     #[test]
@@ -180,7 +157,7 @@ mod tests {
             let tiles = Tiles::new(&geometry);
             let seen = Mutex::new(vec![0; geometry.len()]);
             let mut results = vec![usize::MAX; tiles.splits() * channels];
-            tiles.for_each(&mut results, |tile, results| {
+            let summed = tiles.for_each(&mut results, |tile, results| {
                 assert_eq!(tile.channels.len(), results.len());
                 let run = tile.channels.len() * tile.inner.len();
                 assert!(tile.outer.len() * run <= PIECE, "{geometry:?}");
@@ -195,6 +172,7 @@ mod tests {
                     }
                 }
             });
+            assert_eq!(summed, Ok(()));
             assert!(seen.into_inner().unwrap().iter().all(|&seen| seen == 1), "{geometry:?}");
             assert!(results.iter().enumerate().all(|(i, &result)| result == i % channels), "{geometry:?}");
             let count: f64 = (0..tiles.splits()).map(|split| tiles.count(split)).sum();
@@ -210,7 +188,7 @@ mod tests {
         {
             let mut memory = vec![0; 4 * PIECE + 5];
             let len = memory.len();
-            for_each_piece(period, divisible, &mut memory, |start, piece| {
+            let mapped = for_each_piece(period, divisible, &mut memory, |start, piece| {
                 if period <= PIECE || !divisible {
                     assert_eq!(start % period, 0);
                 }
@@ -218,6 +196,7 @@ mod tests {
                 assert!(piece.len() > PIECE / 2 || start + piece.len() == len, "{period}");
                 piece.iter_mut().zip(start..).for_each(|(element, at)| *element += at);
             });
+            assert_eq!(mapped, Ok(()));
             assert!(memory.into_iter().eq(0..len), "{period}");
         }
     }

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Rig, adapter, gpu, numbers, own_device, told};
+use common::{Rig, adapter, buffer, gpu, numbers, own_device, told};
 use syncbn_core::{Config, Error, ErrorKind, Geometry, Kernels, Storage, SyncBatchNorm, View, ViewMut, f16};
 use syncbn_wgpu::wgpu::{self, BufferUsages, Limits};
 use syncbn_wgpu::{Mem, MemMut, Wgpu, WgpuError};
@@ -13,11 +13,6 @@ const LEN: usize = 24;
 
 fn geometry() -> Geometry {
     Geometry::channels_first(&[2, 3, 4]).unwrap()
-}
-
-fn buffer(wgpu: &Wgpu, size: u64, usage: BufferUsages) -> wgpu::Buffer {
-    let descriptor = wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false };
-    wgpu.device().create_buffer(&descriptor)
 }
 
 /// A forward pass of x from here to y there.

@@ -6,7 +6,7 @@ use syncbn_core::{
     Element, Error, Geometry, Kernels, ParamGradients, Saved, Storage, SyncBatchNorm, View, ViewMut,
 };
 use syncbn_testkit::report::absent;
-use syncbn_wgpu::wgpu::{self, Device};
+use syncbn_wgpu::wgpu::{self, BufferUsages, Device};
 use syncbn_wgpu::{Buffer, Queue, Wgpu};
 
 /// What skipped tests are told of: the file that they are in.
@@ -28,6 +28,12 @@ pub(crate) fn adapter() -> Option<wgpu::Adapter> {
 pub(crate) fn own_device(adapter: &wgpu::Adapter, limits: wgpu::Limits) -> (Device, wgpu::Queue) {
     let descriptor = wgpu::DeviceDescriptor { required_limits: limits, ..Default::default() };
     pollster::block_on(adapter.request_device(&descriptor)).unwrap()
+}
+
+/// A buffer of the application's own.
+pub(crate) fn buffer(wgpu: &Wgpu, size: u64, usage: BufferUsages) -> wgpu::Buffer {
+    let descriptor = wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false };
+    wgpu.device().create_buffer(&descriptor)
 }
 
 /// So many numbers, the same for the same seed.

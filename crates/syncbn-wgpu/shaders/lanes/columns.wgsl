@@ -1,15 +1,12 @@
-// Columns: the 1 elements of a part belong to neighbouring channels, so a lane is as wide as a part.
+// Columns: the elements of a part belong to neighbouring channels, so a lane is as wide as a part.
 
-alias Part = f32;
-alias PartBits = u32;
-alias PartWhole = i32;
-alias Lane = f32;
-alias LaneBits = u32;
-alias LaneWhole = i32;
+alias Lane = Part;
+alias LaneBits = PartBits;
+alias LaneWhole = PartWhole;
 
 const ROWS: bool = false;
 // Channels of a lane, and elements that each of them has in a load.
-const WIDTH: u32 = 1u;
+const WIDTH: u32 = N;
 const DEPTH: u32 = 1u;
 const CHAIN: u32 = 64u;
 
@@ -28,18 +25,9 @@ fn lane_of(x: Part) -> Lane {
 fn spread(x: LaneWhole) -> PartWhole {
     return x;
 }
-fn any_of(x: bool) -> bool {
-    return x;
-}
-fn all_of(x: bool) -> bool {
-    return x;
-}
 fn element(x: Lane, w: u32) -> f32 {
-    return x;
+    return element_of(x, w);
 }
 fn whole_element(x: LaneWhole, w: u32) -> i32 {
-    return x;
-}
-fn is_zero(x: i32) -> bool {
-    return x == 0;
+    return whole_element_of(x, w);
 }

@@ -1,4 +1,4 @@
-//! Which thread takes which elements: the numbers that tile.wgsl walks by.
+//! Which thread takes which elements: the numbers that plan.wgsl walks by.
 //!
 //! A lane is a sequence of loads that one accumulator may take. Channels-first (rows), it is one channel; channels-last
 //! (columns), the neighbouring channels that one load holds. Threads that share a lane are its members; several workgroups
@@ -10,10 +10,10 @@
 use syncbn_core::Geometry;
 
 use crate::error::WgpuError;
-use crate::module::Params;
+use crate::params::{self, Params};
 
 /// Threads of a workgroup.
-pub(crate) const THREADS: usize = 256;
+pub(crate) const THREADS: usize = params::THREADS as usize;
 /// Loads that a thread has in flight.
 const UNROLL: usize = 4;
 
@@ -60,6 +60,8 @@ impl Plan {
                 .len()
                 .div_ceil(2 * THREADS * UNROLL)
                 .clamp(1, target_blocks(parallelism, true, work));
+            // A thread looks one step beyond the last word.
+            int(geometry.len() + 2 * THREADS * blocks)?;
             params.members = 1;
             params.splits = 1;
             params.blocks = int(blocks)?;
@@ -77,6 +79,8 @@ impl Plan {
             .min(loads.div_ceil(members * UNROLL))
             .max(1);
         let stride = members * splits;
+        // A thread looks as far beyond the last load as it has loads in flight.
+        int(loads + UNROLL * stride)?;
         params.lanes = int(lanes)?;
         params.segment = int(segment)?;
         params.vectors = int(loads)?;
@@ -238,5 +242,15 @@ mod tests {
         assert_eq!(form_of(&[9, 4], 2, Work::Write), Form { width: 4, rows: false, flat: false });
         assert_eq!(form_of(&[2, 3, 8], 2, Work::Write), Form { width: 8, rows: true, flat: false });
         assert_eq!(form_of(&[2, 3, 7, 7], 4, Work::Write), Form { width: 1, rows: true, flat: false });
+    }
+
+    #[test]
+    fn a_tensor_whose_last_indices_would_wrap_around_is_refused() {
+        let plan = |inner| {
+            let geometry = Geometry::channels_first(&[1, 1, inner]).unwrap();
+            [Work::Sum, Work::Write].map(|work| Plan::new(&geometry, 2, 256, work).is_ok())
+        };
+        assert_eq!(plan((1 << 32) - 1), [false, false]);
+        assert_eq!(plan((1 << 31) + 1), [true, true]);
     }
 }

@@ -1,4 +1,4 @@
-// Which thread takes which elements. tile.rs computes the numbers in `params` and explains them.
+// Which thread takes which elements. plan.rs computes the numbers in `params` and explains them.
 //
 // A lane is a sequence of loads that one accumulator may take: one channel (rows), or the neighbouring channels that one
 // load holds (columns). Load number l of a lane lies at ((l / segment) * lanes + lane) * segment + l % segment. A workgroup

@@ -1,8 +1,5 @@
-// Rows: all 1 elements of a part belong to one channel, so a lane is one number.
+// Rows: all elements of a part belong to one channel, so a lane is one number.
 
-alias Part = f32;
-alias PartBits = u32;
-alias PartWhole = i32;
 alias Lane = f32;
 alias LaneBits = u32;
 alias LaneWhole = i32;
@@ -10,36 +7,27 @@ alias LaneWhole = i32;
 const ROWS: bool = true;
 // Channels of a lane, and elements that each of them has in a load.
 const WIDTH: u32 = 1u;
-const DEPTH: u32 = PARTS * 1u;
+const DEPTH: u32 = PARTS * N;
 const CHAIN: u32 = max(8u, 128u / DEPTH);
 
 fn across(x: Part) -> Lane {
-    return x;
+    return sum_of(x);
 }
 fn highest(x: PartBits) -> LaneBits {
-    return x;
+    return greatest_of(x);
 }
 fn first(x: Part) -> Part {
-    return x;
+    return Part(first_of(x));
 }
 fn lane_of(x: Part) -> Lane {
-    return x;
+    return first_of(x);
 }
 fn spread(x: LaneWhole) -> PartWhole {
     return PartWhole(x);
-}
-fn any_of(x: bool) -> bool {
-    return x;
-}
-fn all_of(x: bool) -> bool {
-    return x;
 }
 fn element(x: Lane, w: u32) -> f32 {
     return x;
 }
 fn whole_element(x: LaneWhole, w: u32) -> i32 {
     return x;
-}
-fn is_zero(x: i32) -> bool {
-    return x == 0;
 }
