@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use syncbn_core::{
-    Backend, CollectiveId, CommError, CommErrorKind, Communicator, HostCommunicator, Numbers, Pass,
+    Backend, CollectiveId, CommError, CommErrorKind, Communicator, HostCommunicator, Membership, Numbers,
+    Pass,
 };
 
 /// Notes every collective, and can be made to fail after the fact.
@@ -80,6 +81,9 @@ impl<B: Backend> Communicator<B> for Spy<B> {
     fn poison(&self, cause: &CommError) {
         self.inner.poison(cause);
     }
+    fn membership(&self) -> Option<Arc<Membership>> {
+        self.inner.membership()
+    }
     fn status(&self) -> Result<(), CommError> {
         if !self.failed.load(Ordering::SeqCst) {
             return self.inner.status();
@@ -129,6 +133,9 @@ impl<B: Backend> Communicator<B> for Unaware<B> {
     fn poison(&self, cause: &CommError) {
         self.0.poison(cause);
     }
+    fn membership(&self) -> Option<Arc<Membership>> {
+        self.0.membership()
+    }
     fn status(&self) -> Result<(), CommError> {
         Ok(())
     }
@@ -150,6 +157,9 @@ impl<C: HostCommunicator> HostCommunicator for Recorder<C> {
     }
     fn poison(&self, cause: &CommError) {
         self.0.poison(cause);
+    }
+    fn membership(&self) -> Option<Arc<Membership>> {
+        self.0.membership()
     }
     fn status(&self) -> Result<(), CommError> {
         self.0.status()

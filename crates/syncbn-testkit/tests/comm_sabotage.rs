@@ -1,10 +1,11 @@
 //! Communicators that are broken on purpose: the kit has to fail each, by the law that is named here.
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::time::Duration;
 
 use syncbn_comm::threads::{ThreadComm, ThreadGroup};
-use syncbn_core::{CollectiveId, CommError, HostCommunicator};
+use syncbn_core::{CollectiveId, CommError, HostCommunicator, Membership};
 use syncbn_testkit::comm::{Body, laws, on_threads};
 use syncbn_testkit::{Ability, CommHarness, Gap, Outcome, Verdict};
 
@@ -37,6 +38,9 @@ impl HostCommunicator for BrokenComm {
     }
     fn poison(&self, cause: &CommError) {
         self.0.poison(cause);
+    }
+    fn membership(&self) -> Option<Arc<Membership>> {
+        self.0.membership()
     }
     fn status(&self) -> Result<(), CommError> {
         if self.1 == Flaw::SaysItIsSound { Ok(()) } else { self.0.status() }

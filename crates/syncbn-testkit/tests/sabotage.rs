@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use plain::{Flaw, Plain};
 use syncbn_comm::{ThreadComm, ThreadGroup};
-use syncbn_core::{CollectiveId, CommError, HostCommunicator, ViaHost, f16};
+use syncbn_core::{CollectiveId, CommError, HostCommunicator, Membership, ViaHost, f16};
 use syncbn_testkit::laws::{
     backward, collectives, determinism, evaluation, failures, forward, layouts, running,
 };
@@ -81,6 +81,9 @@ impl HostCommunicator for BrokenGroup {
     }
     fn poison(&self, cause: &CommError) {
         self.0.poison(cause);
+    }
+    fn membership(&self) -> Option<Arc<Membership>> {
+        self.0.membership()
     }
     fn all_reduce_sum(&self, id: &CollectiveId, values: &mut [f64]) -> Result<(), CommError> {
         let last = self.rank() + 1 == self.world_size().get();

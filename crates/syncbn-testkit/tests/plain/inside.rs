@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use syncbn_comm::{ThreadComm, ThreadGroup};
 use syncbn_core::{
-    Backend, CollectiveId, CommError, CommErrorKind, Communicator, HostCommunicator, Numbers, Pass, ViaHost,
+    Backend, CollectiveId, CommError, CommErrorKind, Communicator, HostCommunicator, Membership, Numbers,
+    Pass, ViaHost,
 };
 use syncbn_testkit::Join;
 
@@ -95,6 +96,9 @@ impl Communicator<Plain> for InsideGroup {
     }
     fn poison(&self, cause: &CommError) {
         self.comm.poison(cause);
+    }
+    fn membership(&self) -> Option<Arc<Membership>> {
+        self.comm.membership()
     }
     fn status(&self) -> Result<(), CommError> {
         self.comm.status()
