@@ -4,6 +4,7 @@
 #   run bench ARGUMENTS...      times the backends (--help shows how)
 #   run report ARGUMENTS...     joins results into a table and charts
 #   run demo ARGUMENTS...       single, local and synchronised batch norm side by side
+#   run accuracy ARGUMENTS...   errors of one rank and of many
 #   run peers SCRIPT ARGUMENTS...   times PyTorch the same way
 # Without a GPU, test says so and exits 2.
 set -u
@@ -78,7 +79,8 @@ test) test_all "$@" ;;
 sanitize_law) sanitize_law "$@" ;;
 bench) exec "$here/bin/syncbn-bench" "$@" ;;
 report) exec "$here/bin/bench-report" "$@" ;;
+accuracy) exec "$here/bin/accuracy" "$@" ;;
 demo) exec "$here/bin/demo" --svg loss.svg "$@" ;;
 peers) script=$1 && shift && exec python3 "$here/peers/peers/$script" "$@" ;;
-*) sed -n '2,8s/^# \{0,1\}//p' "$0" ;;
+*) sed -n '2,9s/^# \{0,1\}//p' "$0" ;;
 esac
