@@ -1,6 +1,6 @@
 //! What each rank is told when the ranks cannot meet: the first failure, from where that rank stands.
 //!
-//! Deliberately not here: how a failure is noticed, which is `meeting`'s business.
+//! Deliberately not here: how a failure is noticed, which is each communicator's business.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,13 +9,13 @@ use syncbn_core::{CollectiveId, CommError, CommErrorKind};
 
 /// What a rank is doing in the group.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(crate) enum Step {
     AllReduce(CollectiveId),
     Split,
 }
 
 impl Step {
-    pub(super) fn call(&self) -> Option<&CollectiveId> {
+    pub(crate) fn call(&self) -> Option<&CollectiveId> {
         match self {
             Self::AllReduce(id) => Some(id),
             Self::Split => None,
@@ -33,10 +33,10 @@ impl fmt::Display for Step {
 }
 
 /// Where ranks were when they were found out of step.
-pub(super) type Places = Vec<(usize, Step)>;
+pub(crate) type Places = Vec<(usize, Step)>;
 
 /// How a rank is told that others are elsewhere: in sums, or one of them in a split.
-pub(super) fn out_of_step(mine: Option<&Step>, others: &[&(usize, Step)]) -> CommErrorKind {
+pub(crate) fn out_of_step(mine: Option<&Step>, others: &[&(usize, Step)]) -> CommErrorKind {
     let sums = others.iter().map(|(rank, step)| Some((*rank, step.call()?.clone())));
     match (mine, sums.collect::<Option<_>>()) {
         (Some(Step::Split), _) | (_, None) => {
@@ -50,7 +50,7 @@ pub(super) fn out_of_step(mine: Option<&Step>, others: &[&(usize, Step)]) -> Com
 }
 
 /// The first failure of a group, which it never recovers from.
-pub(super) struct Failure {
+pub(crate) struct Failure {
     /// As the rank that noticed it reports it.
     origin: Arc<CommError>,
     /// Where the ranks were that had come, if they were in different steps.
@@ -60,24 +60,34 @@ pub(super) struct Failure {
 }
 
 impl Failure {
-    pub(super) fn new(origin: CommError) -> Self {
+    pub(crate) fn new(origin: CommError) -> Self {
         let told = vec![false; origin.world_size];
         Self { origin: Arc::new(origin), apart: None, told }
     }
 
-    pub(super) fn apart(origin: CommError, apart: Places) -> Self {
+    /// As another rank has reported it.
+    pub(crate) fn told(origin: CommError, apart: Option<Places>) -> Self {
+        Self { apart, ..Self::new(origin) }
+    }
+
+    /// What other ranks have to hear.
+    pub(crate) fn report(&self) -> (CommError, Option<Places>) {
+        (CommError::clone(&self.origin), self.apart.clone())
+    }
+
+    pub(crate) fn apart(origin: CommError, apart: Places) -> Self {
         Self { apart: Some(apart), ..Self::new(origin) }
     }
 
     /// The error of a rank's call: the failure itself the first time, if it concerns the rank, and later that there was one.
-    pub(super) fn tell(&mut self, rank: usize, step: &Step) -> CommError {
+    pub(crate) fn tell(&mut self, rank: usize, step: &Step) -> CommError {
         let kind = self.kind(rank, Some(step));
         self.told[rank] = true;
         CommError { rank, call: step.call().cloned(), kind, ..CommError::clone(&self.origin) }
     }
 
     /// What a rank that asks finds.
-    pub(super) fn status(&self, rank: usize) -> CommError {
+    pub(crate) fn status(&self, rank: usize) -> CommError {
         CommError { rank, call: None, kind: self.kind(rank, None), ..CommError::clone(&self.origin) }
     }
 
