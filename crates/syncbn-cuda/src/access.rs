@@ -9,7 +9,7 @@ use cudarc::driver::{CudaEvent, CudaStream};
 use crate::error::CudaError;
 use crate::raw::capture::{check_capture, refuse_capture};
 use crate::raw::driver::{self, Function, Launch};
-use crate::raw::owned::{Order, Region, Use};
+use crate::raw::owned::{Order, Region, Use, is_same};
 use crate::raw::params::Params;
 
 /// What one piece of work on a queue uses.
@@ -98,7 +98,7 @@ impl<'q, 'm> Access<'q, 'm> {
             return Err(CudaError::OtherDevice { tensor: what, ordinal: context.ordinal() });
         }
         match region.order {
-            Order::Event { stream, .. } if stream.cu_stream() != self.queue.cu_stream() => {
+            Order::Event { stream, .. } if !is_same(stream, self.queue) => {
                 Err(CudaError::OtherStream { what })
             }
             _ => Ok(()),

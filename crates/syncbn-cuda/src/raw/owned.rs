@@ -143,9 +143,9 @@ impl Uses {
     }
 }
 
-/// Both are of the memory's context, so the driver's handle says it all.
-fn is_same(a: &CudaStream, b: &CudaStream) -> bool {
-    a.cu_stream() == b.cu_stream()
+/// Whether work given to the one is in order with work given to the other. Every context has a default stream of the same handle.
+pub(crate) fn is_same(a: &CudaStream, b: &CudaStream) -> bool {
+    a.cu_stream() == b.cu_stream() && a.context().cu_ctx() == b.context().cu_ctx()
 }
 
 /// Orders the queue after what the other stream has been given. Work outside a capture and work inside cannot wait for each other.
