@@ -184,8 +184,7 @@ where
 
     let dy = Lent::<H, T>::new(rank, &dy.in_memory(layout), before)?;
     let mut dx = Lent::<H, T>::blank(rank, len, before)?;
-    let room =
-        |wanted: bool| wanted.then(|| Lent::<H, T::Param>::blank(rank, channels, before)).transpose();
+    let room = |wanted: bool| wanted.then(|| Lent::<H, T::Param>::blank(rank, channels, before)).transpose();
     let (mut d_weight, mut d_bias) = (room(how.weight)?, room(how.bias)?);
     let (dy, out) = (View::new(dy.mem()?, geometry)?, ViewMut::new(dx.mem_mut()?, geometry)?);
     let view = View::new(x_lent.mem()?, geometry)?;

@@ -67,6 +67,9 @@ macro_rules! __laws_of_type {
                 any_split_of_a_batch_gives_the_y_of_the_whole,
                 large_images_are_as_exact_as_small_ones,
                 many_channels_are_as_exact_as_few,
+                large_batches_are_as_exact_as_small_ones,
+                an_outlier_of_1e4_deviations_costs_no_digits,
+                a_weight_of_0_gives_bias_and_no_dx,
                 a_mean_of_1e4_with_a_deviation_of_1_costs_no_digits,
                 a_variance_of_1e_12_drowns_in_an_eps_of_1e_5,
                 one_rank_may_be_scaled_by_50,
@@ -94,12 +97,16 @@ macro_rules! __laws_of_type {
                 evaluation_without_running_statistics_uses_the_ranks_own_batch,
                 evaluation_on_one_rank_needs_no_other,
                 an_evaluation_can_be_recomputed,
+                frozen_dx_does_not_look_at_x,
             ]);
             $crate::__laws!($harness, $type, running: [
                 any_split_of_a_batch_moves_every_ranks_statistics_alike,
                 ranks_of_very_different_size_are_weighted_by_count,
                 without_momentum_statistics_are_the_average_of_all_batches,
                 the_counter_counts_by_one_however_large_it_is,
+                momentum_may_change_between_steps,
+                training_may_leave_running_statistics_untouched,
+                what_is_not_finite_may_be_kept_out_of_running_statistics,
             ]);
             $crate::__laws!($harness, $type, collectives: [
                 a_training_step_sums_once_in_each_pass,
@@ -114,6 +121,8 @@ macro_rules! __laws_of_type {
                 a_failed_backward_changes_nothing,
                 after_a_late_failure_a_state_has_to_be_loaded,
                 ranks_that_go_back_in_another_order_all_fail,
+                ranks_that_differ_all_hear_where_each_was,
+                what_failed_before_its_sum_can_be_tried_again,
             ]);
             $crate::__laws!($harness, $type, kernels: [
                 a_whole_pass_alone_gives_the_bits_of_its_kernels,
@@ -138,6 +147,7 @@ macro_rules! __laws_of_type {
                 settings_out_of_range_are_refused,
                 tensors_that_do_not_fit_are_refused,
                 saved_statistics_of_another_layer_are_refused,
+                what_is_saved_does_not_outlive_its_group_or_parameters,
                 states_that_do_not_fit_are_refused,
                 arbitrary_tensors_never_panic,
             ]);

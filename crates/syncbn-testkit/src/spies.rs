@@ -141,6 +141,72 @@ impl<B: Backend> Communicator<B> for Unaware<B> {
     }
 }
 
+/// Fails once before anything is sent, as where a device does not give its sums.
+pub struct Unsteady<B: Backend> {
+    inner: Arc<dyn Communicator<B>>,
+    fails: AtomicBool,
+}
+
+impl<B: Backend> Unsteady<B> {
+    /// Of this communicator; sound from the start if it does not `fail`.
+    #[must_use]
+    pub fn new(inner: Arc<dyn Communicator<B>>, fail: bool) -> Self {
+        Self { inner, fails: AtomicBool::new(fail) }
+    }
+
+    fn may_fail(&self, id: &CollectiveId) -> Result<(), CommError> {
+        if !self.fails.swap(false, Ordering::SeqCst) {
+            return Ok(());
+        }
+        let kind = CommErrorKind::Unsent(Arc::new(std::io::Error::other("the device has hiccups")));
+        let (rank, world_size) = (self.rank(), self.world_size().get());
+        Err(CommError { rank, world_size, call: Some(id.clone()), late: false, kind })
+    }
+}
+
+impl<B: Backend> Communicator<B> for Unsteady<B> {
+    fn rank(&self) -> usize {
+        self.inner.rank()
+    }
+    fn world_size(&self) -> NonZeroUsize {
+        self.inner.world_size()
+    }
+    fn sum_workspace(
+        &self,
+        id: &CollectiveId,
+        pass: Pass,
+        backend: &B,
+        queue: &B::Queue,
+        workspace: &mut B::Workspace,
+    ) -> Result<(), CommError> {
+        self.may_fail(id)?;
+        self.inner.sum_workspace(id, pass, backend, queue, workspace)
+    }
+    fn sum_numbers(
+        &self,
+        id: &CollectiveId,
+        backend: &B,
+        queue: &B::Queue,
+        numbers: Numbers<'_, B>,
+    ) -> Result<(), CommError> {
+        self.may_fail(id)?;
+        self.inner.sum_numbers(id, backend, queue, numbers)
+    }
+    fn peers(&self, id: &CollectiveId, pass: Pass, backend: &B) -> Result<Option<B::Peers>, CommError> {
+        self.may_fail(id)?;
+        self.inner.peers(id, pass, backend)
+    }
+    fn poison(&self, cause: &CommError) {
+        self.inner.poison(cause);
+    }
+    fn membership(&self) -> Option<Arc<Membership>> {
+        self.inner.membership()
+    }
+    fn status(&self) -> Result<(), CommError> {
+        self.inner.status()
+    }
+}
+
 /// Notes what a rank sends, in host memory.
 pub struct Recorder<C>(pub C, pub Mutex<Vec<Vec<f64>>>);
 

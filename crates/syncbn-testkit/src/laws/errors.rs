@@ -5,8 +5,8 @@
 use proptest::prelude::*;
 use proptest::sample::select;
 use syncbn_core::{
-    Config, Element, Error, ErrorKind, Geometry, Gradients, Kernels, Layout, Param, ShapeError, State,
-    Storage, SyncBatchNorm, View, ViewMut,
+    Config, Element, Error, ErrorKind, Geometry, Gradients, Kernels, Layout, Param, ShapeError, SingleRank,
+    State, Storage, SyncBatchNorm, View, ViewMut,
 };
 
 use crate::bits::{same_bits, same_state};
@@ -252,5 +252,41 @@ where
             }
             Ok(())
         })
+    })
+}
+
+/// What was saved in one group is refused in another, and what was saved before weight or bias was lent to be changed.
+pub fn what_is_saved_does_not_outlive_its_group_or_parameters<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    let case = Case::plain(3, &[4], &[2]);
+    let other_group = |layer: &mut SyncBatchNorm<H::Backend, T::Param>| layer.set_group(SingleRank);
+    let new_weight = |layer: &mut SyncBatchNorm<H::Backend, T::Param>| {
+        layer.weight_mut();
+    };
+    let new_bias = |layer: &mut SyncBatchNorm<H::Backend, T::Param>| {
+        layer.bias_mut();
+    };
+    let changes: [(&str, &(dyn Fn(&mut _) + Sync), fn(&ErrorKind) -> bool); 3] = [
+        ("another group", &other_group, |k| matches!(k, ErrorKind::OtherGroup { .. })),
+        ("a weight lent to be changed", &new_weight, |k| matches!(k, ErrorKind::ParametersChanged)),
+        ("a bias lent to be changed", &new_bias, |k| matches!(k, ErrorKind::ParametersChanged)),
+    ];
+    alone(harness, |rank: &Rank<H::Backend>| {
+        for (what, change, kind) in changes {
+            let x = Placed::new(rank, &case.x::<T>(0), case.layout)?;
+            let mut layer = rank.layer(case.config(), &case.state())?;
+            let (saved, _) = rank.forward(&mut layer, &x, &case.x(0))?;
+            let before = layer.state(&rank.queue)?;
+            change(&mut layer);
+            let mut out = Placed::blank(rank, &case.x::<T>(0), case.layout)?;
+            refused(what, layer.recompute(&rank.queue, &saved, x.view(), out.view_mut()), kind)?;
+            let mut room = ParameterRoom::new(rank, 3)?;
+            let wanted = Gradients::out_of_place(x.view(), out.view_mut());
+            refused(what, layer.backward(&rank.queue, &saved, x.view(), wanted, room.borrow()), kind)?;
+            same_state(&layer.state(&rank.queue)?, &before).map_err(|why| why.at(what))?;
+        }
+        Ok(())
     })
 }

@@ -129,3 +129,27 @@ where
     }
     Ok(())
 }
+
+/// With frozen statistics `dx = weight invstd dy`, and x is not looked at: a NaN or infinity in it does not reach dx.
+pub fn frozen_dx_does_not_look_at_x<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    let case = Case::plain(3, &[5], &[3]);
+    alone(harness, |rank: &Rank<H::Backend>| {
+        let (x, dy) = (case.x::<T>(0), case.dy::<T>(0));
+        let mut layer = rank.layer(case.config(), &case.state())?;
+        layer.set_frozen(true)?;
+        let placed = Placed::new(rank, &x, case.layout)?;
+        let (saved, _) = rank.forward(&mut layer, &placed, &x)?;
+        let expected = rank.backward(&mut layer, &saved, &placed, &dy)?;
+        for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            let mut hurt = x.clone();
+            hurt.values[1] = T::from_f64(bad);
+            let placed = Placed::new(rank, &hurt, case.layout)?;
+            let got = rank.backward(&mut layer, &saved, &placed, &dy)?;
+            same_bits(&format!("dx beside {bad} in x"), &got.dx.values, &expected.dx.values)?;
+        }
+        Ok(())
+    })
+}

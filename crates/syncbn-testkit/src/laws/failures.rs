@@ -8,13 +8,17 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use syncbn_core::{CommErrorKind, Element, Error, ErrorKind, Gradients, Kernels, SingleRank};
+use syncbn_core::{
+    CollectiveId, CommErrorKind, Element, Error, ErrorKind, Gradients, Group, Kernels, SingleRank,
+    SyncBatchNorm,
+};
 
 use crate::bits::same_state;
+use crate::expected::train;
 use crate::harness::{Ability, Harness, need, need_ranks};
 use crate::outcome::Outcome;
 use crate::rank::{ParameterRoom, Rank, ranks, ranks_of};
-use crate::spies::{Spy, Unaware};
+use crate::spies::{Spy, Unaware, Unsteady};
 use crate::strategies::Case;
 use crate::tensor::Placed;
 use crate::{ensure, threads};
@@ -164,4 +168,94 @@ where
         Ok(())
     })?;
     Ok(())
+}
+
+/// One rank of three is in another step of the trainer, calls its layer by another name, has other settings, or comes to two layers of
+/// one name in another order: a typed error on every rank, which tells what happened first and where each was.
+pub fn ranks_that_differ_all_hear_where_each_was<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    need_ranks(harness, 3)?;
+    need(harness, Ability::ComparesCalls)?;
+    let case = Case::plain(3, &[4], &[2, 1, 2]);
+    let differences = ["step", "name", "settings", "order"];
+    for what in differences {
+        ranks(harness, 3, |rank: &Rank<H::Backend>| {
+            let odd = rank.index == 2;
+            let group = Group::new(rank.communicator.clone());
+            group.set_step(if odd && what == "step" { 8 } else { 7 });
+            let name = if odd && what == "name" { "bm" } else { "bn" };
+            let config = case.config().with_eps(if odd && what == "settings" { 1e-4 } else { 1e-5 });
+            let layer = || {
+                let (backend, group) = (rank.backend.clone(), group.clone());
+                SyncBatchNorm::<_, T::Param>::new(name, config, backend, &rank.queue, group)
+            };
+            let (mut first, mut second) = (layer()?, layer()?);
+            let layer = if odd && what == "order" { &mut second } else { &mut first };
+            let x = case.x::<T>(rank.index);
+            let placed = Placed::new(rank, &x, case.layout)?;
+            let mut y = Placed::blank(rank, &x, case.layout)?;
+            let Err(error) = layer.forward(&rank.queue, placed.view(), y.view_mut()) else {
+                return Err(crate::broken!("another {what} on rank 2 is not noticed on rank {}", rank.index));
+            };
+            let places = places_told(&error);
+            let usual = places.iter().any(|(rank, _)| *rank != 2);
+            let other = places.iter().any(|(rank, _)| *rank == 2);
+            ensure!(usual && other, "another {what} on rank 2: rank {} is told {error}", rank.index);
+            let apart =
+                places.iter().any(|(_, one)| places.iter().any(|(_, other)| one.difference(other).is_some()));
+            ensure!(apart, "another {what} on rank 2 is not among what rank {} is told: {error}", rank.index);
+            Ok(())
+        })
+        .map_err(|why| why.at(what))?;
+    }
+    Ok(())
+}
+
+/// Where which rank was, as far as an error of ranks out of step tells.
+fn places_told(error: &Error) -> Vec<(usize, CollectiveId)> {
+    let ErrorKind::Communicator(error) = &*error.kind else { return Vec::new() };
+    let mut error = error.clone();
+    let mut places = Vec::new();
+    loop {
+        places.extend(error.call.clone().map(|call| (error.rank, call)));
+        match error.kind {
+            CommErrorKind::Poisoned(cause) => error = (*cause).clone(),
+            CommErrorKind::OutOfStep { others } => {
+                places.extend(others);
+                return places;
+            }
+            _ => return Vec::new(),
+        }
+    }
+}
+
+/// A rank whose device fails before its numbers go to the group has used nothing up: it tries again, and its peers, who wait, go on.
+pub fn what_failed_before_its_sum_can_be_tried_again<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    need_ranks(harness, 2)?;
+    let case = Case::plain(3, &[4], &[2, 1]);
+    let expected = train::<H, T>(harness, &case)?;
+    ranks(harness, 2, |rank: &Rank<H::Backend>| {
+        let (x, dy) = (case.x::<T>(rank.index), case.dy::<T>(rank.index));
+        let group = Group::new(Unsteady::new(rank.communicator.clone(), rank.index == 1));
+        let mut layer = rank.layer_in(group, case.config(), &case.state())?;
+        let placed = Placed::new(rank, &x, case.layout)?;
+        let mut y = Placed::blank(rank, &x, case.layout)?;
+        if rank.index == 1 {
+            let Err(error) = layer.forward(&rank.queue, placed.view(), y.view_mut()) else {
+                return Err(crate::broken!("a device that fails is not noticed"));
+            };
+            ensure!(
+                is_communicators(&error, |k| matches!(k, CommErrorKind::Unsent(_))),
+                "not told that nothing was sent: {error}"
+            );
+        }
+        let step = rank.train(&mut layer, &x, &dy, case.layout)?;
+        step.same_bits(&expected[rank.index]).map_err(|why| why.at("tried again"))
+    })
+    .map(drop)
 }

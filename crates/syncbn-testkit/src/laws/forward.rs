@@ -10,7 +10,7 @@ use crate::expected::{Expected, train, train_on};
 use crate::harness::{Ability, Harness, need, need_ranks};
 use crate::outcome::Outcome;
 use crate::property::{CASES, for_all};
-use crate::rank::Step;
+use crate::rank::{Rank, Step, ranks};
 use crate::strategies::{Case, Values, case};
 use crate::tensor::Tensor;
 
@@ -49,14 +49,81 @@ where
     Ok(())
 }
 
-/// 1000 channels of 7 x 7, in both layouts.
+/// 1000 channels of 7 x 7, and more than 1024, 4096 and 65 536 of them, in both layouts.
 pub fn many_channels_are_as_exact_as_few<H: Harness, T: Element>(harness: &H) -> Outcome
 where
     H::Backend: Kernels<T>,
 {
     for layout in [Layout::ChannelsFirst, Layout::ChannelsLast] {
-        let case = Case { layout, values: Values::Mixed, ..Case::plain(1000, &[7, 7], &[2, 1]) };
-        check_case::<H, T>(harness, &case)?;
+        for (channels, spatial) in [(1000, &[7, 7][..]), (1027, &[3]), (4099, &[2]), (65_539, &[2])] {
+            let case = Case { layout, values: Values::Mixed, ..Case::plain(channels, spatial, &[2, 1]) };
+            check_case::<H, T>(harness, &case)?;
+        }
+    }
+    Ok(())
+}
+
+/// More than 8, 32 and 256 samples on a rank, in both layouts.
+pub fn large_batches_are_as_exact_as_small_ones<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    for layout in [Layout::ChannelsFirst, Layout::ChannelsLast] {
+        for (samples, spatial) in
+            [([9, 10], &[2, 3][..]), ([33, 1], &[5]), ([70, 40], &[3]), ([300, 5], &[2])]
+        {
+            let case = Case { layout, values: Values::Mixed, ..Case::plain(5, spatial, &samples) };
+            check_case::<H, T>(harness, &case)?;
+        }
+    }
+    Ok(())
+}
+
+/// One element 1e4 deviations of the others away, the first of its channel as well as any: what it is divided by is its own doing,
+/// and no digit of the others is lost.
+pub fn an_outlier_of_1e4_deviations_costs_no_digits<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    let values = Values::Normal { mean: 0.0, std: 1.0 };
+    for layout in [Layout::ChannelsFirst, Layout::ChannelsLast] {
+        let case =
+            Case { layout, values, ..Case::plain(3, &[37, 11], &[3, 2]) }.within(harness.max_world_size());
+        let positions = case.x::<T>(0).positions();
+        for (n, s) in [(0, 0), (0, positions / 2), (2, positions - 1)] {
+            let mut x = case.all(Case::x::<T>);
+            for c in 0..2 {
+                x[0].values[(n * 3 + c) * positions + s] = T::from_f64(1e4);
+            }
+            Expected::on(&case, &x)
+                .check(&train_on(harness, &case, &x)?)
+                .map_err(|why| why.at(format!("an outlier at sample {n}, position {s}")))?;
+        }
+    }
+    Ok(())
+}
+
+/// A weight of exactly 0, of either sign, is a weight: y is bias, dx is 0, and the weight's own gradient is what it always is.
+pub fn a_weight_of_0_gives_bias_and_no_dx<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    let case = Case::plain(5, &[4, 3], &[2, 1]).within(harness.max_world_size());
+    let mut state = case.state::<T::Param>();
+    let weight = [0.0, 1.5, -0.0, -2.0, 1.0].map(T::Param::from_f64);
+    state.weight = Some(weight.to_vec());
+    let steps = ranks(harness, case.world_size(), |rank: &Rank<H::Backend>| {
+        let mut layer = rank.layer(case.config(), &state)?;
+        rank.train(&mut layer, &case.x::<T>(rank.index), &case.dy::<T>(rank.index), case.layout)
+    })?;
+    Expected::given(&case, state.clone()).check(&steps)?;
+    for step in &steps {
+        for c in [0, 2] {
+            let bias = T::from_f64(state.bias.as_ref().map_or(0.0, |bias| bias[c].to_f64()));
+            let (y, dx) = (step.y.channel(c), step.gradients.dx.channel(c));
+            ensure!(y.iter().all(|&y| y == bias), "y of weight 0, channel {c}, is {y:?}, expected {bias:?}");
+            ensure!(dx.iter().all(|dx| dx.to_f64() == 0.0), "dx of weight 0, channel {c}, is {dx:?}");
+        }
     }
     Ok(())
 }

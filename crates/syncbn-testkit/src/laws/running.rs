@@ -2,17 +2,17 @@
 //!
 //! Deliberately not here: that evaluation leaves them alone (see [`evaluation`](super::evaluation)).
 
-use syncbn_core::{Element, Kernels, State};
+use syncbn_core::{Element, Kernels, NonFinite, State};
 
 use crate::bars::check_running;
 use crate::bits::same_state;
 use crate::ensure;
 use crate::expected::{Expected, train};
-use crate::harness::{Harness, need_ranks};
+use crate::harness::{Ability, Harness, need, need_ranks};
 use crate::oracle;
 use crate::outcome::Outcome;
 use crate::property::{CASES, for_all};
-use crate::rank::{Rank, alone, ranks};
+use crate::rank::{Rank, Step, alone, ranks};
 use crate::strategies::{Case, case};
 use crate::tensor::{Placed, Tensor};
 
@@ -123,6 +123,85 @@ where
         })?;
         let got = state.num_batches_tracked;
         ensure!(got == Some(seen + 1), "after {seen} comes {got:?}");
+    }
+    Ok(())
+}
+
+/// Another momentum counts from the next pass on, the cumulative average included.
+pub fn momentum_may_change_between_steps<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    let case = Case::plain(3, &[4], &[2, 1]).within(harness.max_world_size());
+    ranks(harness, case.world_size(), |rank: &Rank<H::Backend>| {
+        let mut layer = rank.layer(case.config(), &case.state())?;
+        let x = case.x::<T>(rank.index);
+        let placed = Placed::new(rank, &x, case.layout)?;
+        for momentum in [Some(0.1), Some(0.75), None, Some(0.0), Some(1.0)] {
+            let before = layer.state(&rank.queue)?;
+            layer.set_momentum(momentum)?;
+            rank.forward(&mut layer, &placed, &x)?;
+            let expected = Expected::<T>::given(&Case { momentum, ..case.clone() }, before);
+            expected.check_state(&layer.state(&rank.queue)?)?;
+        }
+        Ok(())
+    })
+    .map(drop)
+}
+
+/// Training that leaves the running statistics alone gives the bits of training that moves them.
+pub fn training_may_leave_running_statistics_untouched<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    let case = Case::plain(3, &[4], &[2, 1]).within(harness.max_world_size());
+    let moving = train::<H, T>(harness, &case)?;
+    ranks(harness, case.world_size(), |rank: &Rank<H::Backend>| {
+        let (x, dy) = (case.x::<T>(rank.index), case.dy::<T>(rank.index));
+        let mut layer = rank.layer(case.config(), &case.state())?;
+        layer.set_updates_running_stats(false);
+        let step = rank.train(&mut layer, &x, &dy, case.layout)?;
+        same_state(&step.state, &case.state()).map_err(|why| why.at("running statistics off"))?;
+        let expected = Step { state: step.state.clone(), ..moving[rank.index].clone() };
+        step.same_bits(&expected).map_err(|why| why.at("running statistics off"))
+    })
+    .map(drop)
+}
+
+/// With the option set, a channel whose batch statistics are not finite keeps its running ones; the batch is counted, the other
+/// channels move, and y is as without.
+pub fn what_is_not_finite_may_be_kept_out_of_running_statistics<H: Harness, T: Element>(
+    harness: &H,
+) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    need(harness, Ability::NonFinite)?;
+    let case = Case::plain(4, &[3], &[2, 1]).within(harness.max_world_size());
+    let clean = train::<H, T>(harness, &case)?;
+    for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+        let mut x = case.all(Case::x::<T>);
+        x[0].values[3] = T::from_f64(bad);
+        let states = ranks(harness, case.world_size(), |rank: &Rank<H::Backend>| {
+            let config = case.config().with_non_finite(NonFinite::Skip);
+            let mut layer = rank.layer(config, &case.state())?;
+            let placed = Placed::new(rank, &x[rank.index], case.layout)?;
+            let (_, y) = rank.forward(&mut layer, &placed, &x[rank.index])?;
+            let lost = y.channel(1).iter().all(|y| !y.to_f64().is_finite());
+            ensure!(lost, "{bad} in channel 1: y is finite: {:?}", y.channel(1));
+            Ok(layer.state(&rank.queue)?)
+        })?;
+        for state in &states {
+            let (mut expected, before) = (clean[0].state.clone(), case.state::<T::Param>());
+            let keep = |to: &mut Option<Vec<T::Param>>, from: &Option<Vec<T::Param>>| {
+                if let (Some(to), Some(from)) = (to, from) {
+                    to[1] = from[1];
+                }
+            };
+            keep(&mut expected.running_mean, &before.running_mean);
+            keep(&mut expected.running_var, &before.running_var);
+            same_state(state, &expected).map_err(|why| why.at(format!("{bad} in channel 1")))?;
+        }
     }
     Ok(())
 }
