@@ -30,8 +30,8 @@ pub fn same_bits<T: Scalar>(what: &str, got: &[T], expected: &[T]) -> Outcome {
 /// A number and its bits.
 fn told<T: Scalar>(value: T) -> String {
     let bytes = value.to_le_bytes();
-    let bits: String = bytes.as_ref().iter().rev().map(|byte| format!("{byte:02x}")).collect();
-    format!("{value:?} (0x{bits})")
+    let bits = bytes.as_ref().iter().rev().fold(0_u64, |bits, &byte| bits << 8 | u64::from(byte));
+    format!("{value:?} (0x{bits:0width$x})", width = 2 * size_of::<T>())
 }
 
 impl<T: syncbn_core::Element> Written<T> {

@@ -76,6 +76,7 @@ fn no_parts() -> Verdict {
 
 /// How a step of the layer over borrowed memory is taken.
 #[derive(Clone, Copy, Debug)]
+#[allow(clippy::struct_excessive_bools)] // each is a yes or no of its own
 pub struct How {
     /// How far behind the start of its buffer everything lies.
     pub before: usize,

@@ -232,6 +232,8 @@ macro_rules! communicator_conformance {
                     a_sum_has_the_bits_of_the_ranks_order_whoever_comes_first,
                     every_rank_gets_the_same_bits_whoever_comes_first,
                     thousands_of_sums_in_a_row_stay_right,
+                    long_messages_are_summed_to_their_last_number,
+                    what_is_not_finite_reaches_every_rank,
                     a_world_of_one_is_its_own_sum,
                     a_rank_that_leaves_is_told_to_its_peers_at_once,
                     a_rank_that_panics_is_told_to_its_peers_at_once,

@@ -2,10 +2,11 @@
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use syncbn_comm::threads::{ThreadComm, ThreadGroup};
-use syncbn_core::{CollectiveId, CommError, HostCommunicator, Membership};
+use syncbn_core::{CollectiveId, CommError, CommErrorKind, HostCommunicator, Membership};
 use syncbn_testkit::comm::{Body, laws, on_threads};
 use syncbn_testkit::{Ability, CommHarness, Gap, Outcome, Verdict};
 
@@ -23,6 +24,15 @@ enum Flaw {
     TellsAllTheyAreFirst,
     ForgetsTheUse,
     ForgetsTheLayer,
+    TakesNanForZero,
+    SumsTheFirst4096,
+    TellsDeparturesLate,
+    WaitsThreeTimes,
+    ComparesLabelsByLength,
+    ComparesLastBits,
+    ForgetsTheSettings,
+    ForgetsTheStep,
+    SaysOnlyPoisoned,
 }
 
 struct Broken(Flaw);
@@ -53,9 +63,19 @@ impl HostCommunicator for BrokenComm {
         if self.1 == Flaw::AddsInReverse {
             return self.add_in_reverse(id, values);
         }
+        let mine = values.to_vec();
         match self.0.all_reduce_sum(&self.seen(id), values) {
             Err(_) if self.1 == Flaw::SwallowsFailures => return Ok(()),
-            other => other?,
+            Err(error) => return Err(self.told(error)),
+            Ok(()) => {}
+        }
+        if self.1 == Flaw::TakesNanForZero {
+            values.iter_mut().filter(|value| value.is_nan()).for_each(|value| *value = 0.0);
+        }
+        if let Some(rest) = mine.get(4096..)
+            && self.1 == Flaw::SumsTheFirst4096
+        {
+            values[4096..].copy_from_slice(rest);
         }
         if self.1 == Flaw::OneRankGetsOtherBits && rank == 1 {
             values[0] = f64::from_bits(values[0].to_bits() ^ 1);
@@ -65,12 +85,35 @@ impl HostCommunicator for BrokenComm {
 }
 
 impl BrokenComm {
+    /// What it says of a failure, and when.
+    fn told(&self, error: CommError) -> CommError {
+        let left = matches!(error.kind, CommErrorKind::Left { .. });
+        let apart = matches!(error.kind, CommErrorKind::OutOfStep { .. });
+        match self.1 {
+            Flaw::TellsDeparturesLate if left => thread::sleep(Duration::from_secs(2)),
+            Flaw::SaysOnlyPoisoned if apart && self.0.rank() == 1 => {
+                let left = CommErrorKind::Left { rank: 2, panicked: false };
+                let cause = Arc::new(CommError { kind: left, ..error.clone() });
+                return CommError { kind: CommErrorKind::Poisoned(cause), ..error };
+            }
+            _ => {}
+        }
+        error
+    }
+
     /// What it compares of a call.
     fn seen(&self, id: &CollectiveId) -> CollectiveId {
         let mut seen = id.clone();
         match self.1 {
             Flaw::ForgetsTheUse => seen.use_number = 0,
             Flaw::ForgetsTheLayer => seen.label = "bn".into(),
+            Flaw::ComparesLabelsByLength => seen.label = "?".repeat(seen.label.len()).into(),
+            Flaw::ComparesLastBits => {
+                seen.use_number &= 0xff;
+                seen.step &= 0xff;
+            }
+            Flaw::ForgetsTheSettings => seen.settings = 0,
+            Flaw::ForgetsTheStep => seen.step = 0,
             _ => {}
         }
         seen
@@ -96,7 +139,11 @@ impl CommHarness for Broken {
         "broken"
     }
     fn run(&self, world_size: NonZeroUsize, timeout: Duration, body: &Body<'_, BrokenComm>) -> Outcome {
-        let timeout = if self.0 == Flaw::WaitsTooLittle { timeout / 20 } else { timeout };
+        let timeout = match self.0 {
+            Flaw::WaitsTooLittle => timeout / 20,
+            Flaw::WaitsThreeTimes => 3 * timeout,
+            _ => timeout,
+        };
         let group = ThreadGroup::new(world_size, timeout)?;
         on_threads(group.into_iter().map(|comm| BrokenComm(comm, self.0)).collect(), body)
     }
@@ -129,6 +176,15 @@ sabotage! {
     disagreement_that_nobody_hears_of: SwallowsFailures, ranks_that_disagree_on_length_all_fail;
     two_uses_of_a_layer_that_are_not_told_apart: ForgetsTheUse, ranks_that_disagree_on_the_call_all_fail;
     two_layers_that_are_not_told_apart: ForgetsTheLayer, ranks_that_disagree_on_the_call_all_fail;
+    labels_that_are_compared_by_their_length: ComparesLabelsByLength, ranks_that_disagree_on_the_call_all_fail;
+    uses_and_steps_that_are_compared_by_their_last_bits: ComparesLastBits, ranks_that_disagree_on_the_call_all_fail;
+    settings_that_are_not_compared: ForgetsTheSettings, ranks_that_disagree_on_the_call_all_fail;
+    steps_that_are_not_compared: ForgetsTheStep, ranks_that_disagree_on_the_call_all_fail;
+    a_rank_that_is_not_told_where_the_others_were: SaysOnlyPoisoned, ranks_that_disagree_on_the_call_all_fail;
+    nan_that_becomes_0: TakesNanForZero, what_is_not_finite_reaches_every_rank;
+    numbers_beyond_4096_that_are_not_summed: SumsTheFirst4096, long_messages_are_summed_to_their_last_number;
+    a_departure_that_is_told_late: TellsDeparturesLate, a_rank_that_leaves_is_told_to_its_peers_at_once;
+    a_wait_of_three_time_outs: WaitsThreeTimes, a_rank_that_never_comes_ends_the_wait;
     a_wrong_length_that_nobody_hears_of: SwallowsFailures, a_message_of_another_length_is_refused;
     a_poisoned_group_that_answers: SwallowsFailures, a_poisoned_group_answers_at_once_and_a_new_one_works;
     a_status_that_is_always_good: SaysItIsSound, a_rank_that_panics_is_told_to_its_peers_at_once;

@@ -3,6 +3,8 @@
 //! A law that lets its flaw pass is worth nothing; so is one that fails the same backend without the flaw, which
 //! `conformance.rs` rules out.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
+
 mod plain;
 
 use std::num::NonZeroUsize;
@@ -14,7 +16,7 @@ use plain::{Flaw, Part, Plain, Shared};
 use syncbn_comm::{ThreadComm, ThreadGroup};
 use syncbn_core::{CollectiveId, CommError, HostCommunicator, Membership, Scalar, ViaHost, f16};
 use syncbn_testkit::laws::{
-    backward, collectives, determinism, evaluation, failures, forward, layouts, running,
+    backward, collectives, determinism, evaluation, failures, forward, functional, kernels, layouts, running,
 };
 use syncbn_testkit::{Harness, Join, Opened, Outcome, Unavailable, Verdict};
 
@@ -27,6 +29,8 @@ enum GroupFlaw {
     RanksGetOtherBits,
     SumsTwice,
     ForgetsTheUse,
+    /// Nothing: its ranks meet inside their kernels.
+    MeetsInside,
 }
 
 #[derive(Clone)]
@@ -53,6 +57,9 @@ impl Harness for Broken {
     }
     fn group(&self, world_size: NonZeroUsize) -> Vec<Join<Plain>> {
         let flaw = self.group;
+        if flaw == GroupFlaw::MeetsInside {
+            return plain::inside_group(world_size);
+        }
         let group = || ThreadGroup::new(world_size, Duration::from_secs(60)).unwrap();
         let join = |(sums, peers): (ThreadComm, ThreadComm)| -> Join<Plain> {
             Box::new(move |backend, ()| {
@@ -107,7 +114,9 @@ impl HostCommunicator for BrokenGroup {
             GroupFlaw::RanksGetOtherBits if last => 1.0 + 1e-6,
             _ => 1.0,
         };
-        values.iter_mut().for_each(|value| *value *= factor);
+        for value in values.iter_mut() {
+            *value *= factor;
+        }
         Ok(())
     }
 }
@@ -171,6 +180,30 @@ sabotage! {
     running_statistics_updated_before_a_collective_that_fails: UpdatesBeforeTheSum, failures::a_failed_forward_changes_nothing_and_poisons_the_group, f32;
     running_statistics_updated_in_a_backward_that_fails: UpdatesInBackward, failures::a_failed_backward_changes_nothing, f32;
     d_weight_summed_over_ranks: SumsDWeightOverRanks, backward::parameters_gradients_of_all_ranks_add_up_to_the_whole, f32;
+    samples_beyond_8_skipped: SkipsSamplesBeyond8, forward::large_batches_are_as_exact_as_small_ones, f32;
+    samples_beyond_32_skipped: SkipsSamplesBeyond32, forward::large_batches_are_as_exact_as_small_ones, f32;
+    channels_beyond_1024_skipped: SkipsChannelsBeyond1024, forward::many_channels_are_as_exact_as_few, f32;
+    channels_beyond_65536_skipped: SkipsChannelsBeyond65536, forward::many_channels_are_as_exact_as_few, f32;
+    a_weight_of_0_taken_for_none: WeightOf0IsNone, forward::a_weight_of_0_gives_bias_and_no_dx, f32;
+    a_weight_that_needs_a_bias: NoWeightWithoutBias, functional::weight_and_bias_need_not_come_together, f32;
+    a_bias_gradient_that_needs_the_weights: NoDBiasWithoutDWeight, functional::weight_and_bias_need_not_come_together, f32;
+    offsets_into_a_buffer_ignored: IgnoresOffsets, functional::parts_of_larger_buffers_are_read_and_written_alone, f32;
+    a_shift_by_the_first_element_in_f32: ShiftsByTheFirstInF32, forward::an_outlier_of_1e4_deviations_costs_no_digits, f32;
+    sums_that_travel_as_one_number_each: MessageOfTwoParts, kernels::a_mean_far_above_its_deviation_is_as_exact_over_64_ranks_as_on_one, f32;
+    sums_of_f64_that_travel_as_one_number_each: MessageOfTwoParts, collectives::messages_hold_counts_sums_and_squares_of_the_rank, f64;
+    sums_of_f64_in_two_numbers_each: MessageOfFourParts, kernels::a_mean_far_above_its_deviation_is_as_exact_over_64_ranks_as_on_one, f64;
+    frozen_gradients_that_look_at_x: FrozenLooksAtX, evaluation::frozen_dx_does_not_look_at_x, f32;
+    a_forward_pass_without_its_sum: ForwardLeavesOutTheSum, forward::any_split_of_a_batch_gives_the_y_of_the_whole, f32;
+    a_backward_pass_without_its_sum: BackwardLeavesOutTheSum, backward::a_rank_without_dx_still_takes_part, f32;
+    a_pass_that_sums_twice: SumsItselfTwice, collectives::a_training_step_sums_once_in_each_pass, f32;
+    a_pass_that_ignores_the_sums_error: IgnoresTheSumsError, failures::a_failed_forward_changes_nothing_and_poisons_the_group, f32;
+    a_group_taken_for_a_rank_alone: IgnoresGroup, forward::any_split_of_a_batch_gives_the_y_of_the_whole, f32;
+    an_update_apart_ignored: IgnoresUpdateApart, functional::running_statistics_can_be_moved_apart, f32;
+    the_option_for_what_is_not_finite_ignored: IgnoresNonFinite, running::what_is_not_finite_may_be_kept_out_of_running_statistics, f32;
+    a_new_momentum_ignored: IgnoresMomentum, running::momentum_may_change_between_steps, f32;
+    eps_ignored: IgnoresEps, forward::any_split_of_a_batch_gives_the_y_of_the_whole, f32;
+    a_count_that_is_not_saved: KeepsNoCount, running::training_may_leave_running_statistics_untouched, f32;
+    a_whole_pass_that_rounds_otherwise: WholePassRoundsOtherwise, kernels::a_whole_pass_alone_gives_the_bits_of_its_kernels, f64;
     half_accumulation_of_long_sums: AccumulatesInHalf, forward::a_mean_of_1e4_with_a_deviation_of_1_costs_no_digits, f16;
 }
 
@@ -189,6 +222,15 @@ group_sabotage! {
     a_sum_that_differs_between_ranks: RanksGetOtherBits, running::any_split_of_a_batch_moves_every_ranks_statistics_alike;
     a_group_that_cannot_tell_two_uses_apart: ForgetsTheUse, failures::ranks_that_go_back_in_another_order_all_fail;
     a_sum_that_counts_all_ranks_twice: SumsTwice, running::any_split_of_a_batch_moves_every_ranks_statistics_alike;
+}
+
+#[test]
+fn a_backend_that_claims_to_meet_its_peers_and_does_not() {
+    fails(
+        Flaw::ClaimsToMeetItsPeers,
+        GroupFlaw::MeetsInside,
+        forward::any_split_of_a_batch_gives_the_y_of_the_whole::<Broken, f32>,
+    );
 }
 
 #[test]

@@ -7,6 +7,7 @@
 
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -132,6 +133,34 @@ pub fn thousands_of_sums_in_a_row_stay_right<H: CommHarness>(harness: &H) -> Out
     })
 }
 
+/// More than 4096 numbers, and more than 65 536.
+pub fn long_messages_are_summed_to_their_last_number<H: CommHarness>(harness: &H) -> Outcome {
+    run(harness, 3, &|comm| {
+        [2049, 5000, 32_769, 50_001]
+            .into_iter()
+            .enumerate()
+            .try_for_each(|(round, channels)| check_sum(harness, &comm, round, channels).map(drop))
+    })
+}
+
+/// NaN and infinity of one rank are everyone's, and the numbers beside them are right.
+pub fn what_is_not_finite_reaches_every_rank<H: CommHarness>(harness: &H) -> Outcome {
+    run(harness, 3, &|comm| {
+        let one = comm.rank() == 1;
+        let mut values = [
+            if one { f64::NAN } else { 1.0 },
+            if one { f64::INFINITY } else { 1.0 },
+            if one { f64::NEG_INFINITY } else { f64::INFINITY },
+            1.0,
+        ];
+        comm.all_reduce_sum(&call(2), &mut values)?;
+        let right =
+            values[0].is_nan() && values[1] == f64::INFINITY && values[2].is_nan() && values[3] == 3.0;
+        ensure!(right, "rank {} got {values:?}, expected [NaN, inf, NaN, 3.0]", comm.rank());
+        Ok(())
+    })
+}
+
 /// A group of one.
 pub fn a_world_of_one_is_its_own_sum<H: CommHarness>(harness: &H) -> Outcome {
     run(harness, 1, &|comm| (0..3).try_for_each(|round| check_sum(harness, &comm, round, 3).map(drop)))
@@ -153,16 +182,50 @@ fn told_of_rank_1<C: HostCommunicator>(comm: &C, panicked: bool) -> Outcome {
     failing_sum(comm).map(drop)
 }
 
+/// The shortest time that something took in a few tries, so that a busy machine is no slow communicator. Where ranks are processes,
+/// some of them measure nothing.
+struct Shortest(Mutex<Option<Duration>>);
+
+impl Shortest {
+    const TRIES: usize = 3;
+
+    fn new() -> Self {
+        Self(Mutex::new(None))
+    }
+
+    fn note(&self, took: Duration) {
+        let mut shortest = self.0.lock().unwrap();
+        *shortest = Some(shortest.map_or(took, |other| other.min(took)));
+    }
+
+    fn check(&self, what: &str, most: Duration) -> Outcome {
+        let Some(took) = *self.0.lock().unwrap() else { return Ok(()) };
+        ensure!(
+            took <= most,
+            "{what} took {took:?} in the best of {} tries, at most {most:?} are right",
+            Self::TRIES
+        );
+        Ok(())
+    }
+}
+
 /// A rank drops its communicator.
 pub fn a_rank_that_leaves_is_told_to_its_peers_at_once<H: CommHarness>(harness: &H) -> Outcome {
     need(harness, Ability::Departures)?;
-    run(harness, 3, &|comm| {
-        check_sum(harness, &comm, 0, 2)?;
-        if comm.rank() == 1 {
-            return Ok(());
-        }
-        told_of_rank_1(&comm, false)
-    })
+    let shortest = Shortest::new();
+    for _ in 0..Shortest::TRIES {
+        run(harness, 3, &|comm| {
+            check_sum(harness, &comm, 0, 2)?;
+            if comm.rank() == 1 {
+                return Ok(());
+            }
+            let began = Instant::now();
+            told_of_rank_1(&comm, false)?;
+            shortest.note(began.elapsed());
+            Ok(())
+        })?;
+    }
+    shortest.check("to be told that a rank has left", Duration::from_secs(1))
 }
 
 /// A rank panics.
@@ -182,24 +245,29 @@ pub fn a_rank_that_panics_is_told_to_its_peers_at_once<H: CommHarness>(harness: 
     })
 }
 
-/// A rank holds its communicator and does not come: its peers wait as long as they were told to, and are told who is missing.
+/// A rank holds its communicator and does not come: its peers wait as long as they were told to and not much longer, and are told who
+/// is missing.
 pub fn a_rank_that_never_comes_ends_the_wait<H: CommHarness>(harness: &H) -> Outcome {
     need(harness, Ability::Deadlines)?;
-    let timeout = Duration::from_millis(300);
-    harness.run(NonZeroUsize::new(2).unwrap(), timeout, &|comm| {
-        if comm.rank() == 1 {
-            thread::sleep(Duration::from_secs(2));
-            return Ok(());
-        }
-        let began = Instant::now();
-        let error = failing_sum(&comm)?;
-        ensure!(began.elapsed() >= timeout, "gave up after {:?} of {timeout:?}", began.elapsed());
-        let CommErrorKind::Timeout { missing, .. } = &error.kind else {
-            return Err(broken!("not a time-out: {error}"));
-        };
-        ensure!(missing == &[1], "missing: {missing:?}");
-        Ok(())
-    })
+    let (timeout, shortest) = (Duration::from_millis(300), Shortest::new());
+    for _ in 0..Shortest::TRIES {
+        harness.run(NonZeroUsize::new(2).unwrap(), timeout, &|comm| {
+            if comm.rank() == 1 {
+                thread::sleep(5 * timeout);
+                return Ok(());
+            }
+            let began = Instant::now();
+            let error = failing_sum(&comm)?;
+            ensure!(began.elapsed() >= timeout, "gave up after {:?} of {timeout:?}", began.elapsed());
+            shortest.note(began.elapsed());
+            let CommErrorKind::Timeout { missing, .. } = &error.kind else {
+                return Err(broken!("not a time-out: {error}"));
+            };
+            ensure!(missing == &[1], "missing: {missing:?}");
+            Ok(())
+        })?;
+    }
+    shortest.check("a wait of 300 ms", 2 * timeout)
 }
 
 /// Ranks whose messages differ in length: all of them fail, nobody gets a sum.
@@ -210,16 +278,38 @@ pub fn ranks_that_disagree_on_length_all_fail<H: CommHarness>(harness: &H) -> Ou
     })
 }
 
-/// Ranks in collectives of the same length that differ in any one thing, in its first bits or in its last: all of them fail as well.
+/// Ranks in collectives of the same length that differ in any one thing, in its first bits or in its last: all of them fail as well,
+/// and each is told what happened first: which rank was in which collective.
 pub fn ranks_that_disagree_on_the_call_all_fail<H: CommHarness>(harness: &H) -> Outcome {
     need(harness, Ability::ComparesCalls)?;
     for other in other_calls() {
         run(harness, 3, &|comm| {
             let mine = if comm.rank() == 2 { other.clone() } else { usual_call() };
-            refused(&comm, &mine).map_err(|why| why.at(format!("{other:?} beside {:?}", usual_call())))
+            told_apart(&comm, &mine, [&usual_call(), &other])
+                .map_err(|why| why.at(format!("{other:?} on rank 2 beside {:?}", usual_call())))
         })?;
     }
     Ok(())
+}
+
+/// A sum that fails, with an error that names both collectives; and so does the next sum.
+fn told_apart<C: HostCommunicator>(comm: &C, mine: &CollectiveId, both: [&CollectiveId; 2]) -> Outcome {
+    let Err(error) = comm.all_reduce_sum(mine, &mut vec![1.0; mine.length]) else {
+        return Err(broken!("rank {} got a sum", comm.rank()));
+    };
+    let mut first = &error;
+    while let CommErrorKind::Poisoned(cause) = &first.kind {
+        first = cause;
+    }
+    let CommErrorKind::OutOfStep { others } = &first.kind else {
+        return Err(broken!("rank {} is told {error}", comm.rank()));
+    };
+    let named = |id: &CollectiveId| {
+        first.call.as_ref() == Some(id)
+            || others.iter().any(|(rank, other)| other == id && *rank != first.rank)
+    };
+    ensure!(both.into_iter().all(named), "rank {} is not told where each was: {error}", comm.rank());
+    failing_sum(comm).map(drop)
 }
 
 fn usual_call() -> CollectiveId {

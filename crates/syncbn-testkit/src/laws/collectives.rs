@@ -79,6 +79,8 @@ where
     })
 }
 
+const C: usize = 4;
+
 /// What a rank sends is its own: the count, parts that add up to `m mean` and `M2 + m mean^2`, of which all but the last of each
 /// are whole multiples of the count, so that sums of them are exact; and `[sum_dy | sum_dy_xmu]`.
 pub fn messages_hold_counts_sums_and_squares_of_the_rank<H: Harness, T: Element>(harness: &H) -> Outcome
@@ -86,7 +88,6 @@ where
     H::Backend: Kernels<T>,
 {
     need_ranks(harness, 3)?;
-    const C: usize = 4;
     let case = Case::plain(C, &[3, 3], &[2, 0, 1]);
     let groups: Vec<_> = threads::host_group(3).into_iter().map(|comm| Mutex::new(Some(comm))).collect();
     let whole = oracle::statistics(&Tensor::concat(&case.all(Case::x::<T>)));
@@ -120,6 +121,12 @@ where
                     "rank {rank}, channel {c}: {part:e} is not {count} times a number of 24 bits, so sums of it are rounded"
                 );
             }
+            let (sum, tail) = (first.iter().sum::<f64>(), first[first.len() - 1]);
+            let most = sum.abs() * 2.0_f64.powi(1 - 24 * (first.len() as i32 - 1));
+            ensure!(
+                tail.abs() <= most,
+                "rank {rank}, channel {c}: the last part of m mean is {tail:e}, expected at most {most:e}: the others hold its head"
+            );
             let mean = whole[c].mean;
             for (what, got, (expected, size)) in [
                 ("m mean", first.iter().sum(), add(&|x, _| x)),

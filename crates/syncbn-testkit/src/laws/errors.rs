@@ -255,23 +255,27 @@ where
     })
 }
 
+/// What changes a layer, and the kind of error that it gives.
+type Change<B, P> = (&'static str, fn(&mut SyncBatchNorm<B, P>), fn(&ErrorKind) -> bool);
+
 /// What was saved in one group is refused in another, and what was saved before weight or bias was lent to be changed.
 pub fn what_is_saved_does_not_outlive_its_group_or_parameters<H: Harness, T: Element>(harness: &H) -> Outcome
 where
     H::Backend: Kernels<T>,
 {
     let case = Case::plain(3, &[4], &[2]);
-    let other_group = |layer: &mut SyncBatchNorm<H::Backend, T::Param>| layer.set_group(SingleRank);
-    let new_weight = |layer: &mut SyncBatchNorm<H::Backend, T::Param>| {
-        layer.weight_mut();
-    };
-    let new_bias = |layer: &mut SyncBatchNorm<H::Backend, T::Param>| {
-        layer.bias_mut();
-    };
-    let changes: [(&str, &(dyn Fn(&mut _) + Sync), fn(&ErrorKind) -> bool); 3] = [
-        ("another group", &other_group, |k| matches!(k, ErrorKind::OtherGroup { .. })),
-        ("a weight lent to be changed", &new_weight, |k| matches!(k, ErrorKind::ParametersChanged)),
-        ("a bias lent to be changed", &new_bias, |k| matches!(k, ErrorKind::ParametersChanged)),
+    let changes: [Change<H::Backend, T::Param>; 3] = [
+        ("another group", |layer| layer.set_group(SingleRank), |k| matches!(k, ErrorKind::OtherGroup { .. })),
+        (
+            "a weight lent to be changed",
+            |layer| _ = layer.weight_mut(),
+            |k| matches!(k, ErrorKind::ParametersChanged),
+        ),
+        (
+            "a bias lent to be changed",
+            |layer| _ = layer.bias_mut(),
+            |k| matches!(k, ErrorKind::ParametersChanged),
+        ),
     ];
     alone(harness, |rank: &Rank<H::Backend>| {
         for (what, change, kind) in changes {

@@ -3,6 +3,8 @@
 //! What a device does with its peers' memory, in the small. Deliberately not here: waiting and its failures, which are those of
 //! `syncbn-comm`'s threads.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
+
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,7 +38,7 @@ impl Peers {
     pub(super) fn sum(&self, plain: &Plain, workspace: &mut Workspace) -> Result<(), CommError> {
         let place = |rank: usize| {
             let [even, odd] = &self.board[rank];
-            let place = if self.round % 2 == 0 { even } else { odd };
+            let place = if self.round.is_multiple_of(2) { even } else { odd };
             place.lock().unwrap_or_else(PoisonError::into_inner)
         };
         let mut message = vec![0.0; self.id.length];

@@ -13,7 +13,7 @@ use syncbn_core::host_memory::{message_to_batch, save_channel, saved_channel};
 use syncbn_core::meeting::{backward_by_kernels, forward_by_kernels};
 use syncbn_core::statistics::{Batch, GradTerms, Moments, Running};
 use syncbn_core::{
-    CollectiveId, Element, Geometry, HostCommunicator, Kernels, Meeting, Param, PassError, bf16,
+    CollectiveId, Element, Geometry, HostCommunicator, Kernels, Meeting, NonFinite, Param, PassError, bf16,
 };
 
 use super::memory::{Part, Workspace};
@@ -46,7 +46,9 @@ impl<T: Element> Kernels<T> for Plain {
 
     fn normalize(&self, (): &(), args: NormalizeArgs<'_, Self, T>) -> Done {
         let NormalizeArgs { x, mut y, source, weight, bias, eps } = args;
-        let (geometry, x, y_mem) = (*x.geometry(), x.mem().read(), y.mem_mut());
+        let (geometry, x_mem, y_mem) = (*x.geometry(), x.mem(), y.mem_mut());
+        let x = if self.flaw == Flaw::IgnoresOffsets { x_mem.at_start().read() } else { x_mem.read() };
+        let eps = if self.flaw == Flaw::IgnoresEps { 1e-5 } else { eps };
         let (saved, running) = self.statistics(&geometry, source, eps);
         if let Some(running) = running
             && !(self.flaw == Flaw::EmptyRankIsSilent && geometry.is_empty())
@@ -60,7 +62,11 @@ impl<T: Element> Kernels<T> for Plain {
             let (batch, invstd) = saved_channel(&saved, c);
             let narrow =
                 |v: f64| if self.flaw == Flaw::ParametersInHalf { bf16::from_f64(v).to_f64() } else { v };
-            let weight = narrow(value(weight.as_ref(), c, 1.0));
+            let weight = match (self.flaw, narrow(value(weight.as_ref(), c, 1.0))) {
+                (Flaw::WeightOf0IsNone, 0.0) => 1.0,
+                (Flaw::NoWeightWithoutBias, _) if bias.is_none() => 1.0,
+                (_, weight) => weight,
+            };
             let scale = invstd * if self.flaw == Flaw::WeightTwice { weight * weight } else { weight };
             let bias = narrow(value(bias.as_ref(), c, 0.0));
             let shift = if self.flaw == Flaw::BiasForgotten { 0.0 } else { bias };
@@ -90,7 +96,12 @@ impl<T: Element> Kernels<T> for Plain {
         for c in 0..channels {
             let (batch, invstd) = saved_channel(&saved, c);
             let (mut sum_dy, mut sum_dy_xmu) = (0.0, 0.0);
-            for i in self.offsets(&geometry, c) {
+            let samples = match self.flaw {
+                Flaw::SkipsSamplesBeyond8 if geometry.inner() > 1 => 8,
+                Flaw::SkipsSamplesBeyond32 if geometry.inner() > 1 => 32,
+                _ => usize::MAX / geometry.inner(),
+            };
+            for i in self.offsets(&geometry, c).take(samples * geometry.inner()) {
                 let dy = dy[i].to_f64();
                 sum_dy += dy;
                 sum_dy_xmu += dy * (x[i].to_f64() - batch.mean);
@@ -102,7 +113,9 @@ impl<T: Element> Kernels<T> for Plain {
                 let old = if self.flaw == Flaw::GradientsAdded { d_weight[c].to_f64() } else { 0.0 };
                 d_weight[c] = T::Param::from_f64(self.of_all_ranks(old + sum_dy_xmu * invstd));
             }
-            if let Some(d_bias) = &d_bias {
+            if let Some(d_bias) = &d_bias
+                && (self.flaw != Flaw::NoDBiasWithoutDWeight || d_weight.is_some())
+            {
                 d_bias.write()[c] = T::Param::from_f64(sum_dy);
             }
         }
@@ -124,6 +137,7 @@ impl<T: Element> Kernels<T> for Plain {
                 GradSource::Batch { workspace: Workspace { sums, .. } } => {
                     Some((sums[c], sums[channels + c]))
                 }
+                GradSource::Frozen if self.flaw == Flaw::FrozenLooksAtX => Some((0.0, 0.0)),
                 GradSource::Frozen => None,
             };
             let weight = value(weight.as_ref(), c, 1.0);
@@ -150,9 +164,10 @@ impl<T: Element> Kernels<T> for Plain {
         args: ForwardArgs<'_, Self, T>,
         meeting: Meeting<'_, Self>,
     ) -> Result<(), PassError<Infallible>> {
-        let Meeting::Inside(peers) = meeting else { return forward_by_kernels(self, queue, args, meeting) };
-        let mut sum = |workspace: &mut Workspace| peers.sum(self, workspace);
-        forward_by_kernels(self, queue, args, Meeting::Between(&mut sum))
+        let alone = matches!(meeting, Meeting::Alone) && self.flaw == Flaw::WholePassRoundsOtherwise;
+        let args = ForwardArgs { eps: if alone { args.eps * (1.0 + 1e-9) } else { args.eps }, ..args };
+        let leaves_out = self.flaw == Flaw::ForwardLeavesOutTheSum;
+        self.pass(meeting, leaves_out, |meeting| forward_by_kernels(self, queue, args, meeting))
     }
 
     fn backward(
@@ -161,18 +176,47 @@ impl<T: Element> Kernels<T> for Plain {
         args: BackwardArgs<'_, Self, T>,
         meeting: Meeting<'_, Self>,
     ) -> Result<(), PassError<Infallible>> {
-        let Meeting::Inside(peers) = meeting else { return backward_by_kernels(self, queue, args, meeting) };
-        let mut sum = |workspace: &mut Workspace| peers.sum(self, workspace);
-        backward_by_kernels(self, queue, args, Meeting::Between(&mut sum))
+        let leaves_out = self.flaw == Flaw::BackwardLeavesOutTheSum;
+        self.pass(meeting, leaves_out, |meeting| backward_by_kernels(self, queue, args, meeting))
     }
 }
 
 impl Plain {
+    /// A pass by its kernels, with the meeting of ranks between them, whoever brings it.
+    fn pass(
+        &self,
+        meeting: Meeting<'_, Self>,
+        leaves_out: bool,
+        run: impl FnOnce(Meeting<'_, Self>) -> Result<(), PassError<Infallible>>,
+    ) -> Result<(), PassError<Infallible>> {
+        match meeting {
+            Meeting::Between(_) if leaves_out => run(Meeting::Alone),
+            Meeting::Between(sum) if self.flaw == Flaw::SumsItselfTwice => {
+                run(Meeting::Between(&mut |workspace| {
+                    sum(workspace)?;
+                    sum(workspace)
+                }))
+            }
+            Meeting::Between(sum) if self.flaw == Flaw::IgnoresTheSumsError => {
+                run(Meeting::Between(&mut |workspace| {
+                    let _ = sum(workspace);
+                    Ok(())
+                }))
+            }
+            Meeting::Inside(_) if self.flaw == Flaw::ClaimsToMeetItsPeers => run(Meeting::Alone),
+            Meeting::Inside(peers) => run(Meeting::Between(&mut |workspace| peers.sum(self, workspace))),
+            other => run(other),
+        }
+    }
+
     /// Where the elements of channel `c` lie.
     fn offsets(&self, geometry: &Geometry, c: usize) -> impl Iterator<Item = usize> + use<> {
         let (mut outer, channels, mut inner) = (geometry.outer(), geometry.channels(), geometry.inner());
-        if self.flaw == Flaw::ChannelsLastReadAsFirst && inner == 1 {
-            (outer, inner) = (1, outer);
+        match self.flaw {
+            Flaw::ChannelsLastReadAsFirst if inner == 1 => (outer, inner) = (1, outer),
+            Flaw::SkipsChannelsBeyond1024 if c >= 1024 => outer = 0,
+            Flaw::SkipsChannelsBeyond65536 if c >= 65_536 => outer = 0,
+            _ => {}
         }
         (0..outer).flat_map(move |o| (0..inner).map(move |i| (o * channels + c) * inner + i))
     }
@@ -189,6 +233,18 @@ impl Plain {
             values().for_each(|x| (sum, squares) = (sum + x as f32, squares + (x * x) as f32));
             let mean = f64::from(sum) / count.max(1.0);
             return Moments { count, mean, m2: f64::from(squares) - count * mean * mean };
+        }
+        if self.flaw == Flaw::ShiftsByTheFirstInF32 {
+            let shift = values().next().unwrap_or(0.0) as f32;
+            let (mut sum, mut squares) = (0.0_f32, 0.0_f32);
+            let shifted = values().map(|x| x as f32 - shift);
+            shifted.for_each(|x| (sum, squares) = (sum + x, squares + x * x));
+            let (sum, squares, m) = (f64::from(sum), f64::from(squares), count.max(1.0));
+            return Moments {
+                count,
+                mean: f64::from(shift) + sum / m,
+                m2: (squares - sum * sum / m).max(0.0),
+            };
         }
         // Shifted by the first value, so that a constant's mean is exact.
         let shift = values().next().unwrap_or(0.0);
@@ -212,7 +268,7 @@ impl Plain {
         match source {
             Source::Saved { saved, running } => {
                 self.meddle_if(Flaw::UpdatesOnRecomputation);
-                (saved, running)
+                (saved, running.filter(|_| self.flaw != Flaw::IgnoresUpdateApart))
             }
             Source::Frozen { mean, var, saved } => {
                 self.meddle_if(Flaw::UpdatesInEvaluation);
@@ -232,8 +288,10 @@ impl Plain {
                         Flaw::EpsOutsideTheRoot => (batch.var.sqrt() + eps).recip(),
                         _ => (batch.var + eps).sqrt().recip(),
                     };
-                    if self.flaw == Flaw::DxWithLocalCount {
-                        batch.count = workspace.moments[c].count;
+                    match self.flaw {
+                        Flaw::DxWithLocalCount => batch.count = workspace.moments[c].count,
+                        Flaw::KeepsNoCount if running.is_none() => batch.count = 0.0,
+                        _ => {}
                     }
                     save_channel(&mut saved.write(), c, batch, invstd);
                 }
@@ -245,15 +303,16 @@ impl Plain {
     /// The statistics of one channel.
     fn batch(&self, workspace: &Workspace, group: bool, c: usize) -> Batch {
         let moments = workspace.moments[c];
-        if !group {
+        if !group || self.flaw == Flaw::IgnoresGroup {
             let less = if self.flaw == Flaw::BesselInTheBatch { 1.0 } else { 0.0 };
             return Batch { var: moments.m2 / (moments.count - less).max(1.0), ..moments.batch() };
         }
-        let mut message = workspace.group.clone();
-        if self.flaw == Flaw::LocalCount {
-            message[0] = moments.count;
-        }
-        let batch = message_to_batch(&message, workspace.params, c);
+        let batch = if self.flaw == Flaw::LocalCount {
+            let message = [&[moments.count], &workspace.group[1..]].concat();
+            message_to_batch(&message, workspace.params, c)
+        } else {
+            message_to_batch(&workspace.group, workspace.params, c)
+        };
         match self.flaw {
             Flaw::NegativeVariance => Batch { var: batch.var - 1e-12 * batch.mean * batch.mean, ..batch },
             _ => batch,
@@ -268,7 +327,9 @@ impl Plain {
         let late = i64::from(self.flaw == Flaw::CumulativeFromZero && momentum.is_none());
         let momentum =
             if self.flaw == Flaw::MomentumInverted { momentum.map(|a| 1.0 - a) } else { *momentum };
-        let Some(next) = Running::next(count, seen + late, momentum, *non_finite) else { return };
+        let momentum = if self.flaw == Flaw::IgnoresMomentum { Some(0.1) } else { momentum };
+        let non_finite = if self.flaw == Flaw::IgnoresNonFinite { NonFinite::Propagate } else { *non_finite };
+        let Some(next) = Running::next(count, seen + late, momentum, non_finite) else { return };
         match self.flaw {
             Flaw::CounterForgotten => {}
             Flaw::CounterInF32 => counter[0] = next.num_batches_tracked as f32 as i64,

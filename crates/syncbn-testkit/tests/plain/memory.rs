@@ -11,7 +11,7 @@ use syncbn_core::host_memory::moments_to_message;
 use syncbn_core::statistics::Moments;
 use syncbn_core::{Backend, Dtype, Pass, Scalar, Storage, saved_len};
 
-use super::{Peers, Plain};
+use super::{Flaw, Peers, Plain};
 
 /// Memory that many may hold.
 pub(crate) type Shared<T> = Arc<RwLock<Vec<T>>>;
@@ -34,6 +34,11 @@ impl<'a, T> Part<'a, T> {
 
     fn shorter(&self) -> Part<'_, T> {
         Part { of: self.of, range: self.range.clone() }
+    }
+
+    /// As many elements from the start of what it is a part of.
+    pub(super) fn at_start(&self) -> Self {
+        Self { of: self.of, range: 0..self.range.len() }
     }
 
     /// Its values.
@@ -179,7 +184,10 @@ impl Backend for Plain {
         message: &mut [f64],
     ) -> Result<(), Infallible> {
         match pass {
-            Pass::Forward => moments_to_message(&workspace.moments, workspace.params, message),
+            Pass::Forward => {
+                moments_to_message(&workspace.moments, workspace.params, message);
+                self.merge_parts(workspace.moments.len(), message);
+            }
             Pass::Backward => message.copy_from_slice(&workspace.sums),
         }
         Ok(())
@@ -196,6 +204,27 @@ impl Backend for Plain {
             Pass::Backward => workspace.sums.copy_from_slice(message),
         }
         Ok(())
+    }
+}
+
+impl Plain {
+    /// The message as it was before its sums were sent in parts, or in fewer: what was the head goes with the tail.
+    fn merge_parts(&self, channels: usize, message: &mut [f64]) {
+        let parts = (message.len() - 1) / channels;
+        let spared = match self.flaw {
+            Flaw::MessageOfTwoParts => parts / 2 - 1,
+            Flaw::MessageOfFourParts if parts == 6 => 1,
+            _ => return,
+        };
+        for half in [0, parts / 2] {
+            let tail = half + parts / 2 - 1;
+            for (part, c) in
+                (0..spared).flat_map(|i| (0..channels).map(move |c| (half + parts / 2 - 2 - i, c)))
+            {
+                let head = std::mem::take(&mut message[1 + part * channels + c]);
+                message[1 + tail * channels + c] += head;
+            }
+        }
     }
 }
 
