@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rayon::prelude::*;
 use syncbn_comm::ThreadGroup;
-use syncbn_core::{Communicator, Dtype, Element, Staged, bf16, f16};
+use syncbn_core::{Communicator, Dtype, Element, ViaHost, bf16, f16};
 use syncbn_cpu::Cpu;
 
 use crate::measure::measure;
@@ -38,7 +38,7 @@ impl CpuDevice {
     pub fn with_flush(bytes: usize) -> Result<Self> {
         let alone =
             ThreadGroup::new(NonZeroUsize::MIN, Duration::MAX)?.pop().context("a group of no rank")?;
-        Ok(Self { group: Arc::new(Staged(alone)), flushed: RefCell::new(vec![0; bytes]) })
+        Ok(Self { group: Arc::new(ViaHost(alone)), flushed: RefCell::new(vec![0; bytes]) })
     }
 
     /// What makes the figures.

@@ -1,7 +1,7 @@
 //! A CUDA device: events around replays of a captured graph, and an L2 cache emptied by writing a buffer that is larger. One of
 //! several ranks measures in step with the others: a sum lines them up before each repetition.
 //!
-//! Deliberately not here: what is measured, and anything unsafe.
+//! Deliberately not here: what is measured.
 
 use std::cell::RefCell;
 use std::num::NonZeroUsize;
@@ -9,11 +9,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use syncbn_core::{Backend, Call, Communicator, Dtype, Element, Pass};
+use syncbn_core::{CollectiveId, Communicator, Dtype, Element, Numbers, Storage};
 use syncbn_cuda::cudarc::driver::sys::{CUdevice_attribute, CUevent_flags, CUgraphInstantiate_flags};
 use syncbn_cuda::cudarc::driver::{CudaSlice, CudaStream, sys::CUstreamCaptureMode};
 use syncbn_cuda::nccl::{NcclCommunicator, NcclId};
-use syncbn_cuda::{Buffer, Cuda, Sums};
+use syncbn_cuda::{Buffer, Cuda, allow_capture};
 
 use crate::measure::measure;
 use crate::results::{Meta, Row};
@@ -29,7 +29,7 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 pub struct CudaDevice {
     cuda: Cuda,
     stream: Arc<CudaStream>,
-    /// A group of this rank alone: the path with its collective, and nobody to wait for.
+    /// A group of this rank alone, with nobody to wait for.
     alone: Arc<dyn Communicator<Cuda>>,
     /// All ranks, where there are several.
     ranks: Option<Ranks>,
@@ -39,7 +39,7 @@ pub struct CudaDevice {
 /// The group of all ranks, and a number that they sum to start together.
 struct Ranks {
     group: Arc<NcclCommunicator>,
-    token: RefCell<Sums>,
+    token: RefCell<Buffer<f32>>,
 }
 
 impl CudaDevice {
@@ -52,7 +52,7 @@ impl CudaDevice {
     pub fn launched() -> Result<Self> {
         let (cuda, group) = NcclCommunicator::from_env(TIMEOUT)?;
         let mut device = Self::of(cuda)?;
-        let token = RefCell::new(device.cuda.sums(&device.stream, 1)?);
+        let token = RefCell::new(device.cuda.upload(&device.stream, &[0_f32])?);
         device.ranks = Some(Ranks { group: Arc::new(group), token });
         Ok(device)
     }
@@ -75,8 +75,9 @@ impl CudaDevice {
     fn line_up(&self) -> Result<()> {
         self.stream.memset_zeros(&mut *self.flushed.try_borrow_mut()?)?;
         if let Some(Ranks { group, token }) = &self.ranks {
-            let call = Call::new("(line up)", Pass::Backward, 1);
-            group.all_reduce_sum(&call, &self.cuda, &self.stream, &mut *token.try_borrow_mut()?)?;
+            let (id, mut token) = (CollectiveId::new("line up", 1), token.try_borrow_mut()?);
+            let numbers = Numbers::F32(Cuda::mem_mut(&mut *token));
+            group.sum_numbers(&id, &self.cuda, &self.stream, numbers)?;
         }
         Ok(())
     }
@@ -130,11 +131,14 @@ impl Device for CudaDevice {
         Ok(to.copy_from(&self.stream, from)?)
     }
 
+    #[allow(unsafe_code)] // what a captured graph uses has to outlive it
     fn device_time(&self, work: Work<'_>) -> Result<Times> {
         work()?;
         self.stream.synchronize()?;
         self.stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)?;
-        let enqueued = work();
+        // SAFETY: what the work uses is the caller's, and outlives this call; the graph does not, and its last replay has been waited
+        // for by then. Nothing else uses the stream, or what the work uses, meanwhile.
+        let enqueued = unsafe { allow_capture(work) };
         let graph = self.stream.end_capture(CUgraphInstantiate_flags(0))?;
         enqueued?;
         let graph = graph.context("nothing was captured")?;

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use fastrand::Rng;
 use syncbn_core::{
-    Communicator, Config, Element, Geometry, Kernels, ParamGradients, Saved, Storage, SyncBatchNorm, View,
-    ViewMut,
+    Communicator, Config, Element, Geometry, Gradients, Kernels, ParamGradients, SavedStatistics, Storage,
+    SyncBatchNorm, View, ViewMut,
 };
 
 /// A layer with the tensors of its forward and backward pass, on the device.
@@ -23,7 +23,7 @@ pub struct Step<'q, B: Storage, T: Element> {
     dx: B::Buffer<T>,
     d_weight: B::Buffer<T::Param>,
     d_bias: B::Buffer<T::Param>,
-    saved: Option<Saved<B>>,
+    saved: Option<SavedStatistics<B>>,
 }
 
 impl<'q, B: Kernels<T> + Storage, T: Element> Step<'q, B, T> {
@@ -74,19 +74,25 @@ impl<'q, B: Kernels<T> + Storage, T: Element> Step<'q, B, T> {
             weight: Some(B::mem_mut(&mut self.d_weight)),
             bias: Some(B::mem_mut(&mut self.d_bias)),
         };
-        self.layer.backward(self.queue, saved, x, dy, dx, parameters)?;
+        self.layer.backward(self.queue, saved, x, Gradients::out_of_place(dy, dx), parameters)?;
         Ok(())
     }
 
     /// Whether what was timed did its work: y has mean 0 and variance 1, as weight 1 and bias 0 make it, and dx, whose sum
     /// is 0 then, is not all zeros.
     pub fn check(&self) -> Result<()> {
-        let y = mean_and_square(&self.backend.download(self.queue, &self.y)?);
-        let dx = mean_and_square(&self.backend.download(self.queue, &self.dx)?);
+        let y = mean_and_square(&self.values(&self.y)?);
+        let dx = mean_and_square(&self.values(&self.dx)?);
         let normal = y.0.abs() < 1e-2 && (y.1 - 1.0).abs() < 1e-2;
         let centred = dx.0.abs() < 1e-2 && dx.1 > 1e-2 && dx.1 < 1e2;
         ensure!(normal && centred, "not a batch norm: mean and mean square of y are {y:?}, of dx {dx:?}");
         Ok(())
+    }
+
+    fn values(&self, buffer: &B::Buffer<T>) -> Result<Vec<T>> {
+        let mut values = vec![T::default(); self.geometry.len()];
+        self.backend.read(self.queue, B::mem(buffer), &mut values)?;
+        Ok(values)
     }
 }
 

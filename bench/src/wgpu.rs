@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use pollster::block_on;
 use syncbn_comm::ThreadGroup;
-use syncbn_core::{Dtype, Element, Solo, Staged, bf16, f16};
+use syncbn_core::{Dtype, Element, SingleRank, ViaHost, bf16, f16};
 use syncbn_wgpu::wgpu::{self, Features, PollType, QuerySet};
 use syncbn_wgpu::{Buffer, Queue, Wgpu};
 
@@ -136,8 +136,8 @@ impl Device for WgpuDevice {
 
     fn groups(&self) -> Vec<Group<Wgpu>> {
         let alone = ThreadGroup::new(std::num::NonZeroUsize::MIN, Duration::MAX).unwrap_or_default();
-        let staged = alone.into_iter().map(|comm| -> Group<Wgpu> { ("syncbn", Arc::new(Staged(comm))) });
-        staged.chain([("solo", Arc::new(Solo) as _)]).collect()
+        let staged = alone.into_iter().map(|comm| -> Group<Wgpu> { ("syncbn", Arc::new(ViaHost(comm))) });
+        staged.chain([("solo", Arc::new(SingleRank) as _)]).collect()
     }
 
     fn copy<T: Element>(&self, from: &Buffer<T>, to: &mut Buffer<T>) -> Result<()> {

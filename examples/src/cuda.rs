@@ -4,16 +4,15 @@
 //! Deliberately not here: launching processes, which torchrun, mpirun and srun do.
 
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use syncbn_comm::{BootstrapError, LaunchEnv};
-use syncbn_core::{Backend, Call, Communicator, Pass};
+use syncbn_core::{Communicator, Group};
 use syncbn_cuda::nccl::{NcclCommunicator, NcclId};
-use syncbn_cuda::{Cuda, CudaError, Sums};
+use syncbn_cuda::{Cuda, CudaError};
 
 use crate::Result;
-use crate::device::{Device, Links, Place, Queue, TIMEOUT};
-use crate::gradients::{self, GradientSum};
+use crate::device::{Device, Place, Queue, TIMEOUT};
 
 /// All GPUs, dealt to the ranks in turn.
 pub struct Gpus(Vec<Cuda>);
@@ -73,14 +72,13 @@ impl Device for NcclThreads {
 
     fn group(&self, world_size: NonZeroUsize) -> Result<Vec<Place<Cuda>>> {
         let id = NcclId::new()?;
-        let place = |(rank, gradients)| Place {
+        let place = |rank| Place {
             rank,
             join: Box::new(move |cuda: &Cuda| {
-                let communicator = NcclCommunicator::new(cuda, &id, rank, world_size, TIMEOUT)?;
-                Ok(Links { communicator: Arc::new(communicator), gradients })
+                Ok(Group::new(NcclCommunicator::new(cuda, &id, rank, world_size, TIMEOUT)?))
             }),
         };
-        Ok(gradients::connect(world_size).into_iter().enumerate().map(place).collect())
+        Ok((0..world_size.get()).map(place).collect())
     }
 }
 
@@ -119,33 +117,7 @@ impl Device for NcclProcess {
 
     fn group(&self, _: NonZeroUsize) -> Result<Vec<Place<Cuda>>> {
         let communicator = self.communicator.clone();
-        let join = move |cuda: &Cuda| {
-            let gradients = through(cuda.clone(), communicator.clone())?;
-            Ok(Links { communicator, gradients })
-        };
+        let join = move |_: &Cuda| Ok(Group::new(communicator));
         Ok(vec![Place { rank: self.communicator.rank(), join: Box::new(join) }])
     }
-}
-
-/// Gradients travel as batch norm's sums do: a backward message holds as many numbers as are wanted.
-fn through(cuda: Cuda, communicator: Arc<NcclCommunicator>) -> Result<GradientSum> {
-    let (_, queue) = open(&cuda)?;
-    let room: Mutex<Option<(usize, Sums)>> = Mutex::default();
-    Ok(GradientSum::through(move |values| {
-        let channels = values.len().div_ceil(2);
-        let mut room = room.lock().unwrap_or_else(PoisonError::into_inner);
-        let (_, sums) = match room.take() {
-            Some(kept) if kept.0 == channels => room.insert(kept),
-            _ => room.insert((channels, cuda.sums(&queue, channels)?)),
-        };
-        let call = Call::new("(gradients)", Pass::Backward, channels);
-        let mut message = values.to_vec();
-        message.resize(2 * channels, 0.0);
-        cuda.write_sums(&queue, call.pass, sums, &message)?;
-        communicator.all_reduce_sum(&call, &cuda, &queue, sums)?;
-        communicator.wait(&queue, TIMEOUT)?;
-        cuda.read_sums(&queue, call.pass, sums, &mut message)?;
-        values.copy_from_slice(&message[..values.len()]);
-        Ok(())
-    }))
 }

@@ -3,15 +3,13 @@
 //! Deliberately not here: the rest of the network, which runs in host memory whatever the backend.
 
 use std::num::NonZeroUsize;
-use std::sync::Arc;
 use std::time::Duration;
 
 use syncbn_comm::ThreadGroup;
-use syncbn_core::{Backend, Communicator, Kernels, Staged, Storage};
+use syncbn_core::{Backend, Group, Kernels, Storage, ViaHost};
 use syncbn_cpu::Cpu;
 
 use crate::Result;
-use crate::gradients::{self, GradientSum};
 
 /// How long a rank waits for the others in a collective.
 pub const TIMEOUT: Duration = Duration::from_secs(60);
@@ -36,14 +34,8 @@ pub trait Device: Sync {
 
     /// The ranks of a new group that this process runs, each a thread. The default: all of them, meeting in host memory.
     fn group(&self, world_size: NonZeroUsize) -> Result<Vec<Place<Self::Backend>>> {
-        let seats = ThreadGroup::new(world_size, TIMEOUT)?.into_iter().zip(gradients::connect(world_size));
-        let place = |(rank, (comm, gradients))| Place {
-            rank,
-            join: Box::new(move |_: &Self::Backend| {
-                Ok(Links { communicator: Arc::new(Staged(comm)), gradients })
-            }),
-        };
-        Ok(seats.enumerate().map(place).collect())
+        let place = |(rank, comm)| Place { rank, join: Box::new(move |_: &_| Ok(Group::new(ViaHost(comm)))) };
+        Ok(ThreadGroup::new(world_size, TIMEOUT)?.into_iter().enumerate().map(place).collect())
     }
 }
 
@@ -59,15 +51,7 @@ pub struct Place<B: Backend> {
 }
 
 /// How a rank joins its group.
-pub type Join<B> = dyn FnOnce(&B) -> Result<Links<B>> + Send;
-
-/// What connects a rank to the others.
-pub struct Links<B: Backend> {
-    /// For batch norm.
-    pub communicator: Arc<dyn Communicator<B>>,
-    /// For everything else.
-    pub gradients: GradientSum,
-}
+pub type Join<B> = dyn FnOnce(&B) -> Result<Group<B>> + Send;
 
 /// The processor, for every rank.
 pub struct Host;

@@ -113,10 +113,11 @@ fn train<B: Storage + Kernels<f32>>(
         Box::new(Linear::new(16, CLASSES, random)),
     ]);
     let mut curve = Vec::with_capacity(order.len());
-    for batch in order {
+    for (step, batch) in order.iter().enumerate() {
+        seat.all.set_step(step as u64);
         let Samples { images, classes } = training.select(&batch[share(seat, batch.len())]);
         let loss = |y: &Array2<f32>| cross_entropy(y, &classes, batch.len());
-        curve.push(network.train(images, loss, RATE, &seat.gradients)?);
+        curve.push(network.train(images, loss, RATE, seat)?);
         if seat.rank == 0 {
             tick(); // once a step, whatever the number of ranks
         }

@@ -9,7 +9,9 @@
 //! Deliberately not here: autograd. Each layer keeps what its backward needs, and knows its own derivative.
 
 use ndarray::{Array1, Array2};
-use syncbn_core::{Config, ParamGradients, Saved, State, Storage, SyncBatchNorm, View, ViewMut};
+use syncbn_core::{
+    Config, Gradients, ParamGradients, SavedStatistics, State, Storage, SyncBatchNorm, View, ViewMut,
+};
 
 use crate::Result;
 use crate::world::Seat;
@@ -115,15 +117,15 @@ pub struct BatchNorm<'a, B: Storage> {
 /// What a forward keeps for its backward.
 struct Live<B: Storage> {
     x: B::Buffer<f32>,
-    saved: Saved<B>,
+    saved: SavedStatistics<B>,
 }
 
 impl<'a, B: Storage> BatchNorm<'a, B> {
     /// A layer of the seat's group with the default settings.
     pub fn new(name: &str, channels: usize, seat: &'a Seat<B>) -> Result<Self> {
-        let Seat { backend, queue, communicator, .. } = seat;
+        let Seat { backend, queue, norms, .. } = seat;
         let config = Config::new(channels);
-        let norm = SyncBatchNorm::new(name, config, backend.clone(), queue, communicator.clone())?;
+        let norm = SyncBatchNorm::new(name, config, backend.clone(), queue, norms.clone())?;
         let (weight, bias) = (Array1::ones(channels), Array1::zeros(channels));
         Ok(Self { seat, norm, live: None, weight, bias, gradient: vec![0.0; 2 * channels] })
     }
@@ -139,7 +141,7 @@ impl<B: Storage + syncbn_core::Kernels<f32>> Layer for BatchNorm<'_, B> {
         let output = ViewMut::channels_last(B::mem_mut(&mut y), &shape);
         let saved = self.norm.forward(queue, input, output)?;
         self.live = Some(Live { x, saved });
-        Ok(Array2::from_shape_vec(shape, backend.download(queue, &y)?)?)
+        Ok(Array2::from_shape_vec(shape, self.seat.values(&y)?)?)
     }
 
     fn backward(&mut self, dy: Array2<f32>) -> Result<Array2<f32>> {
@@ -153,10 +155,10 @@ impl<B: Storage + syncbn_core::Kernels<f32>> Layer for BatchNorm<'_, B> {
             ParamGradients { weight: Some(B::mem_mut(&mut d_weight)), bias: Some(B::mem_mut(&mut d_bias)) };
         let input = View::channels_last(B::mem(&x), &shape);
         let gradient = ViewMut::channels_last(B::mem_mut(&mut dy), &shape);
-        self.norm.backward_in_place(queue, &saved, input, gradient, parameters)?;
-        let parameters = [backend.download(queue, &d_weight)?, backend.download(queue, &d_bias)?];
+        self.norm.backward(queue, &saved, input, Gradients::in_place(gradient), parameters)?;
+        let parameters = [self.seat.values(&d_weight)?, self.seat.values(&d_bias)?];
         self.gradient = parameters.concat().into_iter().map(f64::from).collect();
-        Ok(Array2::from_shape_vec(shape, backend.download(queue, &dy)?)?)
+        Ok(Array2::from_shape_vec(shape, self.seat.values(&dy)?)?)
     }
 
     fn gradient(&self) -> Vec<f64> {
@@ -167,10 +169,10 @@ impl<B: Storage + syncbn_core::Kernels<f32>> Layer for BatchNorm<'_, B> {
         let Seat { backend, queue, .. } = self.seat;
         descend(self.weight.iter_mut().chain(&mut self.bias), step);
         if let Some(weight) = self.norm.weight_mut() {
-            backend.write(queue, weight, &self.weight.to_vec())?;
+            backend.write(queue, B::mem_mut(weight), &self.weight.to_vec())?;
         }
         if let Some(bias) = self.norm.bias_mut() {
-            backend.write(queue, bias, &self.bias.to_vec())?;
+            backend.write(queue, B::mem_mut(bias), &self.bias.to_vec())?;
         }
         Ok(())
     }

@@ -3,11 +3,11 @@
 //! Deliberately not here: which layers, which data.
 
 use ndarray::Array2;
-use syncbn_core::State;
+use syncbn_core::{State, Storage};
 
 use crate::Result;
-use crate::gradients::GradientSum;
 use crate::layers::Layer;
+use crate::world::Seat;
 
 /// Layers, one after the other.
 pub struct Network<'a> {
@@ -35,12 +35,12 @@ impl<'a> Network<'a> {
     }
 
     /// A step of plain gradient descent on the loss of the whole batch, of which `x` is this rank's part. Returns that loss.
-    pub fn train(
+    pub fn train<B: Storage>(
         &mut self,
         x: Array2<f32>,
         loss: impl FnOnce(&Array2<f32>) -> Loss,
         rate: f64,
-        sum: &GradientSum,
+        seat: &Seat<B>,
     ) -> Result<f64> {
         let Loss { value, gradient } = loss(&self.forward(x)?);
         self.layers.iter_mut().rev().try_fold(gradient, |dy, layer| layer.backward(dy))?;
@@ -48,7 +48,7 @@ impl<'a> Network<'a> {
         let gradients: Vec<_> = self.layers.iter().map(|layer| layer.gradient()).collect();
         let mut message = gradients.concat();
         message.push(value);
-        sum.all_reduce(&mut message)?;
+        seat.all_reduce("gradients", &mut message)?;
 
         let mut rest = &message[..];
         for (layer, gradient) in self.layers.iter_mut().zip(&gradients) {

@@ -66,11 +66,12 @@ fn train<B: Storage + Kernels<f32>>(
         Box::new(Linear::new(CHANNELS, CHANNELS, random)),
         Box::new(BatchNorm::new("norm2", CHANNELS, seat)?),
     ]);
-    for batch in batches {
+    for (step, batch) in batches.iter().enumerate() {
+        seat.all.set_step(step as u64);
         let samples = batch.nrows() / PIXELS;
         let share = seat.share(samples);
         let x = batch.slice(ndarray::s![share.start * PIXELS..share.end * PIXELS, ..]).to_owned();
-        network.train(x, |y| squared_error(y, samples), RATE, &seat.gradients)?;
+        network.train(x, |y| squared_error(y, samples), RATE, seat)?;
     }
     Ok(network.states()?.iter().zip(1..).flat_map(|(state, layer)| name_numbers(layer, state)).collect())
 }

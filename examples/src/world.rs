@@ -4,14 +4,12 @@
 
 use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::sync::Arc;
 use std::thread;
 
-use syncbn_core::{Backend, Communicator, Solo};
+use syncbn_core::{Backend, Group, Scalar, SingleRank, Storage};
 
 use crate::Result;
-use crate::device::{Device, Links, Place};
-use crate::gradients::GradientSum;
+use crate::device::{Device, Place};
 
 /// The three ways of training that are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,10 +53,10 @@ pub struct Seat<B: Backend> {
     pub backend: B,
     /// The order in which that device works.
     pub queue: B::Queue,
+    /// All ranks, whose gradients are summed.
+    pub all: Group<B>,
     /// Its batch norms' group: all ranks, or the rank alone.
-    pub communicator: Arc<dyn Communicator<B>>,
-    /// The sum of gradients over all ranks, whatever the batch norms' group.
-    pub gradients: GradientSum,
+    pub norms: Group<B>,
 }
 
 impl<B: Backend> Seat<B> {
@@ -66,6 +64,24 @@ impl<B: Backend> Seat<B> {
     #[must_use]
     pub fn share(&self, batch: usize) -> Range<usize> {
         self.rank * batch / self.world_size..(self.rank + 1) * batch / self.world_size
+    }
+}
+
+impl<B: Storage> Seat<B> {
+    /// Replaces `values` by their sum over all ranks, whatever the batch norms' group.
+    pub fn all_reduce(&self, name: &str, values: &mut [f64]) -> Result<()> {
+        let Self { backend, queue, all, .. } = self;
+        let mut buffer = backend.upload(queue, values)?;
+        all.all_reduce::<f64>(name, backend, queue, B::mem_mut(&mut buffer))?;
+        Ok(backend.read(queue, B::mem(&buffer), values)?)
+    }
+
+    /// What a buffer of the device holds.
+    pub fn values<T: Scalar>(&self, buffer: &B::Buffer<T>) -> Result<Vec<T>> {
+        let mem = B::mem(buffer);
+        let mut values = vec![T::default(); B::mem_len(&mem)];
+        self.backend.read(&self.queue, mem, &mut values)?;
+        Ok(values)
     }
 }
 
@@ -79,9 +95,9 @@ pub fn run<D: Device, R: Send>(
     let world_size = way.world_size(ranks);
     let start = |Place { rank, join }: Place<D::Backend>| {
         let (backend, queue) = device.open(rank)?;
-        let Links { communicator, gradients } = join(&backend)?;
-        let communicator = if way == Way::Synchronised { communicator } else { Arc::new(Solo) };
-        job(&Seat { rank, world_size: world_size.get(), backend, queue, communicator, gradients })
+        let all = join(&backend)?;
+        let norms = if way == Way::Synchronised { all.clone() } else { Group::new(SingleRank) };
+        job(&Seat { rank, world_size: world_size.get(), backend, queue, all, norms })
     };
     let start = &start;
     let places = if way == Way::Single { vec![alone()] } else { device.group(world_size)? };
@@ -97,8 +113,7 @@ pub fn run<D: Device, R: Send>(
 
 /// The only rank of its group.
 fn alone<B: Backend>() -> Place<B> {
-    let gradients = GradientSum::through(|_| Ok(()));
-    Place { rank: 0, join: Box::new(|_| Ok(Links { communicator: Arc::new(Solo), gradients })) }
+    Place { rank: 0, join: Box::new(|_| Ok(Group::new(SingleRank))) }
 }
 
 /// All results, or all failures: the first of them in time need not be the first by rank.
@@ -136,7 +151,7 @@ mod tests {
             if seat.rank == 1 {
                 return Err("broken".into());
             }
-            seat.gradients.all_reduce(&mut [1.0])
+            seat.all_reduce("ones", &mut [1.0])
         })
         .unwrap_err();
         assert!(error.to_string().contains("synchronised, rank 1: broken"), "{error}");

@@ -8,7 +8,6 @@
 //! Deliberately not here: tasks of a thread pool as ranks. A collective blocks its thread until the last rank has come, which
 //! would starve the pool.
 
-mod failure;
 mod meeting;
 mod run;
 
@@ -18,9 +17,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use syncbn_core::{CollectiveId, CommError, CommErrorKind, HostCommunicator};
+use syncbn_core::{CollectiveId, CommError, CommErrorKind, HostCommunicator, Membership};
 
-use failure::Step;
+use crate::failure::Step;
 use meeting::{Meeting, State};
 
 pub use run::run;
@@ -58,7 +57,8 @@ pub struct TooManyRanks {
 
 fn seats(world_size: NonZeroUsize, timeout: Duration) -> Vec<ThreadComm> {
     let meeting = Arc::new(Meeting::new(world_size, timeout));
-    (0..world_size.get()).map(|rank| ThreadComm { rank, meeting: Arc::clone(&meeting) }).collect()
+    let seat = |rank| ThreadComm { rank, meeting: Arc::clone(&meeting), membership: Arc::default() };
+    (0..world_size.get()).map(seat).collect()
 }
 
 /// One rank's place in a group of threads.
@@ -71,6 +71,7 @@ fn seats(world_size: NonZeroUsize, timeout: Duration) -> Vec<ThreadComm> {
 pub struct ThreadComm {
     rank: usize,
     meeting: Arc<Meeting>,
+    membership: Arc<Membership>,
 }
 
 impl ThreadComm {
@@ -120,6 +121,10 @@ impl HostCommunicator for ThreadComm {
 
     fn status(&self) -> Result<(), CommError> {
         self.meeting.status(self.rank)
+    }
+
+    fn membership(&self) -> Option<Arc<Membership>> {
+        Some(Arc::clone(&self.membership))
     }
 }
 

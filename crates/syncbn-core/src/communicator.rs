@@ -15,6 +15,7 @@ use std::time::Duration;
 use crate::backend::Backend;
 use crate::collective::CollectiveId;
 use crate::group::Group;
+use crate::membership::Membership;
 use crate::message::Pass;
 
 /// A caller's own numbers, in a backend's memory.
@@ -65,6 +66,10 @@ pub trait Communicator<B: Backend>: Send + Sync {
     fn poison(&self, cause: &CommError);
     /// Whether the group still works, without waiting. Layers ask before they enqueue anything.
     fn status(&self) -> Result<(), CommError>;
+    /// What this rank counts of the group, where the communicator counts it: then all that share the communicator count together.
+    fn membership(&self) -> Option<Arc<Membership>> {
+        None
+    }
     /// The group that layers take: a new one of this communicator, or what is a [`Group`] already.
     fn into_group(self) -> Group<B>
     where
@@ -87,6 +92,10 @@ pub trait HostCommunicator: Send + Sync {
     fn poison(&self, cause: &CommError);
     /// Whether the group still works, without waiting.
     fn status(&self) -> Result<(), CommError>;
+    /// What this rank counts of the group, where the communicator counts it: then all that share the communicator count together.
+    fn membership(&self) -> Option<Arc<Membership>> {
+        None
+    }
 }
 
 impl<C: HostCommunicator + ?Sized> HostCommunicator for Arc<C> {
@@ -104,6 +113,9 @@ impl<C: HostCommunicator + ?Sized> HostCommunicator for Arc<C> {
     }
     fn status(&self) -> Result<(), CommError> {
         (**self).status()
+    }
+    fn membership(&self) -> Option<Arc<Membership>> {
+        (**self).membership()
     }
 }
 
@@ -141,6 +153,9 @@ impl<B: Backend, C: Communicator<B> + ?Sized> Communicator<B> for Arc<C> {
     }
     fn status(&self) -> Result<(), CommError> {
         (**self).status()
+    }
+    fn membership(&self) -> Option<Arc<Membership>> {
+        (**self).membership()
     }
 }
 

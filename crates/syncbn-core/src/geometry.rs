@@ -97,6 +97,7 @@ impl Geometry {
     /// array has channel axis 3, and an NHWC array seen as NCHW through permuted strides has channel axis 1 again.
     /// Strides of axes of length 1, and of arrays without elements, say nothing and are not looked at.
     pub fn strided(shape: &[usize], strides: &[isize], channel_axis: usize) -> Result<Self, ShapeError> {
+        check_axes(shape)?;
         if shape.len() != strides.len() {
             return Err(ShapeError::StrideCount { axes: shape.len(), strides: strides.len() });
         }
@@ -123,9 +124,7 @@ impl Geometry {
 
     /// `shape` is (N, C, *spatial) here, whatever the layout.
     fn dense(shape: &[usize], layout: Layout) -> Result<Self, ShapeError> {
-        if !(2..=MAX_AXES).contains(&shape.len()) {
-            return Err(ShapeError::Axes { shape: shape.to_vec() });
-        }
+        check_axes(shape)?;
         if shape[1] == 0 {
             return Err(ShapeError::NoChannels { shape: shape.to_vec() });
         }
@@ -200,6 +199,14 @@ impl Geometry {
     }
 }
 
+fn check_axes(shape: &[usize]) -> Result<(), ShapeError> {
+    if (2..=MAX_AXES).contains(&shape.len()) {
+        Ok(())
+    } else {
+        Err(ShapeError::Axes { shape: shape.to_vec() })
+    }
+}
+
 /// The product of the sizes that are not zero: what must fit an `isize` even where another axis is empty, so that no
 /// partial product overflows anywhere later.
 fn product_of_non_zero(sizes: &[usize]) -> Option<usize> {
@@ -233,7 +240,10 @@ fn is_dense(shape: &[usize], strides: &[isize], layout: Layout) -> bool {
 #[non_exhaustive]
 pub enum ShapeError {
     /// Too few or too many axes.
-    #[error("shape {shape:?} has {} axes, expected 2 to {MAX_AXES}: batch, channels, spatial axes", shape.len())]
+    #[error(
+        "the number of axes of shape {shape:?} is {}, expected 2 to {MAX_AXES}: batch, channels, spatial axes",
+        shape.len()
+    )]
     Axes {
         /// The shape as given.
         shape: Vec<usize>,
@@ -251,7 +261,10 @@ pub enum ShapeError {
         shape: Vec<usize>,
     },
     /// The channel axis is the batch axis, or is not there.
-    #[error("channel axis {channel_axis} of {axes} axes, expected 1 to {}: axis 0 counts samples", axes.saturating_sub(1))]
+    #[error(
+        "the channel axis is {channel_axis}, expected 1{} for {axes} axes: axis 0 counts samples",
+        if *axes > 2 { format!(" to {}", axes - 1) } else { String::new() }
+    )]
     ChannelAxis {
         /// The channel axis as given.
         channel_axis: usize,
@@ -259,7 +272,7 @@ pub enum ShapeError {
         axes: usize,
     },
     /// The number of strides differs from the number of axes.
-    #[error("{strides} strides for {axes} axes")]
+    #[error("the number of strides is {strides}, expected {axes}: one for each axis")]
     StrideCount {
         /// The number of axes.
         axes: usize,

@@ -3,19 +3,21 @@
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use crate::backend::Backend;
 use crate::collective::CollectiveId;
 use crate::communicator::{CommError, CommErrorKind, Communicator, Numbers};
+use crate::membership::Membership;
 use crate::message::Pass;
 use crate::scalar::Param;
 
 /// One rank's membership of a group: its communicator, the trainer's step, and the order of its layers. One for each rank;
 /// clones are the same membership.
 ///
-/// Layers take any [`Communicator`], which becomes a group of that layer alone. Layers that belong together share one group, so
-/// that their order of construction is counted: make it once, and give each layer a clone.
+/// Layers take any [`Communicator`], which becomes a group. Layers that belong together share one group, so that their order of
+/// construction is counted: make it once, and give each layer a clone. The communicators of syncbn count for themselves, so that
+/// groups made of one of them, shared by an `Arc`, are the same group.
 ///
 /// ```
 /// use syncbn_core::{Group, SingleRank};
@@ -27,51 +29,41 @@ use crate::scalar::Param;
 /// group.all_reduce("gradient norms", &Plain, &(), &mut norms[..])?;
 /// # Ok::<(), syncbn_core::CommError>(())
 /// ```
-pub struct Group<B: Backend>(Arc<Inner<B>>);
-
-struct Inner<B: Backend> {
-    communicator: Box<dyn Communicator<B>>,
-    id: u64,
-    step: AtomicU64,
-    layers: AtomicU64,
-    plain_sums: AtomicU64,
+pub struct Group<B: Backend> {
+    communicator: Arc<dyn Communicator<B>>,
+    membership: Arc<Membership>,
 }
 
 impl<B: Backend> Clone for Group<B> {
     fn clone(&self) -> Self {
-        Self(Arc::clone(&self.0))
+        let Self { communicator, membership } = self;
+        Self { communicator: Arc::clone(communicator), membership: Arc::clone(membership) }
     }
 }
 
 impl<B: Backend> Group<B> {
     /// The group whose ranks this communicator reaches.
     pub fn new(communicator: impl Communicator<B> + 'static) -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
-        Self(Arc::new(Inner {
-            communicator: Box::new(communicator),
-            id: NEXT.fetch_add(1, Ordering::Relaxed),
-            step: AtomicU64::new(0),
-            layers: AtomicU64::new(0),
-            plain_sums: AtomicU64::new(0),
-        }))
+        let membership = communicator.membership().unwrap_or_default();
+        Self { communicator: Arc::new(communicator), membership }
     }
 
     /// This rank, from 0.
     #[must_use]
     pub fn rank(&self) -> usize {
-        self.0.communicator.rank()
+        self.communicator.rank()
     }
 
     /// The number of ranks.
     #[must_use]
     pub fn world_size(&self) -> NonZeroUsize {
-        self.0.communicator.world_size()
+        self.communicator.world_size()
     }
 
     /// A number that no other group of this process has.
     #[must_use]
     pub fn id(&self) -> u64 {
-        self.0.id
+        self.membership.id()
     }
 
     /// Tells the group which of the trainer's steps begins; call it once a step on every rank.
@@ -80,18 +72,18 @@ impl<B: Backend> Group<B> {
     /// at the next sum. Without it, a rank that leaves out every layer of a step cannot be: its later steps would be summed with
     /// its peers' earlier ones.
     pub fn set_step(&self, step: u64) {
-        self.0.step.store(step, Ordering::Relaxed);
+        self.membership.set_step(step);
     }
 
     /// The trainer's step; 0 before it was told.
     #[must_use]
     pub fn step(&self) -> u64 {
-        self.0.step.load(Ordering::Relaxed)
+        self.membership.step()
     }
 
     /// Whether the group still works, without waiting.
     pub fn status(&self) -> Result<(), CommError> {
-        self.0.communicator.status()
+        self.communicator.status()
     }
 
     /// Replaces a caller's own numbers, of type `f32` or `f64` and of any length, by their sum over the ranks: gradients of
@@ -106,18 +98,19 @@ impl<B: Backend> Group<B> {
         numbers: B::MemMut<'_, P>,
     ) -> Result<(), CommError> {
         self.status()?;
-        let use_number = self.0.plain_sums.load(Ordering::Relaxed);
+        let plain_sums = self.membership.plain_sums();
+        let use_number = plain_sums.load(Ordering::Relaxed);
         let id = CollectiveId::new(name, B::mem_mut_len(&numbers)).with_use(use_number, self.step());
-        let result = self.0.communicator.sum_numbers(&id, backend, queue, P::numbers(numbers));
+        let result = self.communicator.sum_numbers(&id, backend, queue, P::numbers(numbers));
         if !is_unsent(&result) {
-            self.0.plain_sums.store(use_number.wrapping_add(1), Ordering::Relaxed);
+            plain_sums.store(use_number.wrapping_add(1), Ordering::Relaxed);
         }
         result
     }
 
     /// The place of a new layer in the order of construction.
     pub(crate) fn next_layer(&self) -> u64 {
-        self.0.layers.fetch_add(1, Ordering::Relaxed)
+        self.membership.next_layer()
     }
 }
 
@@ -137,7 +130,7 @@ impl<B: Backend> Communicator<B> for Group<B> {
         queue: &B::Queue,
         workspace: &mut B::Workspace,
     ) -> Result<(), CommError> {
-        self.0.communicator.sum_workspace(id, pass, backend, queue, workspace)
+        self.communicator.sum_workspace(id, pass, backend, queue, workspace)
     }
     fn sum_numbers(
         &self,
@@ -146,16 +139,19 @@ impl<B: Backend> Communicator<B> for Group<B> {
         queue: &B::Queue,
         numbers: Numbers<'_, B>,
     ) -> Result<(), CommError> {
-        self.0.communicator.sum_numbers(id, backend, queue, numbers)
+        self.communicator.sum_numbers(id, backend, queue, numbers)
     }
     fn peers(&self, id: &CollectiveId, pass: Pass, backend: &B) -> Result<Option<B::Peers>, CommError> {
-        self.0.communicator.peers(id, pass, backend)
+        self.communicator.peers(id, pass, backend)
     }
     fn poison(&self, cause: &CommError) {
-        self.0.communicator.poison(cause);
+        self.communicator.poison(cause);
     }
     fn status(&self) -> Result<(), CommError> {
         self.status()
+    }
+    fn membership(&self) -> Option<Arc<Membership>> {
+        Some(Arc::clone(&self.membership))
     }
     fn into_group(self) -> Self {
         self

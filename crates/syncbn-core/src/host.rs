@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::backend::Backend;
 use crate::collective::CollectiveId;
 use crate::communicator::{CommError, CommErrorKind, Communicator, HostCommunicator, Numbers};
+use crate::membership::Membership;
 use crate::message::Pass;
 use crate::scalar::Element;
 
@@ -96,6 +97,10 @@ impl<B: Backend, C: HostCommunicator> Communicator<B> for ViaHost<C> {
 
     fn status(&self) -> Result<(), CommError> {
         self.0.status()
+    }
+
+    fn membership(&self) -> Option<Arc<Membership>> {
+        self.0.membership()
     }
 }
 

@@ -49,6 +49,7 @@ pub mod host_memory;
 pub mod kernels;
 pub mod layer;
 pub mod meeting;
+mod membership;
 mod message;
 #[cfg(feature = "safetensors")]
 mod safetensors;
@@ -72,9 +73,12 @@ pub use host::{SingleRank, ViaHost};
 pub use kernels::{Kernels, RunningMut};
 pub use layer::{ParamGradients, SyncBatchNorm};
 pub use meeting::{Gradients, Meeting, PassError};
+pub use membership::Membership;
 pub use message::Pass;
 pub use saved::{SavedRef, SavedStatistics, SavedToken, Scope};
 pub use scalar::{Dtype, Element, Param, Scalar};
-pub use state::{NamedTensor, State, StateError};
+pub use state::{
+    Change, Checkpoint, FileDtype, Framework, LayerEntry, LayerTensor, Loaded, NamedTensor, State, StateError,
+};
 pub use statistics::NonFinite;
 pub use view::{GradientsError, IntoView, IntoViewMut, View, ViewMut};

@@ -1,11 +1,35 @@
-//! A layer's state on the host, as the named tensors that every framework's checkpoints have.
+//! A layer's state on the host, and the checkpoints of any framework that it is read from and written to.
 //!
-//! Deliberately not here: files. With the feature `safetensors`, [`NamedTensor`] is what that crate writes and
-//! [`State::from_safetensors`] reads what it has read; other formats need no more than [`State::to_tensors`] and
-//! [`State::from_tensors`].
+//! ```text
+//! file -> NamedTensor -> Checkpoint -- load  -> State -> a layer's load_state
+//! file <- NamedTensor <- Checkpoint <- store -- State <- a layer's state
+//! ```
+//!
+//! [`Checkpoint::load`] converts types and says what it changed; [`Checkpoint::store`] puts a layer's state back under the names and
+//! in the types that the file had; [`Checkpoint::layers`] lists the batch norms of a file; [`Framework`] says what a framework
+//! calls them.
+//!
+//! Deliberately not here: opening files. With the feature `safetensors` a checkpoint is made from such a file's bytes and becomes
+//! them again; for another format, make [`NamedTensor`]s of what it holds.
+
+mod checkpoint;
+mod convert;
+mod error;
+mod framework;
+mod layers;
+mod load;
+mod store;
+mod tensor;
 
 use crate::error::Tensor;
-use crate::scalar::{Dtype, Param, Scalar};
+use crate::scalar::{Dtype, Param};
+
+pub use checkpoint::Checkpoint;
+pub use error::StateError;
+pub use framework::Framework;
+pub use layers::{LayerEntry, LayerTensor};
+pub use load::Loaded;
+pub use tensor::{Change, FileDtype, NamedTensor};
 
 /// A snapshot of a layer: one value per channel in each vector. What a layer does not have is `None`.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -22,131 +46,42 @@ pub struct State<P: Param> {
     pub num_batches_tracked: Option<i64>,
 }
 
-/// A tensor of a checkpoint: little-endian, row-major.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NamedTensor {
-    /// The full name, such as `backbone.bn1.running_mean`.
-    pub name: String,
-    /// The type of the values.
-    pub dtype: Dtype,
-    /// The shape; [] for a scalar.
-    pub shape: Vec<usize>,
-    /// The values, little-endian.
-    pub bytes: Vec<u8>,
-}
-
-/// A checkpoint's tensor does not have the type or shape that batch norm's has.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum StateError {
-    /// The type differs.
-    #[error("tensor `{name}` holds {got}, expected {expected}")]
-    Dtype {
-        /// The full name.
-        name: String,
-        /// What the layer needs.
-        expected: Dtype,
-        /// What the checkpoint has.
-        got: String,
-    },
-    /// The shape differs.
-    #[error("tensor `{name}` has shape {got:?}, expected {expected}")]
-    Shape {
-        /// The full name.
-        name: String,
-        /// What the layer needs.
-        expected: &'static str,
-        /// What the checkpoint has.
-        got: Vec<usize>,
-    },
-    /// Shape and number of bytes disagree.
-    #[error("tensor `{name}` of shape {shape:?} and type {dtype} has {bytes} bytes")]
-    Bytes {
-        /// The full name.
-        name: String,
-        /// Its shape.
-        shape: Vec<usize>,
-        /// Its type.
-        dtype: Dtype,
-        /// Its bytes.
-        bytes: usize,
-    },
-}
+/// The tensors of a layer, in the order in which files and errors have them.
+const TENSORS: [Tensor; 5] =
+    [Tensor::Weight, Tensor::Bias, Tensor::RunningMean, Tensor::RunningVar, Tensor::NumBatchesTracked];
 
 impl<P: Param> State<P> {
-    /// The tensors there are, each named `prefix` followed by its own name; a prefix usually ends with a dot.
+    /// The tensors there are, each named `prefix` followed by its name in PyTorch; a prefix usually ends with a dot. Vectors have
+    /// the type `P` and shape `[C]`, the counter `i64` and `[]`.
     #[must_use]
-    pub fn to_tensors(&self, prefix: &str) -> Vec<NamedTensor> {
-        let vector = |tensor: Tensor, values: &Option<Vec<P>>| {
-            values.as_ref().map(|values| NamedTensor {
-                name: full_name(prefix, tensor),
-                dtype: P::DTYPE,
-                shape: vec![values.len()],
-                bytes: values.iter().flat_map(|value| value.to_le_bytes().as_ref().to_vec()).collect(),
-            })
-        };
-        let count = self.num_batches_tracked.map(|count| NamedTensor {
-            name: full_name(prefix, Tensor::NumBatchesTracked),
-            dtype: Dtype::I64,
-            shape: Vec::new(),
-            bytes: count.to_le_bytes().to_vec(),
-        });
-        [
-            vector(Tensor::Weight, &self.weight),
-            vector(Tensor::Bias, &self.bias),
-            vector(Tensor::RunningMean, &self.running_mean),
-            vector(Tensor::RunningVar, &self.running_var),
-            count,
-        ]
-        .into_iter()
-        .flatten()
-        .collect()
-    }
-
-    /// The state whose tensors `find` knows by their full names. Absent tensors are `None`: whether the layer needs them is
-    /// for [`load_state`](crate::SyncBatchNorm::load_state) to say.
-    pub fn from_tensors(
-        prefix: &str,
-        mut find: impl FnMut(&str) -> Result<Option<NamedTensor>, StateError>,
-    ) -> Result<Self, StateError> {
-        let mut vector = |tensor| match find(&full_name(prefix, tensor))? {
-            Some(found) => values::<P>(&found, 1, "one value per channel").map(Some),
-            None => Ok(None),
-        };
-        let weight = vector(Tensor::Weight)?;
-        let bias = vector(Tensor::Bias)?;
-        let running_mean = vector(Tensor::RunningMean)?;
-        let running_var = vector(Tensor::RunningVar)?;
-        let num_batches_tracked = match find(&full_name(prefix, Tensor::NumBatchesTracked))? {
-            Some(found) => values::<i64>(&found, 0, "[]")?.first().copied(),
+    pub fn to_tensors(&self, prefix: &str) -> Vec<NamedTensor<'static>> {
+        let tensor = |tensor: Tensor| match self.vector(tensor) {
+            Some(values) => Some((P::DTYPE, vec![values.len()], convert::to_bytes(values))),
+            None if tensor == Tensor::NumBatchesTracked => {
+                self.num_batches_tracked.map(|count| (Dtype::I64, Vec::new(), convert::to_bytes(&[count])))
+            }
             None => None,
         };
-        Ok(Self { weight, bias, running_mean, running_var, num_batches_tracked })
+        let named = |role: Tensor| {
+            let (dtype, shape, bytes) = tensor(role)?;
+            Some(NamedTensor {
+                name: format!("{prefix}{role}"),
+                dtype: dtype.into(),
+                shape,
+                bytes: bytes.into(),
+            })
+        };
+        TENSORS.into_iter().filter_map(named).collect()
     }
-}
 
-fn full_name(prefix: &str, tensor: Tensor) -> String {
-    format!("{prefix}{tensor}")
-}
-
-fn values<S: Scalar>(
-    tensor: &NamedTensor,
-    axes: usize,
-    expected: &'static str,
-) -> Result<Vec<S>, StateError> {
-    let name = || tensor.name.clone();
-    if tensor.dtype != S::DTYPE {
-        return Err(StateError::Dtype { name: name(), expected: S::DTYPE, got: tensor.dtype.to_string() });
+    /// The values of one of the four vectors.
+    fn vector(&self, tensor: Tensor) -> Option<&[P]> {
+        match tensor {
+            Tensor::Weight => self.weight.as_deref(),
+            Tensor::Bias => self.bias.as_deref(),
+            Tensor::RunningMean => self.running_mean.as_deref(),
+            Tensor::RunningVar => self.running_var.as_deref(),
+            _ => None,
+        }
     }
-    if tensor.shape.len() != axes {
-        return Err(StateError::Shape { name: name(), expected, got: tensor.shape.clone() });
-    }
-    let values: Option<Vec<S>> = tensor.bytes.chunks(size_of::<S>()).map(S::from_le_bytes).collect();
-    let expected_len: usize = tensor.shape.iter().product();
-    values.filter(|values| values.len() == expected_len).ok_or_else(|| StateError::Bytes {
-        name: name(),
-        shape: tensor.shape.clone(),
-        dtype: tensor.dtype,
-        bytes: tensor.bytes.len(),
-    })
 }

@@ -98,6 +98,25 @@ fn each_kind_of_bad_shape_has_its_error() {
     assert!(matches!(Geometry::strided(&[2, 3], &[1], 1), Err(ShapeError::StrideCount { .. })));
 }
 
+#[test]
+fn errors_read_well_for_shapes_of_few_axes() {
+    let strided = |shape: &[usize], channel_axis| {
+        Geometry::strided(shape, &contiguous(shape), channel_axis).unwrap_err().to_string()
+    };
+    let axes = "expected 2 to 8: batch, channels, spatial axes";
+    assert_eq!(strided(&[3], 1), format!("the number of axes of shape [3] is 1, {axes}"));
+    assert_eq!(strided(&[], 0), format!("the number of axes of shape [] is 0, {axes}"));
+    assert_eq!(strided(&[1; 9], 1), format!("the number of axes of shape {:?} is 9, {axes}", [1; 9]));
+    let samples = "axis 0 counts samples";
+    assert_eq!(strided(&[2, 3], 2), format!("the channel axis is 2, expected 1 for 2 axes: {samples}"));
+    assert_eq!(
+        strided(&[2, 3, 4], 0),
+        format!("the channel axis is 0, expected 1 to 2 for 3 axes: {samples}")
+    );
+    let error = Geometry::strided(&[2, 3], &[1], 1).unwrap_err().to_string();
+    assert_eq!(error, "the number of strides is 1, expected 2: one for each axis");
+}
+
 proptest! {
     #[test]
     fn a_dense_array_is_recognised_by_its_strides(shape in vec(0_usize..5, 2..=8)) {

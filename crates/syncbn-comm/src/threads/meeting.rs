@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use syncbn_core::{CommError, CommErrorKind};
 
 use super::ThreadComm;
-use super::failure::{Failure, Places, Step, out_of_step};
+use crate::failure::{Failure, Places, Step, out_of_step};
 
 /// What the ranks of a group share.
 pub(super) struct Meeting {
@@ -91,7 +91,7 @@ impl Meeting {
             Some((_, theirs)) if theirs != step => {
                 let mut places: Places =
                     state.present().into_iter().map(|other| (other, theirs.clone())).collect();
-                let kind = out_of_step(Some(step), places.iter().collect());
+                let kind = out_of_step(Some(step), &places.iter().collect::<Vec<_>>());
                 let origin = self.error(rank, Some(step), kind);
                 places.push((rank, step.clone()));
                 return Err(self.fail_with(state, rank, step, Failure::apart(origin, places)));

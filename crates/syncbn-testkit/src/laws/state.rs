@@ -2,8 +2,9 @@
 //!
 //! Deliberately not here: files, and states that do not fit (see [`errors`](super::errors)).
 
-use syncbn_core::{Dtype, Element, Kernels, Scalar, State};
+use syncbn_core::{Checkpoint, Dtype, Element, FileDtype, Kernels, Scalar, State};
 
+use crate::bits::{same_state, same_steps};
 use crate::harness::Harness;
 use crate::outcome::Outcome;
 use crate::rank::{Rank, Step, alone, ranks};
@@ -24,11 +25,9 @@ where
                 let mut steps = Vec::new();
                 for seed in 0..6 {
                     if interrupted && seed == 3 {
-                        let saved = layer.state(&rank.queue)?.to_tensors("bn.");
-                        let state = State::from_tensors("bn.", |name| {
-                            Ok(saved.iter().find(|tensor| tensor.name == name).cloned())
-                        })?;
-                        layer = rank.layer(case.config(), &state)?;
+                        let saved = Checkpoint::new(layer.state(&rank.queue)?.to_tensors("bn."))?;
+                        let loaded = saved.load("bn.", &case.config())?;
+                        layer = rank.layer(case.config(), &loaded.state)?;
                     }
                     let batch = Case { seed, ..case.clone() };
                     let (x, dy) = (batch.x::<T>(rank.index), batch.dy::<T>(rank.index));
@@ -37,7 +36,9 @@ where
                 Ok(steps)
             })
         };
-        ensure!(run(true)? == run(false)?, "the loaded run differs (momentum {momentum:?})");
+        for (got, expected) in run(true)?.iter().zip(&run(false)?) {
+            same_steps(got, expected).map_err(|why| why.at(format!("loaded, momentum {momentum:?}")))?;
+        }
     }
     Ok(())
 }
@@ -53,7 +54,7 @@ where
     let got = alone(harness, |rank: &Rank<H::Backend>| {
         Ok(rank.layer(case.config(), &state)?.state(&rank.queue)?)
     })?;
-    ensure!(got == state, "the state has changed on its way to the device and back");
+    same_state(&got, &state).map_err(|why| why.at("to the device and back"))?;
     let parameters = if T::DTYPE == Dtype::F64 { Dtype::F64 } else { Dtype::F32 };
     ensure!(T::Param::DTYPE == parameters, "parameters of {} are {}", T::DTYPE, T::Param::DTYPE);
     let names = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"];
@@ -62,7 +63,8 @@ where
     for (tensor, name) in tensors.iter().zip(names) {
         ensure!(tensor.name == format!("m.bn.{name}"), "{} in place of {name}", tensor.name);
         let counter = name == "num_batches_tracked";
-        let expected = if counter { (Dtype::I64, vec![]) } else { (parameters, vec![67]) };
+        let expected =
+            if counter { (FileDtype::I64, vec![]) } else { (FileDtype::from(parameters), vec![67]) };
         ensure!(
             (tensor.dtype, tensor.shape.clone()) == expected,
             "{name} is {} {:?}",
