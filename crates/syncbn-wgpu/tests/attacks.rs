@@ -7,8 +7,9 @@ mod common;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use common::{adapter, buffer, gpu, numbers, own_device};
-use syncbn_core::{Backend, Geometry, Kernels, Storage, View};
+use common::{adapter, buffer, download, gpu, numbers, own_device};
+use syncbn_core::backend::MomentsArgs;
+use syncbn_core::{Backend, Dtype, Geometry, Kernels, Storage, View};
 use syncbn_wgpu::wgpu::{self, BufferUsages, CommandEncoderDescriptor, Limits};
 use syncbn_wgpu::{Mem, Queue, Wgpu, WgpuError};
 
@@ -22,9 +23,9 @@ fn of_another_instance() -> Option<Wgpu> {
 }
 
 fn moments(wgpu: &Wgpu, queue: &Queue, x: &wgpu::Buffer) -> Result<(), WgpuError> {
-    let mut sums = wgpu.sums(&wgpu.queue(), 3)?;
+    let mut workspace = wgpu.workspace(&wgpu.queue(), 3, Dtype::F32)?;
     let x = View::<Wgpu, f32>::new(Mem::new(x, 0, 24), geometry()).unwrap();
-    wgpu.moments(queue, x, &mut sums)
+    wgpu.moments(queue, MomentsArgs { x, workspace: &mut workspace })
 }
 
 /// What the work returns, if it ends.
@@ -43,8 +44,8 @@ fn a_queue_that_is_recording_refuses_other_work() {
         let errors = queue.record(|_| {
             [
                 queue.record(|_| ()).unwrap_err(),
-                wgpu.download(&queue, &values).unwrap_err(),
-                wgpu.write(&queue, &mut values, &numbers(24, 0.3)).unwrap_err(),
+                download(&wgpu, &queue, &values).unwrap_err(),
+                wgpu.write(&queue, Wgpu::mem_mut(&mut values), &numbers(24, 0.3)).unwrap_err(),
                 moments(&wgpu, &queue, values.inner()).unwrap_err(),
                 wgpu.flush(&queue).unwrap_err(),
             ]
@@ -98,8 +99,8 @@ fn a_queue_of_another_instance_or_device_is_refused() {
     let foreign = other.queue();
     let errors = [
         moments(&mine, &foreign, values.inner()).unwrap_err(),
-        mine.download(&foreign, &values).unwrap_err(),
-        mine.write(&foreign, &mut values, &numbers(24, 0.3)).unwrap_err(),
+        download(&mine, &foreign, &values).unwrap_err(),
+        mine.write(&foreign, Wgpu::mem_mut(&mut values), &numbers(24, 0.3)).unwrap_err(),
         mine.flush(&foreign).unwrap_err(),
         mine.prepare_f32(&foreign).unwrap_err(),
     ];
@@ -142,7 +143,7 @@ fn no_number_of_channels_wraps_around() {
     let Some(wgpu) = gpu() else { return };
     let queue = wgpu.queue();
     for channels in [1 << 40, 1 << 59, (1 << 59) - 1, 1 << 60, 1 << 63, usize::MAX / 3, usize::MAX] {
-        let error = wgpu.sums(&queue, channels).err().unwrap();
+        let error = wgpu.workspace(&queue, channels, Dtype::F32).err().unwrap();
         assert!(matches!(error, WgpuError::Limit { .. }), "{channels} channels: {error}");
         let error = wgpu.saved(&queue, channels).err().unwrap();
         assert!(matches!(error, WgpuError::Limit { .. }), "{channels} channels: {error}");
@@ -156,9 +157,9 @@ fn a_tensor_without_elements_may_have_axes_of_any_length() {
     let x = buffer(&wgpu, 256, BufferUsages::STORAGE);
     for shape in [[0, 3, 1 << 45], [0, 3, 1 << 33], [0, 3, (1 << 33) + 1]] {
         let geometry = Geometry::channels_first(&shape).unwrap();
-        let mut sums = wgpu.sums(&queue, 3).unwrap();
+        let mut workspace = wgpu.workspace(&queue, 3, Dtype::F32).unwrap();
         let x = View::<Wgpu, f32>::new(Mem::new(&x, 0, 0), geometry).unwrap();
-        wgpu.moments(&queue, x, &mut sums).unwrap();
+        wgpu.moments(&queue, MomentsArgs { x, workspace: &mut workspace }).unwrap();
     }
 }
 

@@ -5,7 +5,9 @@
 mod common;
 
 use common::{Rig, adapter, buffer, gpu, numbers, own_device, told};
-use syncbn_core::{Config, Error, ErrorKind, Geometry, Kernels, Storage, SyncBatchNorm, View, ViewMut, f16};
+use syncbn_core::{
+    Backend, Config, Dtype, Error, ErrorKind, Geometry, Kernels, Storage, SyncBatchNorm, View, ViewMut, f16,
+};
 use syncbn_wgpu::wgpu::{self, BufferUsages, Limits};
 use syncbn_wgpu::{Mem, MemMut, Wgpu, WgpuError};
 
@@ -111,7 +113,7 @@ fn more_memory_than_there_is_is_an_error() {
     let queue = wgpu.queue();
     let most = wgpu.device().limits().max_storage_buffer_binding_size;
     let channels = usize::try_from(most / 16).unwrap();
-    let error = syncbn_core::Sums::<Wgpu>::new(&wgpu, &queue, channels).err().unwrap();
+    let error = wgpu.workspace(&queue, channels, Dtype::F32).err().unwrap();
     assert!(matches!(error, WgpuError::Limit { .. } | WgpuError::OutOfMemory { .. }), "{error}");
 }
 
@@ -140,5 +142,5 @@ where
     let error = layer.state(&rig.queue).unwrap_err();
     assert!(is_lost(&error), "{}", told(&error));
     assert!(matches!(wgpu.upload(&rig.queue, &[1.0_f32]), Err(WgpuError::DeviceLost { .. })));
-    assert!(matches!(wgpu.download(&rig.queue, &rig.y), Err(WgpuError::DeviceLost { .. })));
+    assert!(matches!(common::download(wgpu, &rig.queue, &rig.y), Err(WgpuError::DeviceLost { .. })));
 }

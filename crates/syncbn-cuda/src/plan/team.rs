@@ -2,20 +2,9 @@
 //!
 //! Deliberately not here: which vectors these are.
 
-use super::Tuning;
+use super::limits::{SMALL, most_partials};
 use super::matrix::Matrix;
-
-/// The most channels of a block; tile.cuh is told.
-pub(super) const MOST_PACK: usize = 256;
-/// The same of rows: a warp has one channel, and many channels are put into blocks of 256 threads only.
-const MOST_ROWS: usize = SMALL / 32;
-/// The most threads of a block that has several channels to itself.
-pub(super) const SMALL: usize = 256;
-
-/// The most channels of a block.
-pub(crate) const fn most_pack(columns: bool) -> usize {
-    if columns { MOST_PACK } else { MOST_ROWS }
-}
+use crate::kernel::Tuning;
 
 /// What one kernel's threads are put to.
 #[derive(Debug)]
@@ -114,10 +103,4 @@ pub(super) fn best_splits(groups: usize, room: usize, most: usize) -> (usize, f6
 /// What is as good as the best score, or nearly; rounding aside.
 pub(super) fn nearly(best: f64) -> f64 {
     best - 0.04 * best.abs() - 1e-9
-}
-
-/// The most partial sums, of `channels` channels over all splits, and tickets that any pass needs.
-pub(crate) fn most_partials(multiprocessors: usize, channels: usize) -> (usize, usize) {
-    let tickets = 8 * multiprocessors;
-    ((MOST_PACK * multiprocessors).min(4 * tickets * channels), tickets)
 }

@@ -10,55 +10,19 @@
 use syncbn_core::Geometry;
 
 use crate::error::CudaError;
-use crate::module::Kernel;
+use crate::kernel::Kernel;
+use crate::raw::driver::Launch;
+use crate::raw::params::Tile;
 
+mod limits;
 mod matrix;
 mod team;
 
+pub(crate) use limits::{most_pack, most_partials};
 use matrix::Matrix;
-pub(crate) use team::{most_pack, most_partials};
 
 /// Bytes of shared memory that each block takes beside its own.
 const RESERVED: usize = 1024;
-
-/// The struct of the same name in tile.cuh.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Tile {
-    channels: i64,
-    lanes: i64,
-    segment: i64,
-    runs: i64,
-    step_index: i64,
-    wrap: i64,
-    tail: i64,
-    step_within: i32,
-    whole: i32,
-    rest: i32,
-    inner: i32,
-    slots: i32,
-    members: i32,
-    splits: i32,
-    pack: i32,
-    shares: i32,
-}
-
-/// How many threads and blocks a kernel is compiled for, and how many loads each thread has in flight.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Tuning {
-    /// The most threads of a block.
-    pub(crate) threads: usize,
-    /// Blocks of so many threads that have room on a multiprocessor.
-    pub(crate) blocks: usize,
-    /// Loads of one tensor.
-    pub(crate) unroll: usize,
-}
-
-impl Tuning {
-    pub(crate) const fn new(threads: usize, blocks: usize, unroll: usize) -> Self {
-        Self { threads, blocks, unroll }
-    }
-}
 
 /// What a thread of a kernel that may start early reads before it has to wait.
 #[derive(Clone, Copy, Debug, Default)]
@@ -121,6 +85,11 @@ impl Plan {
             shares: small(team.shares())?,
         };
         Ok(Self { tile, blocks, threads: team.threads as u32, vec: matrix.vec, columns: matrix.columns })
+    }
+
+    /// A launch of the blocks that walk the tensor.
+    pub(crate) fn launch(&self) -> Launch {
+        Launch { blocks: self.blocks, threads: self.threads, shared: 0, overlaps: false }
     }
 
     /// As much as there is: all but a thread's last turn, if a multiprocessor with `room` bytes of shared memory has room for

@@ -1,4 +1,4 @@
-//! How a tensor is cut into pieces of work. The cuts depend on the geometry alone, never on the number of threads: that,
+//! How a tensor is cut into pieces of work. The cuts of sums depend on the geometry alone, never on the number of threads: that,
 //! and a fixed order of merging, is why any number of threads gives the same bits.
 //!
 //! Deliberately not here: what is done with a piece.
@@ -24,15 +24,35 @@ const RUN: usize = 1 << 14;
 /// vector across channels costs, which has to load coefficients of its own.
 const PLANE: usize = 32;
 
-/// Whether vectors run along one channel (a plane) or across channels (a row).
-pub(crate) fn by_planes(geometry: &Geometry) -> bool {
-    geometry.inner() >= PLANE
+/// The sizes of a dense tensor, or of some of its channels.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Dims {
+    pub(crate) outer: usize,
+    pub(crate) channels: usize,
+    pub(crate) inner: usize,
 }
 
-/// Whether sums run along planes, too. A sum has to be drawn together at the end of each plane, so that it is cheaper to add many
-/// short ones across channels first.
-pub(crate) fn sums_by_planes(geometry: &Geometry) -> bool {
-    by_planes(geometry) && (geometry.inner() >= 2 * PLANE || geometry.outer() < 4)
+impl From<&Geometry> for Dims {
+    fn from(geometry: &Geometry) -> Self {
+        Self { outer: geometry.outer(), channels: geometry.channels(), inner: geometry.inner() }
+    }
+}
+
+impl Dims {
+    pub(crate) fn len(self) -> usize {
+        self.outer * self.channels * self.inner
+    }
+
+    /// Whether vectors run along one channel (a plane) or across channels (a row).
+    pub(crate) fn by_planes(self) -> bool {
+        self.inner >= PLANE
+    }
+
+    /// Whether sums run along planes, too. A sum has to be drawn together at the end of each plane, so that it is cheaper to add
+    /// many short ones across channels first.
+    pub(crate) fn sums_by_planes(self) -> bool {
+        self.by_planes() && (self.inner >= 2 * PLANE || self.outer < 4)
+    }
 }
 
 /// The rows of so many elements that vectors take as one: whole strips, if that is possible, and, in all, about `enough`.
@@ -46,48 +66,68 @@ pub(crate) struct Tile {
     pub(crate) outer: Range<usize>,
     pub(crate) channels: Range<usize>,
     pub(crate) inner: Range<usize>,
+    /// The rows that are added as one: 1 where rows do not lie one behind the other.
+    pub(crate) merged_rows: usize,
+}
+
+impl Tile {
+    /// The elements of each channel.
+    pub(crate) fn count(&self) -> f64 {
+        (self.outer.len() * self.inner.len()) as f64
+    }
 }
 
 /// A tensor cut into boxes for a sum per channel: groups of channels, whose elements are cut into `splits` parts.
 pub(crate) struct Tiles {
-    outer: usize,
-    channels: usize,
-    inner: usize,
+    dims: Dims,
     outer_step: usize,
     channel_step: usize,
     inner_step: usize,
 }
 
 impl Tiles {
-    pub(crate) fn new(geometry: &Geometry) -> Self {
-        let (outer, channels, inner) = (geometry.outer(), geometry.channels(), geometry.inner());
+    pub(crate) fn new(dims: Dims) -> Self {
+        let Dims { channels, inner, .. } = dims;
         let inner_step = inner.min(PIECE);
         // Neighbouring channels share a tile, so that its memory comes in long runs.
-        let run = if sums_by_planes(geometry) { RUN } else { LANES };
+        let run = if dims.sums_by_planes() { RUN } else { LANES };
         let groups = channels.div_ceil((run / inner_step).clamp(1, channels));
         let channel_step = channels.div_ceil(groups);
         let outer_step = (PIECE / (channel_step * inner_step)).max(1);
-        Self { outer, channels, inner, outer_step, channel_step, inner_step }
+        Self { dims, outer_step, channel_step, inner_step }
     }
 
     /// The parts into which the elements of each channel are cut; 0 if there are none.
     pub(crate) fn splits(&self) -> usize {
-        self.outer.div_ceil(self.outer_step) * self.inner.div_ceil(self.inner_step)
+        self.dims.outer.div_ceil(self.outer_step) * self.dims.inner.div_ceil(self.inner_step)
     }
 
     /// The elements of a channel that a part holds.
     pub(crate) fn count(&self, split: usize) -> f64 {
-        let tile = self.tile(split, 0);
-        (tile.outer.len() * tile.inner.len()) as f64
+        self.tile(split, 0..1).count()
     }
 
-    fn tile(&self, split: usize, group: usize) -> Tile {
-        let inner_splits = self.inner.div_ceil(self.inner_step);
+    /// Whether blocks of so many channels, each with its own part of every tile, have the same sums. Where short rows are added as
+    /// one, they cannot be cut; and sums across channels have so many lanes.
+    pub(crate) fn can_be_cut(&self, step: usize) -> bool {
+        let whole = step == self.dims.channels || self.merged_rows(self.channel_step) == 1;
+        self.dims.sums_by_planes() || (step <= self.channel_step && whole)
+    }
+
+    /// How many rows of so many channels are added as one.
+    fn merged_rows(&self, channels: usize) -> usize {
+        if channels == self.dims.channels { merged_rows(channels * self.dims.inner, STRIP) } else { 1 }
+    }
+
+    /// The part `split` of these channels.
+    pub(crate) fn tile(&self, split: usize, channels: Range<usize>) -> Tile {
+        let inner_splits = self.dims.inner.div_ceil(self.inner_step);
         let step = |index: usize, step: usize, end: usize| index * step..(index * step + step).min(end);
         Tile {
-            outer: step(split / inner_splits, self.outer_step, self.outer),
-            channels: step(group, self.channel_step, self.channels),
-            inner: step(split % inner_splits, self.inner_step, self.inner),
+            outer: step(split / inner_splits, self.outer_step, self.dims.outer),
+            merged_rows: self.merged_rows(channels.len()),
+            channels,
+            inner: step(split % inner_splits, self.inner_step, self.dims.inner),
         }
     }
 
@@ -97,17 +137,61 @@ impl Tiles {
         results: &mut [R],
         work: impl Fn(&Tile, &mut [R]) + Sync,
     ) -> Result<(), CpuError> {
-        let rows = results.chunks_mut(self.channels).enumerate();
+        let rows = results.chunks_mut(self.dims.channels).enumerate();
         let tiles = rows.flat_map(|(split, row)| {
             let groups = row.chunks_mut(self.channel_step).enumerate();
-            groups.map(move |(group, results)| (self.tile(split, group), results))
+            groups.map(move |(group, results)| {
+                let first = group * self.channel_step;
+                (self.tile(split, first..first + results.len()), results)
+            })
         });
-        pool::for_each(self.outer * self.channels * self.inner, tiles, |(tile, results)| {
+        pool::for_each(self.dims.len(), tiles, |(tile, results)| {
             work(&tile, results);
             Ok(())
         })
     }
 }
+
+/// A tensor cut into blocks of neighbouring channels for a whole pass.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Blocks {
+    /// The channels of a block.
+    pub(crate) step: usize,
+    /// Whether a thread copies what it reads to have it in one piece.
+    pub(crate) copied: bool,
+}
+
+/// What a thread reads of a block should take no more than this many bytes, so that a processor's own cache holds it.
+const CACHE: usize = 512 << 10;
+
+/// Above this many bytes, two kernels are as fast.
+const LIMIT: usize = 1 << 20;
+
+/// Memory comes in lines of so many bytes.
+const LINE: usize = 64;
+
+impl Blocks {
+    /// `None` if two kernels do as well: where few channels are too much for a cache, and where there would be too few blocks for
+    /// the threads. `inputs` tensors of `size` bytes an element are read.
+    pub(crate) fn new(dims: Dims, tiles: &Tiles, inputs: usize, size: usize) -> Option<Self> {
+        let Dims { outer, channels, inner } = dims;
+        let row = inner * size;
+        // Blocks of whole lines and strips, where that is possible.
+        let least = if inner < STRIP { LINE.div_ceil(row).next_multiple_of(STRIP) } else { 1 };
+        let channel = (outer * row * inputs).max(1);
+        let most = (if least * channel <= CACHE { CACHE } else { LIMIT }) / channel / least * least;
+        if most == 0 || dims.len() < pool::SERIAL {
+            return None;
+        }
+        let wanted = channels.div_ceil(most).max(4 * pool::threads());
+        let step = channels.div_ceil(wanted).next_multiple_of(least);
+        let enough = channels.div_ceil(step) >= pool::threads();
+        (enough && tiles.can_be_cut(step)).then_some(Self { step, copied: step * row < COPIED })
+    }
+}
+
+/// Shorter runs are copied.
+const COPIED: usize = 1 << 10;
 
 /// Runs `work` for every piece of a tensor's memory, with the offset at which the piece begins. Cuts are between planes or
 /// rows, `period` elements long: that keeps the inner loops whole. Only long planes are cut themselves, if they are `divisible`.
@@ -154,14 +238,15 @@ mod tests {
             let geometry = geometry(outer, channels, inner);
             // One channel, or one position, has its axes merged.
             let inner = geometry.inner();
-            let tiles = Tiles::new(&geometry);
+            let dims = Dims::from(&geometry);
+            let tiles = Tiles::new(dims);
             let seen = Mutex::new(vec![0; geometry.len()]);
             let mut results = vec![usize::MAX; tiles.splits() * channels];
             let summed = tiles.for_each(&mut results, |tile, results| {
                 assert_eq!(tile.channels.len(), results.len());
                 let run = tile.channels.len() * tile.inner.len();
                 assert!(tile.outer.len() * run <= PIECE, "{geometry:?}");
-                let most = if sums_by_planes(&geometry) { RUN } else { LANES };
+                let most = if dims.sums_by_planes() { RUN } else { LANES };
                 assert!(run <= most || tile.channels.len() == 1, "{geometry:?}");
                 for (channel, result) in tile.channels.clone().zip(results) {
                     *result = channel;

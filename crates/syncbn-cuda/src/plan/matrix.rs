@@ -4,7 +4,7 @@
 
 use syncbn_core::Geometry;
 
-use super::team::{MOST_PACK, SMALL};
+use super::limits::{MOST_PACK, SMALL};
 
 /// The widest load, in bytes.
 const WIDEST: usize = 16;
@@ -14,7 +14,7 @@ const LINE: usize = 128;
 const MOST_SLOTS: usize = 128;
 /// Fewer rows than this are not worth reading as matrices that end between them.
 const LEAST_RUNS: usize = 32;
-/// The most rows and channels of a tensor that [`Kernel::few`](crate::module::Kernel::few) is for: a few loads to each of half a block's
+/// The most rows and channels of a tensor that [`Kernel::few`](crate::kernel::Kernel::few) is for: a few loads to each of half a block's
 /// threads, and no more blocks than find room at once.
 const FEW_ROWS: usize = 2 * SMALL;
 const FEW_CHANNELS: usize = 2048;
