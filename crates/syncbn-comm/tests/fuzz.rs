@@ -52,7 +52,8 @@ fn draw(random: &mut fastrand::Rng, bytes: &mut Vec<u8>, case: usize) {
             let long = longest > 300;
             while bytes.len() < longest && (long || random.u8(..8) > 0) {
                 number(random, bytes);
-                step(random, bytes);
+                // The shortest places take the most memory for their bytes.
+                if long { bytes.push(2) } else { step(random, bytes) }
             }
         }
     }
