@@ -4,5 +4,6 @@
 mod common;
 mod gradients;
 mod layer;
+mod pytorch;
 mod ranks;
 mod training;
