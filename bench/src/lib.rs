@@ -10,7 +10,7 @@
 //!
 //! Deliberately not here: kernels, and any judgement of the figures.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod cpu;
 #[cfg(feature = "cuda")]

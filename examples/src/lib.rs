@@ -2,6 +2,7 @@
 //!
 //! - [`demo`] runs both comparisons, prints them, and judges its claims: [`parity`] trains a toy model for a hundred steps,
 //!   [`digits`] a small network on real data.
+//! - [`accuracy`] measures how exact the results over several ranks are.
 //! - Below them: [`world`] starts the ranks, [`network`] trains on one of them,
 //!   [`layers`] is what networks are made of, [`device`] is where batch norm runs and how ranks meet (`cuda` and `wgpu` have it for GPUs, behind the features of their names).
 //! - [`difference`], [`table`], [`chart`] and [`report`] say what came out.
@@ -10,6 +11,7 @@
 //!
 //! Deliberately not here: anything that a user of the crates would have to depend on.
 
+pub mod accuracy;
 pub mod chart;
 #[cfg(feature = "cuda")]
 pub mod cuda;

@@ -2,7 +2,9 @@
 //!
 //! Deliberately not here: how a step is done, where that takes more than a line.
 
+mod candle;
 mod core_tree;
+mod deny;
 mod features;
 mod package;
 
@@ -15,14 +17,16 @@ use crate::test;
 
 type Step = (&'static str, fn() -> Result<()>);
 
-const STEPS: [Step; 7] = [
+const STEPS: [Step; 9] = [
     ("formatting", format),
     ("lints", lint),
     ("core's dependencies", core_tree::check),
+    ("licences and sources", deny::check),
     ("tests", test::run_tests),
     ("documentation", document),
     ("each feature alone", features::check),
     ("packages", package::check),
+    ("beside candle", candle::check),
 ];
 
 pub(crate) fn run_all() -> Result<()> {

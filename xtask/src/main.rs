@@ -21,6 +21,9 @@ enum Command {
     /// Single, local and synchronised batch norm side by side; fails when a claim does not hold.
     #[command(disable_help_flag = true)]
     Demo(demo::Args),
+    /// How exact the results over several ranks are, beside those of one.
+    #[command(disable_help_flag = true)]
+    Accuracy(demo::Args),
     /// All tests that this machine can run, doctests and the README's lines among them.
     Test,
     /// All tests that need a GPU, here or as a bundle for a machine without Rust; exits with 2 where there is no GPU.
@@ -38,6 +41,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Command::parse() {
         Command::Demo(args) => demo::run_demo(&args),
+        Command::Accuracy(args) => demo::run_accuracy(&args),
         Command::Test => test::run_tests(),
         Command::Bench(args) => bench::run_bench(&args),
         Command::BenchReport(args) => bench::run_report(&args),

@@ -21,9 +21,10 @@ const MOST_BYTES: u64 = 60 << 20;
 /// The crates whose integration tests run on a GPU.
 const TESTED: [&str; 2] = ["syncbn-cuda", "syncbn-wgpu"];
 /// Other programs of the bundle: package, how cargo calls it, its name.
-const PROGRAMS: [(&str, &str, &str); 4] = [
+const PROGRAMS: [(&str, &str, &str); 5] = [
     ("syncbn-cuda", "--example", "devices"),
     ("syncbn-examples", "--bin", "demo"),
+    ("syncbn-examples", "--bin", "accuracy"),
     ("syncbn-bench", "--bin", "syncbn-bench"),
     ("syncbn-bench", "--bin", "bench-report"),
 ];

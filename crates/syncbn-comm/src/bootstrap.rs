@@ -188,6 +188,25 @@ pub enum BootstrapError {
         /// The number that rank 0 knows of.
         expected: usize,
     },
+    /// All ranks met at rank 0, and some could not be connected to each other.
+    #[error(
+        "rank {rank} of {world_size} was not connected to ranks {} within {timeout:?}{}{}",
+        Few(missing),
+        if reason.is_empty() { "" } else { ": " },
+        reason
+    )]
+    Unlinked {
+        /// The rank that reports it.
+        rank: usize,
+        /// The number of ranks.
+        world_size: usize,
+        /// The ranks that it has no connection to.
+        missing: Vec<usize>,
+        /// The time that was waited.
+        timeout: Duration,
+        /// What was tried, and what came instead.
+        reason: String,
+    },
     /// Another process has come to rank 0 with this process's rank.
     #[error("another process was started as rank {rank} of {world_size}, too")]
     TwoOfOneRank {

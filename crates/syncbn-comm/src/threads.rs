@@ -8,7 +8,6 @@
 //! Deliberately not here: tasks of a thread pool as ranks. A collective blocks its thread until the last rank has come, which
 //! would starve the pool.
 
-mod failure;
 mod meeting;
 mod run;
 
@@ -20,7 +19,7 @@ use std::time::Duration;
 
 use syncbn_core::{CollectiveId, CommError, CommErrorKind, HostCommunicator, Membership};
 
-use failure::Step;
+use crate::failure::Step;
 use meeting::{Meeting, State};
 
 pub use run::run;

@@ -1,8 +1,14 @@
-//! Every law of the test kit for communicators, on thread ranks.
+//! Every law of the test kit for communicators, on thread ranks and on TCP ranks that are threads of one process.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
+
+mod common;
 
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
+use common::tcp::tcp_group;
+use syncbn_comm::TcpCommunicator;
 use syncbn_comm::threads::{ThreadComm, ThreadGroup};
 use syncbn_testkit::comm::{Body, on_threads};
 use syncbn_testkit::{CommHarness, Outcome};
@@ -26,3 +32,28 @@ impl CommHarness for ThreadHarness {
 }
 
 syncbn_testkit::communicator_conformance!(threads: ThreadHarness);
+
+struct TcpHarness;
+
+impl CommHarness for TcpHarness {
+    type Comm = TcpCommunicator;
+
+    fn name(&self) -> &'static str {
+        "tcp"
+    }
+
+    fn run(&self, world_size: NonZeroUsize, timeout: Duration, body: &Body<'_, TcpCommunicator>) -> Outcome {
+        on_threads(tcp_group(world_size.get(), timeout)?, body)
+    }
+
+    fn split(
+        &self,
+        comm: &TcpCommunicator,
+        color: Option<u32>,
+        key: i64,
+    ) -> Outcome<Option<TcpCommunicator>> {
+        Ok(comm.split(color, key)?)
+    }
+}
+
+syncbn_testkit::communicator_conformance!(tcp: TcpHarness);

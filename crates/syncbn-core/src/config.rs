@@ -2,6 +2,7 @@
 //!
 //! Deliberately not here: anything that a backend or communicator needs to know.
 
+use crate::backend::saved_len;
 use crate::scalar::Dtype;
 use crate::statistics::NonFinite;
 
@@ -96,6 +97,9 @@ impl Config {
         if self.channels == 0 {
             return Err(ConfigError::NoChannels);
         }
+        if saved_len(self.channels) > isize::MAX as usize / size_of::<f64>() {
+            return Err(ConfigError::TooManyChannels(self.channels));
+        }
         check_eps(self.eps)?;
         check_momentum(self.momentum)
     }
@@ -119,7 +123,7 @@ pub enum ConfigError {
     /// A layer needs channels.
     #[error("channels is 0, expected at least 1")]
     NoChannels,
-    /// The parameters alone would not fit into memory.
+    /// Parameters, or what a forward pass saves, would not fit into memory.
     #[error("channels is {0}, more than memory can hold")]
     TooManyChannels(usize),
     /// eps keeps the root away from 0.

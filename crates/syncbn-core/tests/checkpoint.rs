@@ -76,7 +76,7 @@ fn settings_are_told_from_the_file_and_from_the_frameworks_defaults() {
     tensors.extend(State { weight: None, bias: None, ..state(5) }.to_tensors("b."));
     let file = Checkpoint::new(tensors).unwrap();
     assert_eq!(file.config("a.").unwrap(), Config::new(3));
-    assert_eq!(file.config("b.").unwrap(), Config { affine: false, ..Config::new(5) });
+    assert_eq!(file.config("b.").unwrap(), Config::new(5).with_affine(false));
     let error = file.config("c.").unwrap_err();
     assert!(matches!(&error, StateError::Missing { name, .. } if name == "c.running_mean"), "{error}");
 }
@@ -122,7 +122,7 @@ fn layers_of_other_frameworks_are_found_by_their_names() {
         let mut file = foreign(&framework, names);
         assert_eq!(prefixes(&file), ["net.bn."]);
         let config = file.config("net.bn.").unwrap();
-        assert_eq!(config, Config { eps, momentum: Some(momentum), ..Config::new(3) });
+        assert_eq!(config, Config::new(3).with_eps(eps).with_momentum(Some(momentum)));
         let loaded = file.load::<f32>("net.bn.", &config).unwrap();
         assert_eq!(loaded.state, State { num_batches_tracked: Some(0), ..state(3) });
         assert_eq!(loaded.changes, [Change::Filled { tensor: Tensor::NumBatchesTracked, value: 0 }]);

@@ -189,7 +189,7 @@ proptest! {
         let one_each = names.iter().filter_map(|name| tensors.iter().find(|tensor| tensor.name == *name).cloned());
         prop_assume!(Checkpoint::new(one_each.clone()).is_ok());
         let mut file = Checkpoint::new(one_each).unwrap().with_framework(framework);
-        let config = Config { affine, track_running_stats, ..Config::new(channels) };
+        let config = Config::new(channels).with_affine(affine).with_track_running_stats(track_running_stats);
         for prefix in ["", "a.", "b/", "ä.", "c."] {
             let _ = file.config(prefix);
             let _ = file.load::<f64>(prefix, &config);

@@ -69,11 +69,11 @@ fn a_state_survives_the_way_through_tensors_and_nothing_is_said_to_have_changed(
     let loaded = file(full().to_tensors("")).load::<f32>("", &Config::new(3)).unwrap();
     assert_eq!((loaded.state, loaded.changes), (full(), vec![]));
 
-    let bare = Config { affine: false, ..Config::new(3) };
+    let bare = Config::new(3).with_affine(false);
     let stats = State { weight: None, bias: None, ..full() };
     assert_eq!(file(stats.to_tensors("a.")).load::<f32>("a.", &bare).unwrap().state, stats);
 
-    let untracked = Config { track_running_stats: false, ..Config::new(3) };
+    let untracked = Config::new(3).with_track_running_stats(false);
     let affine = State { weight: full().weight, bias: full().bias, ..State::default() };
     assert_eq!(file(affine.to_tensors("a.")).load::<f32>("a.", &untracked).unwrap().state, affine);
 }
@@ -262,10 +262,10 @@ fn other_types_and_shapes_are_errors_that_name_the_tensor() {
 #[test]
 fn what_the_settings_do_not_want_is_refused_and_not_left_out() {
     let there = file(full().to_tensors("bn."));
-    let bare = Config { affine: false, ..Config::new(3) };
+    let bare = Config::new(3).with_affine(false);
     let error = there.load::<f32>("bn.", &bare).unwrap_err().to_string();
     assert_eq!(error, "the file has `bn.weight`, but affine is off");
-    let untracked = Config { track_running_stats: false, ..Config::new(3) };
+    let untracked = Config::new(3).with_track_running_stats(false);
     let error = there.load::<f32>("bn.", &untracked).unwrap_err().to_string();
     assert_eq!(error, "the file has `bn.running_mean`, but track_running_stats is off");
     let counter_alone = file(without(&[Tensor::RunningMean, Tensor::RunningVar]));

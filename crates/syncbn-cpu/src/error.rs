@@ -24,4 +24,26 @@ pub enum CpuError {
         /// The length of the caller's.
         got: usize,
     },
+    /// Memory is not the tensor that it was taken for.
+    #[error("the output is not the tensor that it was taken for: {cause}")]
+    Shape {
+        /// What `ndarray` says.
+        cause: String,
+    },
+    /// The threads that kernels work on could not be started.
+    #[error("cannot start the threads that kernels work on: {cause}")]
+    Threads {
+        /// What the operating system says.
+        cause: String,
+    },
+}
+
+impl CpuError {
+    pub(crate) fn shape(cause: ndarray::ShapeError) -> Self {
+        Self::Shape { cause: cause.to_string() }
+    }
+
+    pub(crate) fn no_threads(cause: impl std::fmt::Display) -> Self {
+        Self::Threads { cause: cause.to_string() }
+    }
 }

@@ -6,16 +6,17 @@
 use syncbn_core::Element;
 use syncbn_core::backend::{Grad, GradInputArgs, GradSource};
 use syncbn_core::host_memory::saved_channel;
-use syncbn_core::statistics::GradTerms;
+use syncbn_core::statistics::{self, GradTerms};
 
 use crate::map::{Coefficients, Formula, Input, map};
 use crate::number::Number;
+use crate::plan::Dims;
 use crate::vector::Vector;
 use crate::{Cpu, CpuError};
 
 pub(crate) fn grad_input<T: Number>(args: GradInputArgs<'_, Cpu, T>) -> Result<(), CpuError> {
     let GradInputArgs { x, mut grad, saved, source, weight } = args;
-    let geometry = *x.geometry();
+    let dims = Dims::from(x.geometry());
     let (dy, dx) = match &mut grad {
         Grad::OutOfPlace { dy, dx } => (Input::Apart(dy.mem()), dx.mem_mut()),
         Grad::InPlace(dy) => (Input::Output, dy.mem_mut()),
@@ -25,20 +26,15 @@ pub(crate) fn grad_input<T: Number>(args: GradInputArgs<'_, Cpu, T>) -> Result<(
         GradSource::Batch { workspace } => workspace,
         GradSource::Frozen => {
             let scale = |channel| [weight(channel) * saved_channel(saved, channel).1];
-            let coefficients = Coefficients::new(&geometry, scale)?;
-            map(&geometry, &coefficients, [dy], dx, Frozen);
-            return Ok(());
+            let coefficients = Coefficients::new(dims, scale)?;
+            return map(dims, &coefficients, [dy], dx, Frozen);
         }
     };
-    let coefficients = Coefficients::new(&geometry, |channel| {
-        let (batch, invstd) = saved_channel(saved, channel);
-        let sums = Some(workspace.sums_of(channel));
-        let GradTerms { scale, mean_dy, slope } = GradTerms::new(weight(channel), invstd, batch.count, sums);
-        [batch.mean, scale, mean_dy, slope]
+    let coefficients = Coefficients::new(dims, |channel| {
+        Batch::coefficients(weight(channel), saved_channel(saved, channel), workspace.sums_of(channel))
     })?;
     let inputs = [Input::Apart(x.mem()), dy];
-    map(&geometry, &coefficients, inputs, dx, Batch);
-    Ok(())
+    map(dims, &coefficients, inputs, dx, Batch)
 }
 
 /// `scale dy`: the statistics were given.
@@ -54,7 +50,18 @@ impl Formula<1, 1> for Frozen {
 
 /// `scale (dy - mean_dy - (x - mean) slope)`: the statistics are the batch's.
 #[derive(Clone, Copy)]
-struct Batch;
+pub(crate) struct Batch;
+
+impl Batch {
+    pub(crate) fn coefficients(
+        weight: f64,
+        (batch, invstd): (statistics::Batch, f64),
+        sums: (f64, f64),
+    ) -> [f64; 4] {
+        let GradTerms { scale, mean_dy, slope } = GradTerms::new(weight, invstd, batch.count, Some(sums));
+        [batch.mean, scale, mean_dy, slope]
+    }
+}
 
 impl Formula<2, 4> for Batch {
     #[inline(always)]

@@ -7,34 +7,73 @@ use syncbn_core::Element;
 use syncbn_core::backend::GradSumsArgs;
 use syncbn_core::host_memory::saved_channel;
 
-use crate::memory::{Workspace, scratch};
+use crate::block::Block;
+use crate::memory::{Workspace, filled, scratch};
 use crate::number::Number;
-use crate::partition::Tiles;
+use crate::plan::{Dims, Tile, Tiles};
 use crate::reduce::{self, Terms};
 use crate::vector::Vector;
 use crate::{Cpu, CpuError};
 
 pub(crate) fn grad_sums<T: Number>(args: GradSumsArgs<'_, Cpu, T>) -> Result<(), CpuError> {
     let GradSumsArgs { x, dy, saved, d_weight, d_bias, workspace } = args;
-    let geometry = x.geometry();
-    let channels = geometry.channels();
-    let tiles = Tiles::new(geometry);
+    let dims = Dims::from(x.geometry());
+    let tiles = Tiles::new(dims);
     let Workspace { sums, partials, .. } = workspace;
-    let partials = scratch(partials, tiles.splits() * channels, "sums of tiles")?;
+    let partials = scratch(partials, tiles.splits() * dims.channels, "sums of tiles")?;
     let inputs: [&[T]; 2] = [x.mem(), dy.mem()];
-    tiles.for_each(partials, |tile, partials| {
-        partials.fill([0.0; 2]);
-        let mean = |channel: usize| saved_channel(saved, channel).0.mean;
-        reduce::tile(geometry, tile, inputs, mean, partials, Products);
-    });
+    let mean = |channel: usize| saved_channel(saved, channel).0.mean;
+    tiles.for_each(partials, |tile, partials| of_tile(dims, tile, inputs, mean, partials))?;
+    finish::<T>(partials, saved, sums, d_weight, d_bias);
+    Ok(())
+}
 
+/// The sums over a block's channels, whose mean is given by their number within the block.
+pub(crate) fn of_block<T: Number>(
+    tiles: &Tiles,
+    block: &Block<'_, T, 2>,
+    mean: impl Fn(usize) -> f64,
+    sums: &mut [[f64; 2]],
+) -> Result<(), CpuError> {
+    let mut partials = filled([0.0; 2], sums.len(), "sums of tiles")?;
+    sums.fill([0.0; 2]);
+    for tile in block.tiles(tiles) {
+        let first = tile.channels.start;
+        of_tile(block.dims, &tile, block.inputs, |channel| mean(channel - first), &mut partials);
+        for (sums, partial) in sums.iter_mut().zip(&partials) {
+            *sums = [sums[0] + partial[0], sums[1] + partial[1]];
+        }
+    }
+    Ok(())
+}
+
+fn of_tile<T: Number>(
+    dims: Dims,
+    tile: &Tile,
+    inputs: [&[T]; 2],
+    mean: impl Fn(usize) -> f64,
+    results: &mut [[f64; 2]],
+) {
+    results.fill([0.0; 2]);
+    reduce::tile(dims, tile, inputs, mean, results, Products);
+}
+
+/// Adds up the rows of sums, and writes the gradients that they are.
+pub(crate) fn finish<T: Element>(
+    rows: &[[f64; 2]],
+    saved: &[f64],
+    sums: &mut [f64],
+    d_weight: Option<&mut [T::Param]>,
+    d_bias: Option<&mut [T::Param]>,
+) {
+    let channels = sums.len() / 2;
     let (sum_dy, sum_dy_xmu) = sums.split_at_mut(channels);
     sum_dy.fill(0.0);
     sum_dy_xmu.fill(0.0);
-    for partials in partials.chunks(channels) {
-        for ((partial, sum_dy), sum_dy_xmu) in partials.iter().zip(&mut *sum_dy).zip(&mut *sum_dy_xmu) {
-            *sum_dy += partial[0];
-            *sum_dy_xmu += partial[1];
+    for row in rows.chunks(channels) {
+        for ((of_row, sum_dy), sum_dy_xmu) in row.iter().zip(&mut *sum_dy).zip(&mut *sum_dy_xmu) {
+            *sum_dy += of_row[0];
+            *sum_dy_xmu += of_row[1];
         }
     }
     if let Some(d_bias) = d_bias {
@@ -48,7 +87,6 @@ pub(crate) fn grad_sums<T: Number>(args: GradSumsArgs<'_, Cpu, T>) -> Result<(),
             *d_weight = T::Param::from_f64(*sum_dy_xmu * invstd);
         }
     }
-    Ok(())
 }
 
 /// `dy` and `dy (x - mean)`.

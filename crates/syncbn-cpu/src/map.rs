@@ -2,12 +2,12 @@
 //!
 //! Deliberately not here: sums. No element depends on another, so the cuts between pieces leave no trace.
 
-use syncbn_core::Geometry;
+use std::iter;
 
 use crate::CpuError;
 use crate::memory::filled;
 use crate::number::{Number, padded};
-use crate::partition::{by_planes, for_each_piece, merged_rows};
+use crate::plan::{Dims, for_each_piece, merged_rows};
 use crate::prefetch;
 use crate::vector::{STRIP, Strip, Vector, Work, vectors, with_vectors};
 
@@ -22,14 +22,14 @@ pub(crate) enum Coefficients<const K: usize> {
 
 impl<const K: usize> Coefficients<K> {
     /// Calls `of` once per channel, in order.
-    pub(crate) fn new(geometry: &Geometry, of: impl FnMut(usize) -> [f64; K]) -> Result<Self, CpuError> {
+    pub(crate) fn new(dims: Dims, of: impl FnMut(usize) -> [f64; K]) -> Result<Self, CpuError> {
         const WHAT: &str = "coefficients";
         const ENOUGH: usize = 256;
-        let (channels, inner) = (geometry.channels(), geometry.inner());
+        let Dims { channels, inner, .. } = dims;
         let mut each = filled([0.0; K], channels, WHAT)?;
         let values = (0..channels).map(of);
         each.iter_mut().zip(values).for_each(|(each, values)| *each = values);
-        if by_planes(geometry) {
+        if dims.by_planes() {
             return Ok(Self::Planes { len: inner, channels: each });
         }
         let row = channels * inner;
@@ -77,48 +77,82 @@ pub(crate) trait Formula<const N: usize, const K: usize>: Copy + Sync {
 
 /// `output = formula(inputs, coefficients)`, element by element.
 pub(crate) fn map<T: Number, const N: usize, const K: usize>(
-    geometry: &Geometry,
+    dims: Dims,
     coefficients: &Coefficients<K>,
     inputs: [Input<'_, T>; N],
     output: &mut [T],
     formula: impl Formula<N, K>,
-) {
+) -> Result<(), CpuError> {
     let divisible = matches!(coefficients, Coefficients::Planes { .. });
-    for_each_piece(coefficients.period(), divisible, &mut output[..geometry.len()], |start, output| {
-        let inputs = inputs.map(|input| input.cut(start, output.len()));
-        with_vectors(Piece { coefficients, start, inputs, output, formula });
-    });
+    for_each_piece(coefficients.period(), divisible, &mut output[..dims.len()], |start, output| {
+        let runs = iter::once(Run { inputs_at: start, begin: start, output });
+        let distance = prefetch::elements::<T>();
+        with_vectors(Runs { coefficients, inputs, runs, distance, formula });
+    })
 }
 
-/// A piece that begins at the tensor's element `start`.
-struct Piece<'a, T, const N: usize, const K: usize, F> {
-    coefficients: &'a Coefficients<K>,
-    start: usize,
-    inputs: [Input<'a, T>; N],
-    output: &'a mut [T],
-    formula: F,
+/// Neighbours that are written.
+pub(crate) struct Run<'a, T> {
+    /// The offset at which their inputs begin.
+    pub(crate) inputs_at: usize,
+    /// The elements between the beginning of the first channel that there are coefficients of, and the run's.
+    pub(crate) begin: usize,
+    pub(crate) output: &'a mut [T],
 }
 
-impl<T: Number, const N: usize, const K: usize, F: Formula<N, K>> Work for Piece<'_, T, N, K, F> {
+/// All runs of a piece of work.
+pub(crate) struct Runs<'a, T, const N: usize, const K: usize, R, F> {
+    pub(crate) coefficients: &'a Coefficients<K>,
+    pub(crate) inputs: [Input<'a, T>; N],
+    pub(crate) runs: R,
+    /// How far ahead of an element that is written memory is asked for.
+    pub(crate) distance: usize,
+    pub(crate) formula: F,
+}
+
+impl<'a, T, const N: usize, const K: usize, R, F> Work for Runs<'a, T, N, K, R, F>
+where
+    T: Number,
+    R: Iterator<Item = Run<'a, T>>,
+    F: Formula<N, K>,
+{
     #[inline(always)]
     fn run<V: Vector>(self, set: V::Set) {
-        match self.coefficients {
-            Coefficients::Planes { len, channels } => self.planes::<V>(set, *len, channels),
-            Coefficients::Rows { len, strips } => self.rows::<V>(set, *len, strips),
+        let Self { coefficients, inputs, runs, distance, formula } = self;
+        for Run { inputs_at, begin, output } in runs {
+            let inputs = inputs.map(|input| input.cut(inputs_at, output.len()));
+            let piece = Piece { begin, inputs, output, distance, formula };
+            match coefficients {
+                Coefficients::Planes { len, channels } => piece.planes::<V, K>(set, *len, channels),
+                Coefficients::Rows { len, strips } => piece.rows::<V, K>(set, *len, strips),
+            }
         }
     }
 }
 
-impl<T: Number, const N: usize, const K: usize, F: Formula<N, K>> Piece<'_, T, N, K, F> {
+/// One run.
+struct Piece<'a, T, const N: usize, F> {
+    begin: usize,
+    inputs: [Input<'a, T>; N],
+    output: &'a mut [T],
+    distance: usize,
+    formula: F,
+}
+
+impl<T: Number, const N: usize, F> Piece<'_, T, N, F> {
     /// The first plane may have begun in the piece before, the last may end in the next.
     #[inline(always)]
-    fn planes<V: Vector>(self, set: V::Set, len: usize, channels: &[[f64; K]]) {
-        let (mut at, mut within, mut channel) = (0, self.start % len, self.start / len % channels.len());
-        while at < self.output.len() {
-            let end = self.output.len().min(at + len - within);
-            let inputs = self.inputs.map(|input| input.cut(at, end - at));
+    fn planes<V: Vector, const K: usize>(self, set: V::Set, len: usize, channels: &[[f64; K]])
+    where
+        F: Formula<N, K>,
+    {
+        let Self { begin, inputs, output, distance, formula } = self;
+        let (mut at, mut within, mut channel) = (0, begin % len, begin / len % channels.len());
+        while at < output.len() {
+            let end = output.len().min(at + len - within);
+            let inputs = inputs.map(|input| input.cut(at, end - at));
             let coefficients = vectors(set, channels[channel], V::splat);
-            plane(set, inputs, &mut self.output[at..end], coefficients, self.formula);
+            plane(set, inputs, &mut output[at..end], coefficients, distance, formula);
             (at, within) = (end, 0);
             channel = if channel + 1 == channels.len() { 0 } else { channel + 1 };
         }
@@ -126,16 +160,21 @@ impl<T: Number, const N: usize, const K: usize, F: Formula<N, K>> Piece<'_, T, N
 
     /// No piece begins within a row.
     #[inline(always)]
-    fn rows<V: Vector>(self, set: V::Set, len: usize, strips: &[[Strip; K]]) {
-        for (i, output) in self.output.chunks_mut(len).enumerate() {
-            let inputs = self.inputs.map(|input| input.cut(i * len, output.len()));
+    fn rows<V: Vector, const K: usize>(self, set: V::Set, len: usize, strips: &[[Strip; K]])
+    where
+        F: Formula<N, K>,
+    {
+        let Self { begin: _, inputs, output, distance, formula } = self;
+        for (i, output) in output.chunks_mut(len).enumerate() {
+            let inputs = inputs.map(|input| input.cut(i * len, output.len()));
             run(
                 set,
                 inputs,
                 output,
                 #[inline(always)]
                 |i| vectors(set, strips[i].each_ref(), V::from_f64),
-                self.formula,
+                distance,
+                formula,
             );
         }
     }
@@ -148,11 +187,12 @@ fn plane<T: Number, V: Vector, const N: usize, const K: usize>(
     inputs: [Input<'_, T>; N],
     output: &mut [T],
     coefficients: [V; K],
+    distance: usize,
     formula: impl Formula<N, K>,
 ) {
     let rest = output.len() % STRIP;
     let Some(last) = output.last_chunk::<STRIP>().filter(|_| rest > 0) else {
-        return run(set, inputs, output, |_| coefficients, formula);
+        return run(set, inputs, output, |_| coefficients, distance, formula);
     };
     // Before anything is written: an input may lie in the output's memory.
     let strips = inputs.map(|input| match input {
@@ -161,7 +201,8 @@ fn plane<T: Number, V: Vector, const N: usize, const K: usize>(
     });
     let values = vectors(set, strips, T::widen);
     let whole = output.len() - rest;
-    run(set, inputs.map(|input| input.cut(0, whole)), &mut output[..whole], |_| coefficients, formula);
+    let inputs = inputs.map(|input| input.cut(0, whole));
+    run(set, inputs, &mut output[..whole], |_| coefficients, distance, formula);
     if let Some(last) = output.last_chunk_mut() {
         *last = T::narrow(formula.of(values, coefficients));
     }
@@ -174,9 +215,10 @@ fn run<T: Number, V: Vector, const N: usize, const K: usize>(
     inputs: [Input<'_, T>; N],
     output: &mut [T],
     coefficients: impl Fn(usize) -> [V; K],
+    distance: usize,
     formula: impl Formula<N, K>,
 ) {
-    let distance = prefetch::elements::<T>();
+    let near = prefetch::elements::<T>();
     let (strips, rest) = output.as_chunks_mut::<STRIP>();
     let whole = strips.len();
     let sources = inputs.map(|input| match input {
@@ -187,7 +229,7 @@ fn run<T: Number, V: Vector, const N: usize, const K: usize>(
         prefetch::ahead(output, distance);
         let strips = sources.map(|source| match source {
             Some(strips) => {
-                prefetch::ahead(&strips[i], distance);
+                prefetch::ahead(&strips[i], near);
                 &strips[i]
             }
             None => &*output,
@@ -208,7 +250,7 @@ fn run<T: Number, V: Vector, const N: usize, const K: usize>(
 
 #[cfg(test)]
 mod tests {
-    use syncbn_core::f16;
+    use syncbn_core::{Geometry, f16};
 
     use super::*;
     use crate::vector::{sets, with};
@@ -249,18 +291,33 @@ mod tests {
             let geometry = Geometry::channels_first(&shape).unwrap();
             let channel = |i: usize| (i / geometry.inner() % geometry.channels()) as f64;
             let coefficients =
-                Coefficients::new(&geometry, |channel| [channel as f64, 2.0 * channel as f64]).unwrap();
+                Coefficients::new(Dims::from(&geometry), |channel| [channel as f64, 2.0 * channel as f64])
+                    .unwrap();
             let x: Vec<f64> = (0..geometry.len()).map(|i| i as f64).collect();
             let dy: Vec<f64> = x.iter().map(|x| x * 0.5).collect();
             let expected: Vec<f64> = (0..geometry.len()).map(|i| i as f64 * 3.0 + 3.0 * channel(i)).collect();
 
             let mut apart = vec![f64::NAN; geometry.len() + 1];
-            map(&geometry, &coefficients, [Input::Apart(&x), Input::Apart(&dy)], &mut apart, Combination);
+            map(
+                Dims::from(&geometry),
+                &coefficients,
+                [Input::Apart(&x), Input::Apart(&dy)],
+                &mut apart,
+                Combination,
+            )
+            .unwrap();
             assert_eq!(apart[..geometry.len()], expected, "{shape:?}");
             assert!(apart[geometry.len()].is_nan(), "{shape:?}");
 
             let mut in_place = dy.clone();
-            map(&geometry, &coefficients, [Input::Apart(&x), Input::Output], &mut in_place, Combination);
+            map(
+                Dims::from(&geometry),
+                &coefficients,
+                [Input::Apart(&x), Input::Output],
+                &mut in_place,
+                Combination,
+            )
+            .unwrap();
             assert_eq!(in_place, expected, "{shape:?}");
         }
     }
@@ -269,9 +326,10 @@ mod tests {
     fn every_instruction_set_writes_the_same_bits() {
         for shape in [[3, 1, 1003], [2, 3, 49], [77, 5, 1], [6, 513, 1]] {
             let geometry = Geometry::channels_first(&shape).unwrap();
-            let coefficients =
-                Coefficients::new(&geometry, |channel| [0.1, 0.3].map(|value| value * channel as f64))
-                    .unwrap();
+            let coefficients = Coefficients::new(Dims::from(&geometry), |channel| {
+                [0.1, 0.3].map(|value| value * channel as f64)
+            })
+            .unwrap();
             let x: Vec<f16> = (0..geometry.len()).map(|i| f16::from_f64(1.0 / (i + 1) as f64)).collect();
             let of = |arch| {
                 let mut output = x.clone();
@@ -279,7 +337,13 @@ mod tests {
                 let coefficients = &coefficients;
                 with(
                     arch,
-                    Piece { coefficients, start: 0, inputs, output: &mut output, formula: Combination },
+                    Runs {
+                        coefficients,
+                        inputs,
+                        runs: iter::once(Run { inputs_at: 0, begin: 0, output: &mut output[..] }),
+                        distance: 8,
+                        formula: Combination,
+                    },
                 );
                 output
             };

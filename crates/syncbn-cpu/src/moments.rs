@@ -5,13 +5,13 @@
 //!
 //! Deliberately not here: the loops, and which element belongs to which tile.
 
-use syncbn_core::Geometry;
 use syncbn_core::backend::MomentsArgs;
 use syncbn_core::statistics::Moments;
 
-use crate::memory::{Workspace, scratch};
+use crate::block::Block;
+use crate::memory::{Workspace, filled, scratch};
 use crate::number::Number;
-use crate::partition::{Tile, Tiles};
+use crate::plan::{Dims, Tile, Tiles};
 use crate::reduce::{self, Terms};
 use crate::vector::Vector;
 use crate::{Cpu, CpuError};
@@ -19,23 +19,41 @@ use crate::{Cpu, CpuError};
 pub(crate) fn moments<T: Number>(args: MomentsArgs<'_, Cpu, T>) -> Result<(), CpuError> {
     let MomentsArgs { x, workspace } = args;
     let Workspace { moments, partials, .. } = workspace;
-    let geometry = x.geometry();
-    let tiles = Tiles::new(geometry);
-    let channels = geometry.channels();
+    let dims = Dims::from(x.geometry());
+    let tiles = Tiles::new(dims);
+    let channels = dims.channels;
     let partials = scratch(partials, tiles.splits() * channels, "sums of tiles")?;
     let x: &[T] = x.mem();
     tiles.for_each(partials, |tile, partials| {
-        of_tile(geometry, tile, x, partials);
-    });
+        of_tile(dims, tile, x, partials);
+    })?;
 
     moments.fill(Moments::default());
     for (split, partials) in partials.chunks(channels).enumerate() {
-        let count = tiles.count(split);
-        for (moments, &[mean, m2]) in moments.iter_mut().zip(partials) {
-            *moments = moments.merge(Moments { count, mean, m2 });
-        }
+        merge(moments, tiles.count(split), partials);
     }
     Ok(())
+}
+
+/// The moments of a block's channels.
+pub(crate) fn of_block<T: Number>(
+    tiles: &Tiles,
+    block: &Block<'_, T, 1>,
+    moments: &mut [Moments],
+) -> Result<(), CpuError> {
+    let mut partials = filled([0.0; 2], moments.len(), "sums of tiles")?;
+    moments.fill(Moments::default());
+    for tile in block.tiles(tiles) {
+        of_tile(block.dims, &tile, block.inputs[0], &mut partials);
+        merge(moments, tile.count(), &partials);
+    }
+    Ok(())
+}
+
+fn merge(moments: &mut [Moments], count: f64, partials: &[[f64; 2]]) {
+    for (moments, &[mean, m2]) in moments.iter_mut().zip(partials) {
+        *moments = moments.merge(Moments { count, mean, m2 });
+    }
 }
 
 /// `x - shift`, and its square.
@@ -51,13 +69,13 @@ impl Terms<1> for Deviations {
 }
 
 /// The mean and M2 of each of the tile's channels.
-fn of_tile<T: Number>(geometry: &Geometry, tile: &Tile, x: &[T], results: &mut [[f64; 2]]) {
-    let first = tile.outer.start * geometry.channels();
-    let shift = |channel: usize| x[(first + channel) * geometry.inner() + tile.inner.start].to_f64();
+fn of_tile<T: Number>(dims: Dims, tile: &Tile, x: &[T], results: &mut [[f64; 2]]) {
+    let first = tile.outer.start * dims.channels;
+    let shift = |channel: usize| x[(first + channel) * dims.inner + tile.inner.start].to_f64();
     results.fill([0.0; 2]);
-    reduce::tile(geometry, tile, [x], shift, results, Deviations);
+    reduce::tile(dims, tile, [x], shift, results, Deviations);
 
-    let count = (tile.outer.len() * tile.inner.len()) as f64;
+    let count = tile.count();
     for (channel, result) in tile.channels.clone().zip(results) {
         let [sum, squares] = *result;
         // In this order: the square of a sum may be infinite where the sum of squares is not.

@@ -9,47 +9,65 @@ use syncbn_core::{Element, Param};
 
 use crate::map::{Coefficients, Formula, Input, map};
 use crate::number::Number;
+use crate::plan::Dims;
 use crate::vector::Vector;
 use crate::{Cpu, CpuError};
 
 pub(crate) fn normalize<T: Number>(args: NormalizeArgs<'_, Cpu, T>) -> Result<(), CpuError> {
     let NormalizeArgs { x, mut y, source, weight, bias, eps } = args;
-    let geometry = *x.geometry();
+    let dims = Dims::from(x.geometry());
     let affine = Affine::<T> { weight, bias };
+    let mut write = |coefficients: &Coefficients<3>| {
+        map(dims, coefficients, [Input::Apart(x.mem())], y.mem_mut(), Normalized)
+    };
     // Whatever can fail comes first: then the statistics are written, all of them.
-    let coefficients = match source {
+    match source {
         Source::Batch { workspace, group, saved, running } => {
             let batch = |channel: usize| {
                 if group { workspace.group[channel] } else { workspace.moments[channel].batch() }
             };
-            let coefficients = Coefficients::new(&geometry, |channel| {
+            write(&Coefficients::new(dims, |channel| {
                 let batch = batch(channel);
                 affine.coefficients(channel, batch.mean, batch.invstd(eps))
-            })?;
-            for channel in 0..geometry.channels() {
-                let batch = batch(channel);
-                save_channel(saved, channel, batch, batch.invstd(eps));
-            }
-            update(running, (0..geometry.channels()).map(batch));
-            coefficients
+            })?)?;
+            finish((0..dims.channels).map(batch), eps, saved, running);
         }
-        Source::Frozen { mean, var, saved } => Coefficients::new(&geometry, |channel| {
-            let batch = Batch { count: 0.0, mean: mean[channel].to_f64(), var: var[channel].to_f64() };
-            let invstd = invstd(batch.var, eps);
-            save_channel(saved, channel, batch, invstd);
-            affine.coefficients(channel, batch.mean, invstd)
-        })?,
+        Source::Frozen { mean, var, saved } => {
+            let frozen = |channel: usize| {
+                let batch = Batch { count: 0.0, mean: mean[channel].to_f64(), var: var[channel].to_f64() };
+                (batch, invstd(batch.var, eps))
+            };
+            write(&Coefficients::new(dims, |channel| {
+                let (batch, invstd) = frozen(channel);
+                affine.coefficients(channel, batch.mean, invstd)
+            })?)?;
+            for channel in 0..dims.channels {
+                let (batch, invstd) = frozen(channel);
+                save_channel(saved, channel, batch, invstd);
+            }
+        }
         Source::Saved { saved, running } => {
-            let coefficients = Coefficients::new(&geometry, |channel| {
+            write(&Coefficients::new(dims, |channel| {
                 let (batch, invstd) = saved_channel(saved, channel);
                 affine.coefficients(channel, batch.mean, invstd)
-            })?;
-            update(running, (0..geometry.channels()).map(|channel| saved_channel(saved, channel).0));
-            coefficients
+            })?)?;
+            update(running, (0..dims.channels).map(|channel| saved_channel(saved, channel).0));
         }
-    };
-    map(&geometry, &coefficients, [Input::Apart(x.mem())], y.mem_mut(), Normalized);
+    }
     Ok(())
+}
+
+/// What else a forward pass writes: what is saved, and the running statistics.
+pub(crate) fn finish<P: Param>(
+    batches: impl Iterator<Item = Batch> + Clone,
+    eps: f64,
+    saved: &mut [f64],
+    running: Option<RunningMut<'_, Cpu, P>>,
+) {
+    for (channel, batch) in batches.clone().enumerate() {
+        save_channel(saved, channel, batch, batch.invstd(eps));
+    }
+    update(running, batches);
 }
 
 fn update<P: Param>(running: Option<RunningMut<'_, Cpu, P>>, batches: impl Iterator<Item = Batch>) {
@@ -60,7 +78,7 @@ fn update<P: Param>(running: Option<RunningMut<'_, Cpu, P>>, batches: impl Itera
 
 /// `(x - mean) scale + bias`.
 #[derive(Clone, Copy)]
-struct Normalized;
+pub(crate) struct Normalized;
 
 impl Formula<1, 3> for Normalized {
     #[inline(always)]
@@ -70,13 +88,13 @@ impl Formula<1, 3> for Normalized {
 }
 
 /// The scale and shift per channel, 1 and 0 where absent.
-struct Affine<'a, T: Element> {
-    weight: Option<&'a [T::Param]>,
-    bias: Option<&'a [T::Param]>,
+pub(crate) struct Affine<'a, T: Element> {
+    pub(crate) weight: Option<&'a [T::Param]>,
+    pub(crate) bias: Option<&'a [T::Param]>,
 }
 
 impl<T: Element> Affine<'_, T> {
-    fn coefficients(&self, channel: usize, mean: f64, invstd: f64) -> [f64; 3] {
+    pub(crate) fn coefficients(&self, channel: usize, mean: f64, invstd: f64) -> [f64; 3] {
         let weight = self.weight.map_or(1.0, |weight| weight[channel].to_f64());
         let bias = self.bias.map_or(0.0, |bias| bias[channel].to_f64());
         [mean, invstd * weight, bias]

@@ -7,7 +7,7 @@ use syncbn_core::{Element, bf16, f16};
 use crate::vector::{STRIP, Vector};
 
 /// An activation type.
-pub(crate) trait Number: Element {
+pub(crate) trait Number: Element + bytemuck::Pod {
     /// The values, exactly.
     fn widen<V: Vector>(set: V::Set, elements: &[Self; STRIP]) -> V;
     /// The values rounded, as [`Vector`] says.

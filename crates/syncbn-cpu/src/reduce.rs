@@ -4,10 +4,8 @@
 
 use std::array;
 
-use syncbn_core::Geometry;
-
 use crate::number::{Number, padded};
-use crate::partition::{LANES, Tile, merged_rows, sums_by_planes};
+use crate::plan::{Dims, LANES, Tile};
 use crate::prefetch;
 use crate::vector::{STRIP, Strip, Vector, Work, vectors, with_vectors};
 
@@ -24,18 +22,18 @@ pub(crate) trait Terms<const N: usize>: Copy {
 /// Adds the terms of every element of the tile to the channel's sums. `shifts` gives a channel's shift, and `sums` has one entry
 /// per channel of the tile.
 pub(crate) fn tile<T: Number, const N: usize>(
-    geometry: &Geometry,
+    dims: Dims,
     tile: &Tile,
     inputs: [&[T]; N],
     shifts: impl Fn(usize) -> f64,
     sums: &mut [[f64; 2]],
     terms: impl Terms<N>,
 ) {
-    with_vectors(Sum { geometry, tile, inputs, shifts, sums, terms });
+    with_vectors(Sum { dims, tile, inputs, shifts, sums, terms });
 }
 
 struct Sum<'a, T, const N: usize, S, F> {
-    geometry: &'a Geometry,
+    dims: Dims,
     tile: &'a Tile,
     inputs: [&'a [T]; N],
     shifts: S,
@@ -46,7 +44,7 @@ struct Sum<'a, T, const N: usize, S, F> {
 impl<T: Number, const N: usize, S: Fn(usize) -> f64, F: Terms<N>> Work for Sum<'_, T, N, S, F> {
     #[inline(always)]
     fn run<V: Vector>(self, set: V::Set) {
-        if sums_by_planes(self.geometry) {
+        if self.dims.sums_by_planes() {
             self.planes::<V>(set);
         } else if N == 1 {
             // Rows that share one look at the sums: four sequences of memory are as many as the processor keeps up with.
@@ -60,10 +58,10 @@ impl<T: Number, const N: usize, S: Fn(usize) -> f64, F: Terms<N>> Work for Sum<'
 impl<T: Number, const N: usize, S: Fn(usize) -> f64, F: Terms<N>> Sum<'_, T, N, S, F> {
     #[inline(always)]
     fn planes<V: Vector>(self, set: V::Set) {
-        let Self { geometry, tile, inputs, shifts, sums, terms } = self;
+        let Self { dims, tile, inputs, shifts, sums, terms } = self;
         for outer in tile.outer.clone() {
             for (channel, sums) in tile.channels.clone().zip(&mut *sums) {
-                let plane = (outer * geometry.channels() + channel) * geometry.inner();
+                let plane = (outer * dims.channels + channel) * dims.inner;
                 let range = plane + tile.inner.start..plane + tile.inner.end;
                 let inputs = inputs.map(|input| &input[range.clone()]);
                 let [first, second] = along::<T, V, N>(set, inputs, shifts(channel), terms);
@@ -74,11 +72,10 @@ impl<T: Number, const N: usize, S: Fn(usize) -> f64, F: Terms<N>> Sum<'_, T, N, 
 
     #[inline(always)]
     fn rows<V: Vector, const R: usize>(self, set: V::Set) {
-        let Self { geometry, tile, inputs, shifts, sums, terms } = self;
-        let inner = geometry.inner();
-        let (row, stride) = (tile.channels.len() * inner, geometry.channels() * inner);
-        // Rows that lie one behind the other are added as one.
-        let merged = if row == stride { merged_rows(row, STRIP) } else { 1 };
+        let Self { dims, tile, inputs, shifts, sums, terms } = self;
+        let inner = dims.inner;
+        let (row, stride) = (tile.channels.len() * inner, dims.channels * inner);
+        let merged = tile.merged_rows;
         let (len, step) = (row * merged, stride * merged);
         let channels = || tile.channels.clone().flat_map(|channel| (0..inner).map(move |_| channel));
 
@@ -238,7 +235,10 @@ const fn masks(end: usize) -> [Strip; STRIP] {
 
 #[cfg(test)]
 mod tests {
+    use syncbn_core::Geometry;
+
     use super::*;
+    use crate::plan::merged_rows;
     use crate::vector::{sets, with};
 
     #[derive(Clone, Copy)]
@@ -276,7 +276,8 @@ mod tests {
             [2, 5, 196],
         ] {
             let geometry = Geometry::channels_first(&[outer, channels, inner]).unwrap();
-            let (outer, channels, inner) = (geometry.outer(), geometry.channels(), geometry.inner());
+            let dims = Dims::from(&geometry);
+            let Dims { outer, channels, inner } = dims;
             let x: Vec<f64> = (0..geometry.len()).map(|i| (i * 7 % 1000) as f64).collect();
             let dy: Vec<f64> = (0..geometry.len()).map(|i| (i * 13 % 500) as f64).collect();
             let from = |len: usize| [0, len / 3];
@@ -286,13 +287,14 @@ mod tests {
                 .flat_map(|(o, c)| [0, inner / 3, inner.saturating_sub(3)].map(|i| (o, c, i)))
             {
                 // Only planes are cut.
-                let i = if sums_by_planes(&geometry) { i } else { 0 };
-                let part = Tile { outer: o..outer, channels: c..channels, inner: i..inner };
+                let i = if dims.sums_by_planes() { i } else { 0 };
+                let merged_rows = if c == 0 { merged_rows(channels * inner, STRIP) } else { 1 };
+                let part = Tile { outer: o..outer, channels: c..channels, inner: i..inner, merged_rows };
                 let shift = |channel: usize| channel as f64;
                 let mut one = vec![[1.0; 2]; channels - c];
                 let mut two = one.clone();
-                tile(&geometry, &part, [&x], shift, &mut one, Deviation);
-                tile(&geometry, &part, [&x, &dy], shift, &mut two, Product);
+                tile(dims, &part, [&x], shift, &mut one, Deviation);
+                tile(dims, &part, [&x, &dy], shift, &mut two, Product);
                 for channel in c..channels {
                     let elements: Vec<usize> = (o..outer)
                         .flat_map(|outer| (i..inner).map(move |at| (outer * channels + channel) * inner + at))
@@ -318,13 +320,17 @@ mod tests {
             let geometry = Geometry::channels_first(&shape).unwrap();
             let x: Vec<f32> = (0..geometry.len()).map(|i| 1.0 / (i + 1) as f32).collect();
             let inputs: [&[f32]; 2] = [&x, &x];
-            let whole =
-                Tile { outer: 0..geometry.outer(), channels: 0..shape[1], inner: 0..geometry.inner() };
+            let whole = Tile {
+                outer: 0..geometry.outer(),
+                channels: 0..shape[1],
+                inner: 0..geometry.inner(),
+                merged_rows: merged_rows(shape[1] * geometry.inner(), STRIP),
+            };
             let of = |arch| {
                 let mut sums = vec![[0.0; 2]; shape[1]];
                 let shifts = |channel| 0.1 * channel as f64;
-                let (geometry, tile) = (&geometry, &whole);
-                with(arch, Sum { geometry, tile, inputs, shifts, sums: &mut sums, terms: Product });
+                let (dims, tile) = (Dims::from(&geometry), &whole);
+                with(arch, Sum { dims, tile, inputs, shifts, sums: &mut sums, terms: Product });
                 sums
             };
             let all: Vec<_> = sets().into_iter().map(of).collect();

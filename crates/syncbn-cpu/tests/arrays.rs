@@ -4,7 +4,7 @@
 
 use ndarray::{Array2, Array3, Array4, ArrayD, Axis, IxDyn, s};
 use syncbn_core::{
-    Config, ErrorKind, IntoView, IntoViewMut, Layout, ShapeError, SyncBatchNorm, Tensor, View,
+    Config, ErrorKind, Gradients, IntoView, IntoViewMut, Layout, ShapeError, SyncBatchNorm, Tensor, View,
 };
 use syncbn_cpu::{Cpu, backward_array, channels_last, channels_last_mut, forward_array};
 
@@ -138,7 +138,7 @@ fn the_allocating_passes_give_what_the_others_write() {
     let saved = b.forward(&(), x.view(), expected.view_mut()).unwrap();
     let (mut weight, mut bias) = (vec![0.0; 4], vec![0.0; 4]);
     let parameters = syncbn_core::ParamGradients { weight: Some(&mut weight[..]), bias: Some(&mut bias[..]) };
-    b.backward(&(), &saved, x.view(), dy.view(), dx.view_mut(), parameters).unwrap();
+    b.backward(&(), &saved, x.view(), Gradients::out_of_place(dy.view(), dx.view_mut()), parameters).unwrap();
     assert_eq!((y, gradients.dx), (expected, dx));
     assert_eq!(gradients.weight.unwrap().to_vec(), weight);
     assert_eq!(gradients.bias.unwrap().to_vec(), bias);

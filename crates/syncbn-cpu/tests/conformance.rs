@@ -6,10 +6,10 @@ use rayon::ThreadPoolBuilder;
 use syncbn_cpu::Cpu;
 use syncbn_testkit::{Harness, Opened, Unavailable};
 
-/// The processor, with the pool that all of the program shares, or so many threads for each rank.
+/// The processor, from a thread of the operating system, or from within a pool of so many threads for each rank.
 #[derive(Clone)]
 struct CpuHarness {
-    threads: Option<usize>,
+    pool: Option<usize>,
 }
 
 impl Harness for CpuHarness {
@@ -24,16 +24,16 @@ impl Harness for CpuHarness {
     }
 
     fn variants(&self) -> Vec<Self> {
-        [1, 2, 5].map(|threads| Self { threads: Some(threads) }).to_vec()
+        [1, 2, 5].map(|threads| Self { pool: Some(threads) }).to_vec()
     }
 
     // A pool of its own for each rank: in a shared one, a rank that waits for its peers would keep a thread that they need.
     fn surround<R: Send>(&self, rank: impl FnOnce() -> R + Send) -> R {
-        match self.threads {
+        match self.pool {
             Some(threads) => ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(rank),
             None => rank(),
         }
     }
 }
 
-syncbn_testkit::conformance!(cpu: CpuHarness { threads: None }, types: [f32, f64, f16, bf16]);
+syncbn_testkit::conformance!(cpu: CpuHarness { pool: None }, types: [f32, f64, f16, bf16]);

@@ -23,9 +23,9 @@ struct Affine : Banks {
 
     // What does not hang on the sums may be read while the kernel before still runs.
     __device__ void begin(const GradInputArgs& args, const Place& place) {
-        const f64 *saved_mean = args.saved, *saved_invstd = args.saved + args.tile.channels;
+        const f64 *saved_mean = args.saved, *saved_invstd = args.saved + 2 * args.tile.channels;
         for_channels(args.tile, place, [&](int at, long long channel) {
-            f64 count = args.saved[2 * args.tile.channels], invstd = saved_invstd[channel];
+            f64 count = args.saved[3 * args.tile.channels], invstd = saved_invstd[channel];
             f64 factor = args.weight ? args.weight[channel] * invstd : invstd;
             exact_mean[at] = saved_mean[channel];
             mean[at] = (Math)exact_mean[at];

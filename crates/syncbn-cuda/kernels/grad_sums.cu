@@ -93,7 +93,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) grad_sums(const __
 #endif
     sum_block(tile, place, share, total);
     if (!sum_splits(tile, place, share, args.partials, args.tickets, total)) return;
-    f64 exact = args.saved[share.channel], invstd = args.saved[tile.channels + share.channel];
+    f64 exact = args.saved[share.channel], invstd = args.saved[2 * tile.channels + share.channel];
     f64 product = total.second - (exact - (f64)(Math)exact) * total.first;
     args.message[share.channel] = total.first;
     args.message[tile.channels + share.channel] = product;

@@ -1,4 +1,4 @@
-// Per channel: count, mean and M2 of this rank's x, as the forward message [m | m mean | M2 + m mean^2] and M2 alone.
+// Per channel: count, mean and M2 of this rank's x, and the forward message that is made of them.
 //
 // A chain is at most 64 elements that one thread meets of a channel: it sums them, and the squares of their differences from
 // the first of them. In f64, chains are then moved to differences from the channel's first element, and added: the squares,
@@ -12,11 +12,12 @@ struct MomentsArgs {
     Tile tile;
     const void* x;
     f64* message;
-    f64* m2;
+    f64* own; // [mean | M2]
     double2* partials;
     unsigned* tickets;
     f64 count;
     f64 per_count; // 1 / count
+    int with_parts; // whether the message is wanted, besides its count
 };
 static_assert(sizeof(MomentsArgs) == ARGS_BYTES, "moments.rs has another struct");
 
@@ -76,11 +77,10 @@ __device__ inline void write(const MomentsArgs& args, long long channel, f64 ori
         m2 = total.second - total.first * from_origin;
         m2 = m2 < 0 ? 0 : m2; // NaN stays
     }
-    f64 sum = args.count * mean;
     if (channel == 0) args.message[0] = args.count;
-    args.message[1 + channel] = sum;
-    args.message[1 + args.tile.channels + channel] = fma(sum, mean, m2);
-    args.m2[channel] = m2;
+    args.own[channel] = mean;
+    args.own[args.tile.channels + channel] = m2;
+    if (args.with_parts) write_parts(args.message, args.tile.channels, channel, args.count, mean, m2);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) moments(const __grid_constant__ MomentsArgs args) {

@@ -1,5 +1,6 @@
 // y = (x - mean) invstd weight + bias. The first blocks of the grid walk no tensor: they own the state, one channel a
-// thread, and write the saved and the running statistics; the others finalise what they need for themselves.
+// thread, and write the saved and the running statistics; the others finalise what they need for themselves. Where the statistics
+// are saved ones, one block updates the running statistics, if there are any.
 //
 // It may start before the kernel that makes the message has ended: until it has waited, it only reads what was there before
 // that kernel began (x above all, as much of it as there is room for on the multiprocessor), and takes the state's ticket, which
@@ -14,10 +15,10 @@ struct NormalizeArgs {
     const Param* weight; // null: 1
     const Param* bias;   // null: 0
     const f64* message;
-    const f64* m2;
+    const f64* own; // [mean | M2] of this rank
     const Param* frozen_mean;
     const Param* frozen_var;
-    f64* saved; // [mean | invstd | M]
+    f64* saved; // [mean | var | invstd | M]; read where they are the source
     Param* running_mean; // null: nothing tracked
     Param* running_var;
     long long* num_batches_tracked;
@@ -25,54 +26,45 @@ struct NormalizeArgs {
     f64 eps;
     f64 momentum; // below 0: cumulative average
     int source;
+    int skip; // running statistics of a channel whose batch statistics are not finite stay as they are
     int owners;
     int ahead; // turns that a thread reads before it waits
 };
 static_assert(sizeof(NormalizeArgs) == ARGS_BYTES, "normalize.rs has another struct");
 
-struct Batch { f64 count, mean, var; };
-
-// As statistics.rs of the core has it, up to rounding. What it loads, it loads at once: one wait for all.
-__device__ inline Batch batch(const NormalizeArgs& args, long long channel) {
-    const f64* channels = args.message + 1;
-    bool local = args.source == LOCAL;
-    f64 count = args.message[0], sum = channels[channel];
-    f64 squares = local ? args.m2[channel] : channels[args.tile.channels + channel];
-    f64 per = reciprocal(count), mean = divide(sum, count, per);
-    f64 var = squares * per;
-    if (!local) {
-        f64 rest = fma(-mean, count, sum);
-        var = (fma(-sum, mean, squares) - mean * rest) * per;
-        if (var <= squares * per * (1.0 / 281474976710656.0)) var = 0; // false for NaN
-    }
-    if (count == 0) mean = var = 0;
-    return {count, mean, var};
+// This rank's statistics.
+__device__ inline Batch own_batch(const NormalizeArgs& args, long long channel) {
+    f64 count = args.message[0], mean = args.own[channel], m2 = args.own[args.tile.channels + channel];
+    return {count, mean, m2 * reciprocal(count)};
 }
 
 struct Statistics {
     f64 count, mean, var, invstd;
 
     __device__ Statistics(const NormalizeArgs& args, long long channel) {
+        long long channels = args.tile.channels;
         count = 0;
         if (args.source == SAVED) {
             mean = args.saved[channel];
-            invstd = args.saved[args.tile.channels + channel];
+            invstd = args.saved[2 * channels + channel];
             return;
         }
         if (args.source == FROZEN) {
             mean = args.frozen_mean[channel];
             var = args.frozen_var[channel];
-        } else {
-            Batch b = batch(args, channel);
-            count = b.count;
-            mean = b.mean;
-            var = b.var;
+            invstd = rsqrt(var + args.eps);
+            return;
         }
-        invstd = args.source != FROZEN && count == 0 ? 0 : rsqrt(var + args.eps);
+        Batch b = args.source == LOCAL ? own_batch(args, channel) : read_parts(args.message, channels, channel);
+        count = b.count;
+        mean = count == 0 ? 0 : b.mean;
+        var = count == 0 ? 0 : b.var;
+        invstd = count == 0 ? 0 : rsqrt(var + args.eps);
     }
 };
 
-__device__ Param blend(Param old, f64 fresh, f64 weight) { return (Param)((1.0 - weight) * old + weight * fresh); }
+// Fused as written here, so that an update by itself has the same bits as one in a pass.
+__device__ Param blend(Param old, f64 fresh, f64 weight) { return (Param)fma(weight, fresh, (1.0 - weight) * old); }
 
 // The running statistics of a channel as they were, which may be read while the kernel before still runs.
 struct Running {
@@ -82,11 +74,15 @@ struct Running {
     bool last = false; // to have read the counter, of all blocks' first threads: the one that moves it on
 
     __device__ void read(const NormalizeArgs& args, long long channel) {
+        if (channel < args.tile.channels) read_channel(args, channel);
+        read_number(args);
+    }
+    __device__ void read_channel(const NormalizeArgs& args, long long channel) {
+        mean = args.running_mean[channel];
+        var = args.running_var[channel];
+    }
+    __device__ void read_number(const NormalizeArgs& args) {
         number = *args.num_batches_tracked;
-        if (channel < args.tile.channels) {
-            mean = args.running_mean[channel];
-            var = args.running_var[channel];
-        }
         number += number < 0x7fffffffffffffffll ? 1 : 0;
         weight = args.momentum < 0 ? 1.0 / (f64)number : args.momentum;
         __syncthreads();
@@ -96,6 +92,7 @@ struct Running {
     __device__ void update(const NormalizeArgs& args, long long channel, const Statistics& s) const {
         if (s.count == 0) return;
         if (last) *args.num_batches_tracked = number;
+        if (args.skip && !(isfinite(s.mean) && isfinite(s.var))) return;
         args.running_mean[channel] = blend(mean, s.mean, weight);
         if (s.count > 1) {
             args.running_var[channel] = blend(var, s.var * (s.count / (s.count - 1.0)), weight);
@@ -114,9 +111,26 @@ __device__ void own_state(const NormalizeArgs& args) {
     if (channel >= channels) return;
     Statistics s(args, channel);
     args.saved[channel] = s.mean;
-    args.saved[channels + channel] = s.invstd;
-    if (channel == 0) args.saved[2 * channels] = s.count;
+    args.saved[channels + channel] = s.var;
+    args.saved[2 * channels + channel] = s.invstd;
+    if (channel == 0) args.saved[3 * channels] = s.count;
     if (args.running_mean) running.update(args, channel, s);
+}
+
+// The running statistics from what an earlier pass has saved, by one block: it has no ticket, and needs none.
+__device__ void own_running(const NormalizeArgs& args) {
+    long long channels = args.tile.channels;
+    f64 count = args.saved[3 * channels];
+    Running running;
+    running.read_number(args);
+    for (long long channel = threadIdx.x; channel < channels; channel += blockDim.x) {
+        Statistics s(args, channel);
+        s.count = count;
+        s.var = args.saved[channels + channel];
+        running.read_channel(args, channel);
+        running.update(args, channel, s);
+        running.last = false;
+    }
 }
 
 // y = (x - mean) scale + shift of some channels, where mean is rounded to Math and shift makes up for it.
@@ -144,7 +158,7 @@ struct Affine : Banks {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) normalize(const __grid_constant__ NormalizeArgs args) {
-    if (blockIdx.x < args.owners) return own_state(args);
+    if (blockIdx.x < args.owners) return args.source == SAVED ? own_running(args) : own_state(args);
     const Tile& tile = args.tile;
     Place place(tile, gridDim.x - 1 - blockIdx.x);
     Walk<true> walk(tile, place), behind(tile, place);

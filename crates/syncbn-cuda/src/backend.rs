@@ -1,31 +1,48 @@
 //! The core's traits, each method one call into the file of its name.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use cudarc::driver::CudaStream;
-use syncbn_core::backend::{GradInputArgs, GradSumsArgs, NormalizeArgs};
-use syncbn_core::{Backend, Element, Geometry, Kernels, Pass, Scalar, Storage, View};
+use syncbn_core::backend::{ForwardArgs, GradInputArgs, GradSumsArgs, MomentsArgs, NormalizeArgs, Source};
+use syncbn_core::meeting::forward_by_kernels;
+use syncbn_core::{
+    Backend, Dtype, Element, Geometry, Kernels, Meeting, Pass, PassError, Scalar, Stage, Storage,
+};
 
 use crate::device::Cuda;
 use crate::error::CudaError;
-use crate::raw::memory::{Buffer, Mem, MemMut};
-use crate::scratch::{Saved, Sums};
-use crate::tile::Plan;
-use crate::{grad_input, grad_sums, moments, normalize};
+use crate::kernel::Kernel;
+use crate::memory::Buffer;
+use crate::moments::Wanted;
+use crate::plan::Plan;
+use crate::raw::memory::{Mem, MemMut};
+use crate::raw::transfer;
+use crate::workspace::{Saved, Workspace};
+use crate::{grad_input, grad_sums, module, moments, normalize};
+
+const KERNELS: [&Kernel; 4] = [&moments::KERNEL, &normalize::KERNEL, &grad_sums::KERNEL, &grad_input::KERNEL];
+
+/// Compiles every specialisation of every kernel for an architecture such as `sm_90`, without a device; returns how many
+/// there are.
+pub fn compile_all(architecture: &str) -> Result<usize, CudaError> {
+    module::compile_all(&KERNELS, architecture)
+}
 
 impl Backend for Cuda {
     type Queue = Arc<CudaStream>;
-    type Sums = Sums;
+    type Workspace = Workspace;
     type Saved = Saved;
+    type Peers = Infallible;
     type Mem<'a, T: Scalar> = Mem<'a, T>;
     type MemMut<'a, T: Scalar> = MemMut<'a, T>;
     type Error = CudaError;
 
     fn mem_len<T: Scalar>(mem: &Mem<'_, T>) -> usize {
-        mem.place.len
+        mem.region.len
     }
     fn mem_mut_len<T: Scalar>(mem: &MemMut<'_, T>) -> usize {
-        mem.place.len
+        mem.region.len
     }
     fn reborrow<'s, T: Scalar>(mem: &'s Mem<'_, T>) -> Mem<'s, T> {
         mem.reborrow()
@@ -36,37 +53,69 @@ impl Backend for Cuda {
     fn as_mem<'s, T: Scalar>(mem: &'s MemMut<'_, T>) -> Mem<'s, T> {
         mem.as_mem()
     }
-
-    fn sums(&self, queue: &Arc<CudaStream>, channels: usize) -> Result<Sums, CudaError> {
-        self.check_queue(queue)?;
-        Sums::new(self, queue, channels)
+    fn empty<'a, T: Scalar>() -> Mem<'a, T> {
+        Mem::empty()
+    }
+    fn empty_mut<'a, T: Scalar>() -> MemMut<'a, T> {
+        MemMut::empty()
     }
 
+    fn read<T: Scalar>(
+        &self,
+        queue: &Arc<CudaStream>,
+        mem: Mem<'_, T>,
+        values: &mut [T],
+    ) -> Result<(), CudaError> {
+        self.check_queue(queue)?;
+        transfer::read(queue, &mem, values)
+    }
+    fn write<T: Scalar>(
+        &self,
+        queue: &Arc<CudaStream>,
+        mut mem: MemMut<'_, T>,
+        values: &[T],
+    ) -> Result<(), CudaError> {
+        self.check_queue(queue)?;
+        transfer::write(queue, &mut mem, values)
+    }
+
+    fn workspace(
+        &self,
+        queue: &Arc<CudaStream>,
+        channels: usize,
+        params: Dtype,
+    ) -> Result<Workspace, CudaError> {
+        self.check_queue(queue)?;
+        Workspace::new(queue, channels, params, self.multiprocessors())
+    }
     fn saved(&self, queue: &Arc<CudaStream>, channels: usize) -> Result<Saved, CudaError> {
         self.check_queue(queue)?;
         self.pool().take(queue, channels)
     }
-
-    fn read_sums(
-        &self,
-        queue: &Arc<CudaStream>,
-        _pass: Pass,
-        sums: &Sums,
-        message: &mut [f64],
-    ) -> Result<(), CudaError> {
-        sums.check(queue)?;
-        sums.scratch.read(queue, message)
+    fn saved_mem(saved: &Saved) -> Mem<'_, f64> {
+        saved.mem()
+    }
+    fn saved_mem_mut(saved: &mut Saved) -> MemMut<'_, f64> {
+        saved.mem_mut()
     }
 
-    fn write_sums(
+    fn read_message(
         &self,
         queue: &Arc<CudaStream>,
-        _pass: Pass,
-        sums: &mut Sums,
+        pass: Pass,
+        workspace: &mut Workspace,
+        message: &mut [f64],
+    ) -> Result<(), CudaError> {
+        self.read(queue, workspace.message(pass), message)
+    }
+    fn write_message(
+        &self,
+        queue: &Arc<CudaStream>,
+        pass: Pass,
+        workspace: &mut Workspace,
         message: &[f64],
     ) -> Result<(), CudaError> {
-        sums.check(queue)?;
-        sums.scratch.write(queue, message)
+        self.write(queue, workspace.message_mut(pass), message)
     }
 }
 
@@ -76,19 +125,6 @@ impl Storage for Cuda {
     fn upload<T: Scalar>(&self, queue: &Arc<CudaStream>, values: &[T]) -> Result<Buffer<T>, CudaError> {
         self.check_queue(queue)?;
         Buffer::upload(queue, values)
-    }
-    fn write<T: Scalar>(
-        &self,
-        queue: &Arc<CudaStream>,
-        buffer: &mut Buffer<T>,
-        values: &[T],
-    ) -> Result<(), CudaError> {
-        self.check_queue(queue)?;
-        buffer.write(queue, values)
-    }
-    fn download<T: Scalar>(&self, queue: &Arc<CudaStream>, buffer: &Buffer<T>) -> Result<Vec<T>, CudaError> {
-        self.check_queue(queue)?;
-        buffer.download(queue)
     }
     fn mem<T: Scalar>(buffer: &Buffer<T>) -> Mem<'_, T> {
         buffer.mem()
@@ -101,20 +137,15 @@ impl Storage for Cuda {
 impl<T: Element> Kernels<T> for Cuda {
     /// Compiles the four kernels for memory of full alignment, and puts one set of saved statistics into the pool.
     fn prepare(&self, queue: &Arc<CudaStream>, geometry: &Geometry) -> Result<(), CudaError> {
-        for kernel in [&moments::KERNEL, &normalize::KERNEL, &grad_sums::KERNEL, &grad_input::KERNEL] {
+        for kernel in KERNELS {
             let plan = Plan::new(geometry, size_of::<T>(), &[0], self.multiprocessors(), kernel)?;
             self.kernel::<T>(kernel, &plan)?;
         }
         self.saved(queue, geometry.channels()).map(drop)
     }
 
-    fn moments(
-        &self,
-        queue: &Arc<CudaStream>,
-        x: View<'_, Self, T>,
-        out: &mut Sums,
-    ) -> Result<(), CudaError> {
-        moments::enqueue(self, queue, &x, out)
+    fn moments(&self, queue: &Arc<CudaStream>, args: MomentsArgs<'_, Self, T>) -> Result<(), CudaError> {
+        moments::enqueue(self, queue, args, Wanted::Message)
     }
     fn normalize(&self, queue: &Arc<CudaStream>, args: NormalizeArgs<'_, Self, T>) -> Result<(), CudaError> {
         normalize::enqueue(self, queue, args)
@@ -124,5 +155,21 @@ impl<T: Element> Kernels<T> for Cuda {
     }
     fn grad_input(&self, queue: &Arc<CudaStream>, args: GradInputArgs<'_, Self, T>) -> Result<(), CudaError> {
         grad_input::enqueue(self, queue, args)
+    }
+
+    /// Alone, no message is made.
+    fn forward(
+        &self,
+        queue: &Arc<CudaStream>,
+        args: ForwardArgs<'_, Self, T>,
+        meeting: Meeting<'_, Self>,
+    ) -> Result<(), PassError<CudaError>> {
+        let Meeting::Alone = meeting else { return forward_by_kernels(self, queue, args, meeting) };
+        let ForwardArgs { x, y, weight, bias, eps, running, saved, workspace } = args;
+        let moments = MomentsArgs { x: x.reborrow(), workspace: &mut *workspace };
+        moments::enqueue(self, queue, moments, Wanted::Own).map_err(PassError::at(Stage::Moments))?;
+        let source = Source::Batch { workspace, group: false, saved, running };
+        let args = NormalizeArgs { x, y, source, weight, bias, eps };
+        normalize::enqueue(self, queue, args).map_err(PassError::at(Stage::Normalize))
     }
 }

@@ -1,17 +1,28 @@
-//! Compiled kernels on disk: a file per kernel, named after the digest of all that made it, with the digest of its content.
+//! Compiled kernels on disk: a file per kernel, named after the digest of all that made it, with the digest of name and content.
 //!
-//! A file that is short, long or changed is not trusted: it reads as missing, and is written again. Files appear whole, by
-//! a rename, so processes may fill the cache together.
+//! A file that is short, long, changed or renamed is not trusted: it reads as missing, and is written again. Files appear whole,
+//! by a rename, so processes may fill the cache together. What somebody else could have put there is not trusted either; see
+//! `directory`.
 //!
-//! Deliberately not here: errors. A cache that cannot be read or written only costs time.
+//! Deliberately not here: errors of reading and writing. A cache that cannot be used only costs time.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+#[cfg(unix)]
+mod directory;
+#[cfg(not(unix))]
+#[path = "cache/no_directory.rs"]
+mod directory;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
 
 use sha2::{Digest, Sha256};
 
+use crate::error::CudaError;
+use directory::Directory;
+
 const DIGEST: usize = 32;
+/// The bytes of the largest file. Kernels have a hundredth of it.
+const LIMIT: usize = 16 << 20;
 
 /// A directory of compiled kernels.
 #[derive(Clone, Debug)]
@@ -21,67 +32,64 @@ pub(crate) struct Cache {
 
 impl Cache {
     /// `SYNCBN_CACHE_DIR`, or `syncbn` in the user's cache directory; set to nothing: no cache.
-    pub(crate) fn from_env() -> Self {
-        let var = |name| std::env::var_os(name).map(PathBuf::from);
-        let directory = var("SYNCBN_CACHE_DIR")
-            .or_else(|| var("XDG_CACHE_HOME").map(|home| home.join("syncbn")))
-            .or_else(|| var("HOME").map(|home| home.join(".cache").join("syncbn")))
-            .filter(|directory| !directory.as_os_str().is_empty());
-        Self { directory }
+    pub(crate) fn from_env() -> Result<Self, CudaError> {
+        Self::from_vars(|name| std::env::var_os(name))
+    }
+
+    fn from_vars(var: impl Fn(&str) -> Option<OsString>) -> Result<Self, CudaError> {
+        if let Some(path) = var("SYNCBN_CACHE_DIR").map(PathBuf::from) {
+            let none = path.as_os_str().is_empty();
+            if !none && path.is_relative() {
+                return Err(CudaError::CacheDirectory { path });
+            }
+            return Ok(Self { directory: (!none).then_some(path) });
+        }
+        // A relative directory of the user's counts as unset, as the XDG base directory specification says.
+        let home = |name| var(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        let home = home("XDG_CACHE_HOME").or_else(|| home("HOME").map(|home| home.join(".cache")));
+        Ok(Self { directory: home.map(|home| home.join("syncbn")) })
     }
 
     /// What was stored under these parts, if it is still what was stored.
     pub(crate) fn get(&self, key: &[&[u8]]) -> Option<Vec<u8>> {
-        let mut content = fs::read(self.path(key)?).ok()?;
-        let payload = content.split_off_checked(DIGEST)?;
-        (Sha256::digest(&payload)[..] == content[..]).then_some(payload)
+        let name = name(key);
+        let mut content = Directory::open(self.directory.as_ref()?)?.read(&name, LIMIT)?;
+        if content.len() <= DIGEST {
+            return None;
+        }
+        let payload = content.split_off(DIGEST);
+        (digest(&[name.as_bytes(), &payload]) == content[..]).then_some(payload)
     }
 
     /// Stores the payload, if it can.
     pub(crate) fn put(&self, key: &[&[u8]], payload: &[u8]) {
-        let Some(path) = self.path(key) else { return };
-        let mut content = Sha256::digest(payload).to_vec();
-        content.extend_from_slice(payload);
-        if write_whole(&path, &content).is_none() {
+        let name = name(key);
+        let content = [&digest(&[name.as_bytes(), payload]), payload].concat();
+        let directory = self.directory.as_ref().filter(|_| content.len() <= LIMIT);
+        if directory.and_then(|path| Directory::create(path)?.write(&name, &content)).is_none() {
             // Slower next time, and nothing else: the kernel itself is in hand.
         }
     }
-
-    fn path(&self, key: &[&[u8]]) -> Option<PathBuf> {
-        let mut digest = Sha256::new();
-        for part in key {
-            digest.update((part.len() as u64).to_le_bytes());
-            digest.update(part);
-        }
-        let name = digest.finalize().iter().fold(String::new(), |name, byte| name + &format!("{byte:02x}"));
-        Some(self.directory.as_ref()?.join(name + ".cubin"))
-    }
 }
 
-trait SplitOffChecked: Sized {
-    fn split_off_checked(&mut self, at: usize) -> Option<Self>;
+fn name(key: &[&[u8]]) -> String {
+    let hex = digest(key).iter().fold(String::new(), |name, byte| name + &format!("{byte:02x}"));
+    hex + ".cubin"
 }
 
-impl SplitOffChecked for Vec<u8> {
-    fn split_off_checked(&mut self, at: usize) -> Option<Self> {
-        (self.len() > at).then(|| self.split_off(at))
+fn digest(parts: &[&[u8]]) -> [u8; DIGEST] {
+    let mut digest = Sha256::new();
+    for part in parts {
+        digest.update((part.len() as u64).to_le_bytes());
+        digest.update(part);
     }
-}
-
-fn write_whole(path: &Path, content: &[u8]) -> Option<()> {
-    static NUMBER: AtomicU64 = AtomicU64::new(0);
-    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    fs::create_dir_all(path.parent()?).ok()?;
-    let partial = path.with_extension(format!("{}-{number}.partial", std::process::id()));
-    let written = fs::write(&partial, content).and_then(|()| fs::rename(&partial, path));
-    if written.is_err() {
-        fs::remove_file(&partial).ok()?;
-    }
-    written.ok()
+    digest.finalize().into()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn cache(directory: &tempfile::TempDir) -> Cache {
@@ -104,7 +112,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let cache = cache(&directory);
         cache.put(&[b"k"], b"code that is long enough");
-        let path = cache.path(&[b"k"]).unwrap();
+        let path = cache.directory.as_ref().unwrap().join(name(&[b"k"]));
         let good = fs::read(&path).unwrap();
         for bad in [&good[..good.len() - 1], &good[..10], &[], &[&good[..], b"x"].concat()[..]] {
             fs::write(&path, bad).unwrap();
@@ -118,6 +126,46 @@ mod tests {
         }
         cache.put(&[b"k"], b"code that is long enough");
         assert_eq!(fs::read(&path).unwrap(), good);
+    }
+
+    #[test]
+    fn a_renamed_file_is_not_trusted() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = cache(&directory);
+        cache.put(&[b"one"], b"code");
+        let path = |key| cache.directory.as_ref().unwrap().join(name(&[key]));
+        fs::rename(path(b"one"), path(b"two")).unwrap();
+        assert_eq!(cache.get(&[b"two"]), None);
+    }
+
+    #[test]
+    fn what_is_larger_than_any_kernel_is_neither_stored_nor_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = cache(&directory);
+        cache.put(&[b"k"], &vec![0; LIMIT]);
+        assert_eq!(cache.get(&[b"k"]), None);
+        assert!(!directory.path().join("kernels").exists());
+    }
+
+    #[test]
+    fn no_directory_is_taken_from_where_the_program_happens_to_run() {
+        let chosen = |vars: &[(&str, &str)]| {
+            let var = |name: &str| vars.iter().find(|(of, _)| *of == name).map(|(_, value)| value.into());
+            Cache::from_vars(var).map(|cache| cache.directory)
+        };
+        let some = |path: &str| Some(PathBuf::from(path));
+        assert_eq!(chosen(&[("XDG_CACHE_HOME", ""), ("HOME", "/h")]).unwrap(), some("/h/.cache/syncbn"));
+        assert_eq!(chosen(&[("XDG_CACHE_HOME", "x"), ("HOME", "/h")]).unwrap(), some("/h/.cache/syncbn"));
+        assert_eq!(chosen(&[("XDG_CACHE_HOME", "/x"), ("HOME", "/h")]).unwrap(), some("/x/syncbn"));
+        for home in ["", ".", "h", "../h"] {
+            assert_eq!(chosen(&[("HOME", home)]).unwrap(), None);
+        }
+        assert_eq!(chosen(&[]).unwrap(), None);
+        let set = |value| chosen(&[("SYNCBN_CACHE_DIR", value), ("HOME", "/h")]);
+        assert_eq!(set("/own").unwrap(), some("/own"));
+        assert_eq!(set("").unwrap(), None);
+        let error = set("kernels").unwrap_err().to_string();
+        assert!(error.contains("SYNCBN_CACHE_DIR") && error.contains("kernels"), "{error}");
     }
 
     #[test]

@@ -9,15 +9,15 @@ use cudarc::driver::sys::CUdevice_attribute::{
     CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT,
 };
 use cudarc::driver::{CudaContext, CudaStream};
-use syncbn_core::Element;
+use syncbn_core::{Element, Geometry};
 
 use crate::error::CudaError;
-use crate::module::{Kernel, Modules, Special};
+use crate::kernel::Kernel;
+use crate::module::{Modules, Special};
+use crate::plan::Plan;
 use crate::raw::driver::{self, Function};
-use crate::raw::memory::Place;
 use crate::raw::nvrtc::nvrtc;
-use crate::scratch::Pool;
-use crate::tile::Plan;
+use crate::workspace::Pool;
 
 /// A CUDA device as a backend. Cheap to clone; its queues are `Arc<CudaStream>`.
 #[derive(Clone)]
@@ -43,13 +43,7 @@ impl fmt::Debug for Cuda {
 impl Cuda {
     /// The device of this ordinal, through its primary context.
     pub fn open(ordinal: usize) -> Result<Self, CudaError> {
-        if !driver::is_driver_present() {
-            return Err(CudaError::MissingLibrary {
-                library: "libcuda",
-                reason: "the loader does not find it".into(),
-                install: "NVIDIA's driver",
-            });
-        }
+        driver::find()?;
         let count = CudaContext::device_count().map_err(CudaError::driver("counting devices"))?;
         let found = usize::try_from(count).unwrap_or(0);
         if ordinal >= found {
@@ -156,20 +150,9 @@ impl Cuda {
         }
         Err(CudaError::OtherQueue { ordinal: self.0.context.ordinal() })
     }
+}
 
-    /// The pointer, if this device and queue may use it.
-    pub(crate) fn pointer(
-        &self,
-        queue: &CudaStream,
-        tensor: &'static str,
-        place: Place,
-    ) -> Result<u64, CudaError> {
-        if place.context != self.0.context.cu_ctx() as usize {
-            return Err(CudaError::OtherDevice { tensor, ordinal: self.0.context.ordinal() });
-        }
-        if place.stream.is_some_and(|stream| stream != queue.cu_stream() as usize) {
-            return Err(CudaError::OtherStream { what: tensor });
-        }
-        Ok(place.pointer)
-    }
+/// Core has compared them; whoever calls a kernel alone may not have.
+pub(crate) fn same_geometry(tensor: &'static str, x: &Geometry, other: &Geometry) -> Result<(), CudaError> {
+    if x == other { Ok(()) } else { Err(CudaError::OtherGeometry { tensor }) }
 }

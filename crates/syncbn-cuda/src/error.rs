@@ -4,6 +4,7 @@
 
 use cudarc::driver::DriverError;
 use syncbn_comm::BootstrapError;
+use syncbn_core::Dtype;
 
 /// The device, its driver or its compiler failed.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +19,12 @@ pub enum CudaError {
         reason: String,
         /// What brings it.
         install: &'static str,
+    },
+    /// The directory for compiled kernels would depend on where the program happens to run.
+    #[error("SYNCBN_CACHE_DIR is `{}`, expected an absolute path, or nothing for no cache", path.display())]
+    CacheDirectory {
+        /// What it is set to.
+        path: std::path::PathBuf,
     },
     /// There is no such device.
     #[error("there is no CUDA device {ordinal}: the driver sees {found}")]
@@ -75,13 +82,44 @@ pub enum CudaError {
         /// The backend's device.
         ordinal: usize,
     },
-    /// Memory or statistics were bound to another stream.
-    #[error(
-        "{what} belongs to another stream than the one that is used now; use one stream from forward to backward"
-    )]
+    /// Memory was lent for another stream.
+    #[error("{what} was lent for another stream than the one that is used now")]
     OtherStream {
-        /// What was bound.
+        /// What was lent.
         what: &'static str,
+    },
+    /// The stream captures a graph, which would hold memory longer than any borrow.
+    #[error(
+        "the stream captures a graph, whose replays may use memory after it is gone: `allow_capture` says what has to hold"
+    )]
+    Capturing,
+    /// Something was to be captured that no graph can hold.
+    #[error("{what} cannot be part of a captured graph: run the step once before the capture")]
+    NotCaptured {
+        /// What was to be captured.
+        what: &'static str,
+    },
+    /// Work that is captured would have to wait for work that is not.
+    #[error(
+        "{what} is in use on a stream that is not captured: run the step once on the stream that captures"
+    )]
+    Uncaptured {
+        /// What is in use.
+        what: &'static str,
+    },
+    /// The workspace is for another layer.
+    #[error("the workspace is for {channels} channels with parameters of type {params}")]
+    OtherWorkspace {
+        /// The channels that it is for.
+        channels: usize,
+        /// The parameters that it is for.
+        params: Dtype,
+    },
+    /// Two tensors of one call differ in shape or layout.
+    #[error("{tensor} has another shape or layout than x")]
+    OtherGeometry {
+        /// The tensor.
+        tensor: &'static str,
     },
     /// The grid does not fit the device.
     #[error("a tensor of {channels} channels needs more blocks than a grid may have")]
@@ -121,12 +159,14 @@ pub enum CudaError {
         /// The number of ranks.
         world_size: usize,
     },
-    /// A copy has another length than its target.
-    #[error("a buffer has {expected} elements, {got} values were given")]
+    /// Memory has another length than what is to be done with it.
+    #[error("{what} has {got} elements, expected {expected}")]
     Length {
-        /// The buffer's length.
+        /// Whose memory.
+        what: &'static str,
+        /// The number of elements that are needed.
         expected: usize,
-        /// The length of what was given.
+        /// The number that there is.
         got: usize,
     },
 }

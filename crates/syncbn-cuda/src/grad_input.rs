@@ -3,14 +3,16 @@
 use std::sync::Arc;
 
 use cudarc::driver::CudaStream;
-use syncbn_core::Element;
-use syncbn_core::backend::{Grad, GradInputArgs};
+use syncbn_core::backend::{Grad, GradInputArgs, GradSource, saved_len};
+use syncbn_core::{Element, Scalar};
 
-use crate::device::Cuda;
+use crate::access::Access;
+use crate::device::{Cuda, same_geometry};
 use crate::error::CudaError;
-use crate::module::Kernel;
-use crate::raw::driver::{Launch, launch};
-use crate::tile::{Ahead, Plan, Tile, Tuning};
+use crate::kernel::{Kernel, Tuning};
+use crate::plan::{Ahead, Plan};
+use crate::raw::driver::Launch;
+use crate::raw::params::GradInputParams;
 
 pub(crate) const KERNEL: Kernel = Kernel {
     name: "grad_input",
@@ -24,55 +26,50 @@ pub(crate) const KERNEL: Kernel = Kernel {
     columns_of_halves: Tuning::new(384, 2, 2),
 };
 
-/// `GradInputArgs` of `grad_input.cu`.
-#[repr(C)]
-pub(crate) struct GradInputParams {
-    tile: Tile,
-    x: u64,
-    dy: u64,
-    dx: u64,
-    saved: u64,
-    message: u64,
-    weight: u64,
-    ahead: i32,
-}
-
 pub(crate) fn enqueue<T: Element>(
     cuda: &Cuda,
     queue: &Arc<CudaStream>,
     args: GradInputArgs<'_, Cuda, T>,
 ) -> Result<(), CudaError> {
     cuda.check_queue(queue)?;
-    let GradInputArgs { x, grad, saved, sums, weight, .. } = args;
+    let GradInputArgs { x, grad, saved, source, weight } = args;
     let geometry = *x.geometry();
-    let x = cuda.pointer(queue, "x", x.mem().place)?;
+    let (channels, len) = (geometry.channels(), geometry.len());
+    let mut access = Access::begin(queue)?;
+    let x = access.read("x", x.mem().region, len)?;
     let (dy, dx) = match grad {
-        Grad::Apart { dy, mut dx } => {
-            (cuda.pointer(queue, "dy", dy.mem().place)?, cuda.pointer(queue, "dx", dx.mem_mut().place)?)
+        Grad::OutOfPlace { dy, mut dx } => {
+            same_geometry("dy", &geometry, dy.geometry())?;
+            same_geometry("dx", &geometry, dx.geometry())?;
+            let dy = access.read("dy", dy.mem().region, len)?;
+            (dy, access.write("dx", dx.mem_mut().region, len)?)
         }
         Grad::InPlace(mut dy) => {
-            let dy = cuda.pointer(queue, "dy", dy.mem_mut().place)?;
+            same_geometry("dy", &geometry, dy.geometry())?;
+            let dy = access.write("dy", dy.mem_mut().region, len)?;
             (dy, dy)
         }
     };
-    if let Some(sums) = sums {
-        sums.check(queue)?;
-    }
-    let weight = weight.map_or(Ok(0), |mem| cuda.pointer(queue, "weight", mem.place))?;
-    let saved = saved.pointer(queue)?;
+    let weight = weight.map_or(Ok(0), |mem| access.read("weight", mem.region, channels))?;
+    let saved = access.read("the saved statistics", saved.region, saved_len(channels))?;
+    let message = match source {
+        GradSource::Batch { workspace } => {
+            workspace.check(&geometry, T::Param::DTYPE)?;
+            workspace.parts(&mut access)?.message
+        }
+        GradSource::Frozen => 0,
+    };
     let plan = Plan::new(&geometry, size_of::<T>(), &[x, dy, dx], cuda.multiprocessors(), &KERNEL)?;
     if plan.blocks == 0 {
         return Ok(());
     }
-    let message = sums.map_or(0, crate::scratch::Sums::message);
     let kernel = cuda.kernel::<T>(&KERNEL, &plan)?;
-    let mut launched = Launch::of(&plan);
-    let mut ahead = Ahead::default();
+    let (mut launched, mut ahead) = (plan.launch(), Ahead::default());
     // With frozen statistics nothing says what the previous kernel was: it may be the one that makes dy.
     if message != 0 && cuda.can_overlap() {
         ahead = plan.ahead(&KERNEL, size_of::<T>(), cuda.shared_memory(), kernel.shared);
         launched = Launch { overlaps: cuda.may_overlap(), shared: ahead.bytes, ..launched };
     }
     let params = GradInputParams { tile: plan.tile, x, dy, dx, saved, message, weight, ahead: ahead.turns };
-    launch(queue, kernel, launched, params)
+    access.launch(kernel, launched, params)
 }

@@ -3,14 +3,15 @@
 use std::sync::Arc;
 
 use cudarc::driver::CudaStream;
-use syncbn_core::Element;
-use syncbn_core::backend::GradSumsArgs;
+use syncbn_core::backend::{GradSumsArgs, saved_len};
+use syncbn_core::{Element, Scalar};
 
-use crate::device::Cuda;
+use crate::access::Access;
+use crate::device::{Cuda, same_geometry};
 use crate::error::CudaError;
-use crate::module::Kernel;
-use crate::raw::driver::{Launch, launch};
-use crate::tile::{Plan, Tile, Tuning};
+use crate::kernel::{Kernel, Tuning};
+use crate::plan::Plan;
+use crate::raw::params::GradSumsParams;
 
 pub(crate) const KERNEL: Kernel = Kernel {
     name: "grad_sums",
@@ -24,37 +25,26 @@ pub(crate) const KERNEL: Kernel = Kernel {
     columns_of_halves: Tuning::new(384, 1, 4),
 };
 
-/// `GradSumsArgs` of `grad_sums.cu`.
-#[repr(C)]
-pub(crate) struct GradSumsParams {
-    tile: Tile,
-    x: u64,
-    dy: u64,
-    saved: u64,
-    d_weight: u64,
-    d_bias: u64,
-    message: u64,
-    partials: u64,
-    tickets: u64,
-}
-
 pub(crate) fn enqueue<T: Element>(
     cuda: &Cuda,
     queue: &Arc<CudaStream>,
     args: GradSumsArgs<'_, Cuda, T>,
 ) -> Result<(), CudaError> {
     cuda.check_queue(queue)?;
-    let GradSumsArgs { x, dy, saved, d_weight, d_bias, out, .. } = args;
+    let GradSumsArgs { x, dy, saved, d_weight, d_bias, workspace } = args;
     let geometry = *x.geometry();
-    let x = cuda.pointer(queue, "x", x.mem().place)?;
-    let dy = cuda.pointer(queue, "dy", dy.mem().place)?;
-    let optional = |name, place: Option<_>| place.map_or(Ok(0), |place| cuda.pointer(queue, name, place));
+    let channels = geometry.channels();
+    same_geometry("dy", &geometry, dy.geometry())?;
+    workspace.check(&geometry, T::Param::DTYPE)?;
+    let mut access = Access::begin(queue)?;
+    let x = access.read("x", x.mem().region, geometry.len())?;
+    let dy = access.read("dy", dy.mem().region, geometry.len())?;
     let plan = Plan::new(&geometry, size_of::<T>(), &[x, dy], cuda.multiprocessors(), &KERNEL)?;
     let kernel = cuda.kernel::<T>(&KERNEL, &plan)?;
-    let saved = saved.pointer(queue)?;
-    let d_weight = optional("d_weight", d_weight.map(|mem| mem.place))?;
-    let d_bias = optional("d_bias", d_bias.map(|mem| mem.place))?;
-    out.enter(queue)?;
+    let saved = access.read("the saved statistics", saved.region, saved_len(channels))?;
+    let d_weight = d_weight.map_or(Ok(0), |mem| access.write("d_weight", mem.region, channels))?;
+    let d_bias = d_bias.map_or(Ok(0), |mem| access.write("d_bias", mem.region, channels))?;
+    let parts = workspace.parts(&mut access)?;
     let params = GradSumsParams {
         tile: plan.tile,
         x,
@@ -62,9 +52,9 @@ pub(crate) fn enqueue<T: Element>(
         saved,
         d_weight,
         d_bias,
-        message: out.message(),
-        partials: out.partials(),
-        tickets: out.tickets(),
+        message: parts.message,
+        partials: parts.partials,
+        tickets: parts.tickets,
     };
-    launch(queue, kernel, Launch::of(&plan), params)
+    access.launch(kernel, plan.launch(), params)
 }

@@ -7,37 +7,43 @@
 //!   (programmatic dependent launch, in captured graphs too, from driver 12.3 on): it reads as much as shared memory has room
 //!   for, and waits by itself for the sums.
 //! - From a call to its return the host never waits for the device, and allocates nothing once a shape has been seen on a
-//!   stream: a step can be captured in a CUDA graph. Memory that the caller borrows from cudarc must then be
-//!   untracked (`CudaContext::disable_event_tracking` before it was allocated), since cudarc's events break a capture.
+//!   stream: a step can be captured in a CUDA graph, in [`allow_capture`].
+//! - Memory may be used on any stream: what is enqueued waits, on the device, for what other streams do with it. For memory of
+//!   cudarc's, cudarc's events say so; for raw pointers the caller does.
 //! - Squares of `f32`, `f16` and `bf16` data have to fit an `f32`: differences of 1e19 within 64 neighbours are out of range.
 //!
 //! `raw` is the only module with unsafe code.
 //!
 //! Ranks meet on their devices through [`nccl`], one device to a rank, or in host memory through
-//! [`Staged`](syncbn_core::Staged), any number of ranks to a device.
+//! [`ViaHost`](syncbn_core::ViaHost), any number of ranks to a device.
 //!
 //! Deliberately not here: autograd, streams of our own, and any launch but the four kernels.
 
 #![deny(unsafe_code)]
 
+mod access;
 mod backend;
 mod cache;
 mod device;
 pub mod error;
 mod grad_input;
 mod grad_sums;
+mod kernel;
+mod memory;
 mod module;
 mod moments;
 pub mod nccl;
 mod normalize;
+mod plan;
 #[allow(unsafe_code)]
 mod raw;
-mod scratch;
-mod tile;
+mod workspace;
 
+pub use backend::compile_all;
 pub use cudarc;
 pub use device::Cuda;
 pub use error::CudaError;
-pub use module::compile_all;
-pub use raw::memory::{Buffer, Mem, MemMut};
-pub use scratch::{Saved, Sums};
+pub use memory::Buffer;
+pub use raw::capture::allow_capture;
+pub use raw::memory::{Mem, MemMut};
+pub use workspace::{Saved, Workspace};

@@ -10,49 +10,18 @@ use syncbn_core::Dtype;
 
 use crate::cache::Cache;
 use crate::error::CudaError;
+use crate::kernel::{Kernel, Tuning};
+use crate::plan::most_pack;
 use crate::raw::driver::Function;
 use crate::raw::nvrtc::{Nvrtc, nvrtc};
-use crate::tile::{Tile, Tuning, most_pack};
-use crate::{grad_input, grad_sums, moments, normalize};
+use crate::raw::params::Tile;
 
 const SHARED: &str = concat!(
     include_str!("../kernels/number.cuh"),
     include_str!("../kernels/tile.cuh"),
+    include_str!("../kernels/message.cuh"),
     include_str!("../kernels/reduce.cuh")
 );
-
-/// One kernel: its source, and what it is compiled for. Each stands in the file of its name.
-#[derive(Debug)]
-pub(crate) struct Kernel {
-    pub(crate) name: &'static str,
-    pub(crate) source: &'static str,
-    /// The bytes of its argument struct, which the compiler compares with the one in the source.
-    pub(crate) args_bytes: usize,
-    /// Whether it writes a tensor, or only sums.
-    pub(crate) writes: bool,
-    /// Tensors that it reads, for what it may read ahead.
-    pub(crate) reads: usize,
-    /// Channels-last tensors of at most so many elements are read one element at a time, in blocks of so few channels that no
-    /// other block has a part of them: what a block waits for others takes longer than what wide loads save.
-    pub(crate) few: usize,
-    pub(crate) rows: Tuning,
-    pub(crate) columns: Tuning,
-    /// For elements of two bytes: twice as many sums to a thread.
-    pub(crate) columns_of_halves: Tuning,
-}
-
-impl Kernel {
-    /// For elements of `size` bytes.
-    pub(crate) fn tuning(&self, columns: bool, size: usize) -> Tuning {
-        match (columns, size) {
-            (false, _) => self.rows,
-            (true, 2) => self.columns_of_halves,
-            (true, _) => self.columns,
-        }
-    }
-}
-
-const KERNELS: [&Kernel; 4] = [&moments::KERNEL, &normalize::KERNEL, &grad_sums::KERNEL, &grad_input::KERNEL];
 
 /// One specialisation of one kernel.
 #[derive(Clone, Copy, Debug)]
@@ -131,7 +100,7 @@ impl Modules {
             let nearest = known.into_iter().filter(|&known| known < capability).max().unwrap_or(capability);
             (nearest, format!("compute_{nearest}"))
         };
-        Ok(Self { capability, architecture, cache: Cache::from_env(), loaded: Mutex::default() })
+        Ok(Self { capability, architecture, cache: Cache::from_env()?, loaded: Mutex::default() })
     }
 
     /// What the kernels are compiled for: the device's compute capability, or an older one.
@@ -152,12 +121,11 @@ impl Modules {
     }
 }
 
-/// Compiles every specialisation of every kernel for an architecture such as `sm_90`, without a device; returns how many
-/// there are.
-pub fn compile_all(architecture: &str) -> Result<usize, CudaError> {
+/// Compiles every specialisation of these kernels for an architecture; returns how many there are.
+pub(crate) fn compile_all(kernels: &[&'static Kernel], architecture: &str) -> Result<usize, CudaError> {
     let nvrtc = nvrtc()?;
     let mut count = 0;
-    for kernel in KERNELS {
+    for kernel in kernels {
         for (dtype, widest) in [(Dtype::F32, 4), (Dtype::F64, 2), (Dtype::F16, 8), (Dtype::Bf16, 8)] {
             for vec in [1, 2, 4, 8].into_iter().filter(|&vec| vec <= widest) {
                 for columns in [false, true] {

@@ -3,14 +3,15 @@
 use std::sync::Arc;
 
 use cudarc::driver::CudaStream;
-use syncbn_core::{Element, View};
+use syncbn_core::backend::MomentsArgs;
+use syncbn_core::{Element, Scalar};
 
+use crate::access::Access;
 use crate::device::Cuda;
 use crate::error::CudaError;
-use crate::module::Kernel;
-use crate::raw::driver::{Launch, launch};
-use crate::scratch::Sums;
-use crate::tile::{Plan, Tile, Tuning};
+use crate::kernel::{Kernel, Tuning};
+use crate::plan::Plan;
+use crate::raw::params::MomentsParams;
 
 pub(crate) const KERNEL: Kernel = Kernel {
     name: "moments",
@@ -24,41 +25,41 @@ pub(crate) const KERNEL: Kernel = Kernel {
     columns_of_halves: Tuning::new(384, 1, 8),
 };
 
-/// `MomentsArgs` of moments.cu.
-#[repr(C)]
-pub(crate) struct MomentsParams {
-    tile: Tile,
-    x: u64,
-    message: u64,
-    m2: u64,
-    partials: u64,
-    tickets: u64,
-    count: f64,
-    per_count: f64,
+/// What becomes of the moments.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// This rank's mean and M2.
+    Own,
+    /// These, and the message whose sum over the ranks the group's are taken from.
+    Message,
 }
 
 pub(crate) fn enqueue<T: Element>(
     cuda: &Cuda,
     queue: &Arc<CudaStream>,
-    x: &View<'_, Cuda, T>,
-    out: &mut Sums,
+    args: MomentsArgs<'_, Cuda, T>,
+    wanted: Wanted,
 ) -> Result<(), CudaError> {
     cuda.check_queue(queue)?;
-    let geometry = x.geometry();
-    let x = cuda.pointer(queue, "x", x.mem().place)?;
-    let plan = Plan::new(geometry, size_of::<T>(), &[x], cuda.multiprocessors(), &KERNEL)?;
+    let MomentsArgs { x, workspace } = args;
+    let geometry = *x.geometry();
+    workspace.check(&geometry, T::Param::DTYPE)?;
+    let mut access = Access::begin(queue)?;
+    let x = access.read("x", x.mem().region, geometry.len())?;
+    let plan = Plan::new(&geometry, size_of::<T>(), &[x], cuda.multiprocessors(), &KERNEL)?;
     let kernel = cuda.kernel::<T>(&KERNEL, &plan)?;
-    out.enter(queue)?;
+    let parts = workspace.parts(&mut access)?;
     let count = geometry.per_channel() as f64;
     let params = MomentsParams {
         tile: plan.tile,
         x,
-        message: out.message(),
-        m2: out.m2(),
-        partials: out.partials(),
-        tickets: out.tickets(),
+        message: parts.message,
+        own: parts.own,
+        partials: parts.partials,
+        tickets: parts.tickets,
         count,
         per_count: 1.0 / count,
+        with_parts: i32::from(wanted == Wanted::Message),
     };
-    launch(queue, kernel, Launch::of(&plan), params)
+    access.launch(kernel, plan.launch(), params)
 }

@@ -11,9 +11,10 @@
 //! Every rank gets the same bits, and so does every run with the same NCCL on the same machines; the order in which ranks are
 //! added is NCCL's.
 //!
-//! Deliberately not here: several ranks on one device, which NCCL refuses; [`Staged`](syncbn_core::Staged) with threads does
+//! Deliberately not here: several ranks on one device, which NCCL refuses; [`ViaHost`](syncbn_core::ViaHost) with threads does
 //! that.
 
+mod calls;
 mod group;
 mod watchdog;
 
@@ -25,12 +26,14 @@ use std::time::{Duration, Instant};
 use cudarc::driver::CudaStream;
 use syncbn_comm::LaunchEnv;
 use syncbn_comm::bootstrap::share;
-use syncbn_core::{Backend, Call, CommError, Communicator, Pass};
+use syncbn_core::{CollectiveId, CommError, Communicator, Numbers, Param, Pass, Storage};
 
 use crate::device::Cuda;
 use crate::error::CudaError;
+use crate::raw::memory::MemMut;
 use crate::raw::nccl::{Comm, RawId, nccl};
-use crate::scratch::Sums;
+use crate::raw::transfer;
+use crate::workspace::Workspace;
 use group::Group;
 use watchdog::Watchdog;
 
@@ -137,28 +140,38 @@ impl NcclCommunicator {
         let group = Arc::new(Group::new(cuda, joined, timeout, deadline)?);
         let watchdog = (group.world_size.get() > 1).then(|| Watchdog::start(&group)).transpose()?;
         let communicator = Self { group, cuda: cuda.clone(), watchdog };
-        communicator.prove(4)?;
-        communicator.prove(4096)?;
+        communicator.prove(8)?;
+        communicator.prove(8192)?;
         Ok(communicator)
     }
 
-    /// A first sum, of 2 C ones: it proves that the ranks reach each other, and makes NCCL connect them now rather than in the
+    /// A first sum, of ones: it proves that the ranks reach each other, and makes NCCL connect them now rather than in the
     /// first step, which may be a graph's. NCCL sums short and long messages in different ways.
-    fn prove(&self, channels: usize) -> Result<(), CudaError> {
+    fn prove(&self, numbers: usize) -> Result<(), CudaError> {
         let failed = |reason: String| CudaError::FirstSum { reason };
         let queue = self.cuda.context().default_stream();
-        let call = Call::new("(a new group)", Pass::Backward, channels);
-        let mut message = vec![1.0; call.pass.message_len(channels)];
-        let mut sums = Sums::new(&self.cuda, &queue, channels)?;
-        self.cuda.write_sums(&queue, call.pass, &mut sums, &message)?;
-        let summed = self.all_reduce_sum(&call, &self.cuda, &queue, &mut sums);
+        let mut ones = vec![1.0_f64; numbers];
+        let mut buffer = self.cuda.upload(&queue, &ones)?;
+        let id = CollectiveId::new("(a new group)", numbers);
+        let summed = self.sum_mem(&id, &self.cuda, &queue, buffer.mem_mut());
         summed.and_then(|()| self.wait(&queue, self.group.timeout)).map_err(|e| failed(e.to_string()))?;
-        self.cuda.read_sums(&queue, call.pass, &sums, &mut message)?;
+        transfer::read(&queue, &buffer.mem(), &mut ones)?;
         let expected = self.group.world_size.get() as f64;
-        match message.iter().find(|&&sum| sum != expected) {
+        match ones.iter().find(|&&sum| sum != expected) {
             None => Ok(()),
             Some(got) => Err(failed(format!("it is {got}, expected {expected}"))),
         }
+    }
+
+    fn sum_mem<P: Param>(
+        &self,
+        id: &CollectiveId,
+        backend: &Cuda,
+        queue: &Arc<CudaStream>,
+        mut mem: MemMut<'_, P>,
+    ) -> Result<(), CommError> {
+        let len = mem.region.len;
+        self.group.sum(id, backend, queue, len, |comm| transfer::sum(queue, comm, &mut mem))
     }
 }
 
@@ -178,14 +191,34 @@ impl Communicator<Cuda> for NcclCommunicator {
     }
 
     /// Enqueues the sum. An error that [`CommError::late`] calls late concerns work that was enqueued before.
-    fn all_reduce_sum(
+    fn sum_workspace(
         &self,
-        call: &Call,
+        id: &CollectiveId,
+        pass: Pass,
         backend: &Cuda,
         queue: &Arc<CudaStream>,
-        sums: &mut Sums,
+        workspace: &mut Workspace,
     ) -> Result<(), CommError> {
-        self.group.all_reduce_sum(call, backend, queue, sums)
+        self.sum_mem(id, backend, queue, workspace.message_mut(pass))
+    }
+
+    /// Enqueues the sum, which is formed in the numbers' own type.
+    fn sum_numbers(
+        &self,
+        id: &CollectiveId,
+        backend: &Cuda,
+        queue: &Arc<CudaStream>,
+        numbers: Numbers<'_, Cuda>,
+    ) -> Result<(), CommError> {
+        match numbers {
+            Numbers::F32(mem) => self.sum_mem(id, backend, queue, mem),
+            Numbers::F64(mem) => self.sum_mem(id, backend, queue, mem),
+        }
+    }
+
+    /// Aborts this rank's communicator, so that what its peers sum next does not end; their time-out tells them.
+    fn poison(&self, cause: &CommError) {
+        self.group.poison(cause);
     }
 
     fn status(&self) -> Result<(), CommError> {

@@ -3,14 +3,16 @@
 use std::sync::Arc;
 
 use cudarc::driver::CudaStream;
-use syncbn_core::Element;
-use syncbn_core::backend::{NormalizeArgs, Source};
+use syncbn_core::backend::{NormalizeArgs, RunningMut, Source, saved_len};
+use syncbn_core::{Element, Geometry, NonFinite, Scalar};
 
-use crate::device::Cuda;
+use crate::access::Access;
+use crate::device::{Cuda, same_geometry};
 use crate::error::CudaError;
-use crate::module::Kernel;
-use crate::raw::driver::{Launch, launch};
-use crate::tile::{Plan, Tile, Tuning};
+use crate::kernel::{Kernel, Tuning};
+use crate::plan::Plan;
+use crate::raw::driver::Launch;
+use crate::raw::params::NormalizeParams;
 
 pub(crate) const KERNEL: Kernel = Kernel {
     name: "normalize",
@@ -24,30 +26,6 @@ pub(crate) const KERNEL: Kernel = Kernel {
     columns_of_halves: Tuning::new(512, 2, 4),
 };
 
-/// `NormalizeArgs` of normalize.cu.
-#[repr(C)]
-pub(crate) struct NormalizeParams {
-    tile: Tile,
-    x: u64,
-    y: u64,
-    weight: u64,
-    bias: u64,
-    message: u64,
-    m2: u64,
-    frozen_mean: u64,
-    frozen_var: u64,
-    saved: u64,
-    running_mean: u64,
-    running_var: u64,
-    num_batches_tracked: u64,
-    ticket: u64,
-    eps: f64,
-    momentum: f64,
-    source: i32,
-    owners: i32,
-    ahead: i32,
-}
-
 /// The enum of the same name in normalize.cu.
 const GROUP: i32 = 0;
 const LOCAL: i32 = 1;
@@ -60,20 +38,22 @@ pub(crate) fn enqueue<T: Element>(
     args: NormalizeArgs<'_, Cuda, T>,
 ) -> Result<(), CudaError> {
     cuda.check_queue(queue)?;
-    let NormalizeArgs { x, mut y, source, weight, bias, eps, .. } = args;
+    let NormalizeArgs { x, mut y, source, weight, bias, eps } = args;
     let geometry = *x.geometry();
-    let x = cuda.pointer(queue, "x", x.mem().place)?;
-    let y = cuda.pointer(queue, "y", y.mem_mut().place)?;
-    let optional = |name, place: Option<_>| place.map_or(Ok(0), |place| cuda.pointer(queue, name, place));
+    let channels = geometry.channels();
+    same_geometry("y", &geometry, y.geometry())?;
+    let mut access = Access::begin(queue)?;
+    let x = access.read("x", x.mem().region, geometry.len())?;
+    let y = access.write("y", y.mem_mut().region, geometry.len())?;
     let plan = Plan::new(&geometry, size_of::<T>(), &[x, y], cuda.multiprocessors(), &KERNEL)?;
     let mut params = NormalizeParams {
         tile: plan.tile,
         x,
         y,
-        weight: optional("weight", weight.map(|mem| mem.place))?,
-        bias: optional("bias", bias.map(|mem| mem.place))?,
+        weight: weight.map_or(Ok(0), |mem| access.read("weight", mem.region, channels))?,
+        bias: bias.map_or(Ok(0), |mem| access.read("bias", mem.region, channels))?,
         message: 0,
-        m2: 0,
+        own: 0,
         frozen_mean: 0,
         frozen_var: 0,
         saved: 0,
@@ -84,48 +64,75 @@ pub(crate) fn enqueue<T: Element>(
         eps,
         momentum: -1.0,
         source: SAVED,
-        owners: geometry.channels().div_ceil(plan.threads as usize) as i32,
+        skip: 0,
+        owners: channels.div_ceil(plan.threads as usize) as i32,
         ahead: 0,
     };
-    match source {
-        Source::Batch { sums, group, saved, running } => {
-            sums.check(queue)?;
-            params.source = if group { GROUP } else { LOCAL };
-            params.message = sums.message();
-            params.m2 = sums.m2();
-            params.ticket = sums.state_ticket();
-            params.saved = saved.pointer(queue)?;
-            if let Some(running) = running {
-                params.running_mean = cuda.pointer(queue, "running_mean", running.mean.place)?;
-                params.running_var = cuda.pointer(queue, "running_var", running.var.place)?;
-                let count = running.num_batches_tracked.place;
-                params.num_batches_tracked = cuda.pointer(queue, "num_batches_tracked", count)?;
-                params.momentum = running.momentum.unwrap_or(-1.0);
-            }
-        }
-        Source::Frozen { mean, var, saved } => {
-            params.source = FROZEN;
-            params.frozen_mean = cuda.pointer(queue, "running_mean", mean.place)?;
-            params.frozen_var = cuda.pointer(queue, "running_var", var.place)?;
-            params.saved = saved.pointer(queue)?;
-        }
-        Source::Saved(saved) => {
-            params.saved = saved.pointer(queue)?;
-            params.owners = 0;
-        }
-        _ => return Err(CudaError::OtherStream { what: "an unknown source of statistics" }),
-    }
+    fill_source::<T>(&mut params, &mut access, &geometry, source)?;
     let blocks = plan.blocks + params.owners.unsigned_abs();
     if blocks == 0 {
         return Ok(());
     }
     let kernel = cuda.kernel::<T>(&KERNEL, &plan)?;
-    let mut launched = Launch { blocks, ..Launch::of(&plan) };
+    let mut launched = Launch { blocks, ..plan.launch() };
     // Only after `moments` is it known that the previous kernels have nothing to do with x.
     if matches!(params.source, GROUP | LOCAL) && cuda.can_overlap() {
         let ahead = plan.ahead(&KERNEL, size_of::<T>(), cuda.shared_memory(), kernel.shared);
         params.ahead = ahead.turns;
         launched = Launch { overlaps: cuda.may_overlap(), shared: ahead.bytes, ..launched };
     }
-    launch(queue, kernel, launched, params)
+    access.launch(kernel, launched, params)
+}
+
+fn fill_source<'a, T: Element>(
+    params: &mut NormalizeParams,
+    access: &mut Access<'_, 'a>,
+    geometry: &Geometry,
+    source: Source<'a, Cuda, T::Param>,
+) -> Result<(), CudaError> {
+    const WORDS: &str = "the saved statistics";
+    let channels = geometry.channels();
+    match source {
+        Source::Batch { workspace, group, saved, running } => {
+            workspace.check(geometry, T::Param::DTYPE)?;
+            let parts = workspace.parts(access)?;
+            params.source = if group { GROUP } else { LOCAL };
+            params.message = parts.message;
+            params.own = parts.own;
+            params.ticket = parts.state_ticket;
+            params.saved = access.write(WORDS, saved.region, saved_len(channels))?;
+            running.map_or(Ok(()), |running| fill_running(params, access, channels, &running))
+        }
+        Source::Frozen { mean, var, saved } => {
+            params.source = FROZEN;
+            params.frozen_mean = access.read("running_mean", mean.region, channels)?;
+            params.frozen_var = access.read("running_var", var.region, channels)?;
+            params.saved = access.write(WORDS, saved.region, saved_len(channels))?;
+            Ok(())
+        }
+        Source::Saved { saved, running } => {
+            params.saved = access.read(WORDS, saved.region, saved_len(channels))?;
+            // Without a workspace there is no ticket: one block owns all channels.
+            params.owners = i32::from(running.is_some());
+            running.map_or(Ok(()), |running| fill_running(params, access, channels, &running))
+        }
+    }
+}
+
+fn fill_running<'a, P: Element>(
+    params: &mut NormalizeParams,
+    access: &mut Access<'_, 'a>,
+    channels: usize,
+    running: &RunningMut<'a, Cuda, P>,
+) -> Result<(), CudaError> {
+    let RunningMut { mean, var, num_batches_tracked, momentum, non_finite } = running;
+    params.running_mean = access.write("running_mean", mean.region, channels)?;
+    params.running_var = access.write("running_var", var.region, channels)?;
+    params.num_batches_tracked = access.write("num_batches_tracked", num_batches_tracked.region, 1)?;
+    params.momentum = momentum.unwrap_or(-1.0);
+    params.skip = match non_finite {
+        NonFinite::Propagate => 0,
+        NonFinite::Skip => 1,
+    };
+    Ok(())
 }

@@ -1,35 +1,15 @@
-//! What is missing, too large or on the wrong device is a typed error that says so, and never a panic.
+//! What is too large or on the wrong device is a typed error that says so, and never a panic.
+//!
+//! Deliberately not here: missing libraries, which `processes.rs` hides from a process of their own.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod common;
 
 use common::{Rig, devices, needs};
-use std::sync::Arc;
-use syncbn_core::{Backend, ErrorKind, Solo, Storage, View, ViewMut};
-use syncbn_cuda::nccl::NcclId;
+use syncbn_core::backend::MomentsArgs;
+use syncbn_core::{Backend, Dtype, ErrorKind, Kernels, SingleRank, Storage, View, ViewMut};
 use syncbn_cuda::{Cuda, CudaError};
-
-#[test]
-fn a_machine_without_cuda_is_told_what_to_install() {
-    match Cuda::open(0) {
-        Err(error @ CudaError::MissingLibrary { .. }) => {
-            let said = error.to_string();
-            assert!(said.contains("libcuda") || said.contains("libnvrtc"), "{said}");
-            assert!(said.contains("install"), "{said}");
-        }
-        Ok(_) | Err(CudaError::NoDevice { ordinal: 0, found: 0 } | CudaError::Driver { .. }) => {}
-        Err(error) => panic!("{error}"),
-    }
-}
-
-#[test]
-fn a_machine_without_nccl_is_told_what_to_install() {
-    if let Err(error) = NcclId::new() {
-        let said = error.to_string();
-        assert!(matches!(error, CudaError::MissingLibrary { .. }) && said.contains("SYNCBN_NCCL"), "{said}");
-    }
-}
 
 #[test]
 fn a_device_that_is_not_there_is_named_with_how_many_are() {
@@ -44,9 +24,13 @@ fn a_device_that_is_not_there_is_named_with_how_many_are() {
 fn memory_that_the_device_does_not_have_is_an_error_and_leaves_it_usable() {
     for cuda in devices() {
         let queue = cuda.context().new_stream().unwrap();
-        let error = cuda.sums(&queue, 1 << 37).unwrap_err();
-        assert!(matches!(error, CudaError::OutOfMemory { .. }), "{error}");
-        let mut rig = Rig::new(&cuda, Arc::new(Solo), 2);
+        for channels in [1 << 37, 1 << 59, usize::MAX] {
+            let error = cuda.workspace(&queue, channels, Dtype::F32).unwrap_err();
+            assert!(matches!(error, CudaError::OutOfMemory { .. }), "{error}");
+            let error = cuda.saved(&queue, channels).unwrap_err();
+            assert!(matches!(error, CudaError::OutOfMemory { .. }), "{error}");
+        }
+        let mut rig = Rig::new(&cuda, SingleRank, 2);
         rig.step();
     }
 }
@@ -54,7 +38,7 @@ fn memory_that_the_device_does_not_have_is_an_error_and_leaves_it_usable() {
 #[test]
 fn memory_of_another_device_is_refused_with_the_tensors_name() {
     let [first, second, ..] = &devices()[..] else { return needs("2 GPUs") };
-    let mut rig = Rig::new(first, Arc::new(Solo), 2);
+    let mut rig = Rig::new(first, SingleRank, 2);
     let before = rig.written();
     let queue = second.context().new_stream().unwrap();
     let far = second.upload(&queue, &vec![0_f32; 60]).unwrap();
@@ -65,4 +49,23 @@ fn memory_of_another_device_is_refused_with_the_tensors_name() {
     assert!(matches!(*error.kind, ErrorKind::Backend { .. }), "{error}");
     assert!(error.to_string().contains("memory of x belongs to another device"), "{error}");
     assert_eq!(rig.written(), before);
+}
+
+/// Anyone can call a kernel: none writes beyond what it was lent.
+#[test]
+fn a_workspace_of_another_layer_is_refused() {
+    for cuda in devices() {
+        let queue = cuda.context().new_stream().unwrap();
+        let x = cuda.upload(&queue, &[0_f64; 60]).unwrap();
+        for (channels, params) in [(4, Dtype::F64), (5, Dtype::F32)] {
+            let mut workspace = cuda.workspace(&queue, channels, params).unwrap();
+            let x = View::channels_first(<Cuda as Storage>::mem(&x), &[2, 5, 6]).unwrap();
+            let error = cuda.moments(&queue, MomentsArgs { x, workspace: &mut workspace }).unwrap_err();
+            assert!(matches!(error, CudaError::OtherWorkspace { .. }), "{error}");
+        }
+        let mut workspace = cuda.workspace(&queue, 5, Dtype::F64).unwrap();
+        let x = View::channels_first(<Cuda as Storage>::mem(&x), &[2, 5, 6]).unwrap();
+        Kernels::<f64>::moments(&cuda, &queue, MomentsArgs { x, workspace: &mut workspace }).unwrap();
+        queue.synchronize().unwrap();
+    }
 }

@@ -5,17 +5,16 @@
 mod common;
 
 use std::num::NonZeroUsize;
-use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use common::{Rig, devices, missing};
-use syncbn_core::{Communicator, Solo};
+use common::{Rig, block, devices, missing};
+use syncbn_core::{Communicator, ErrorKind, SingleRank};
+use syncbn_cuda::cudarc::driver::CudaGraph;
 use syncbn_cuda::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
-use syncbn_cuda::cudarc::driver::{CudaGraph, result};
 use syncbn_cuda::nccl::{NcclCommunicator, NcclId};
-use syncbn_cuda::{Cuda, CudaError};
+use syncbn_cuda::{Cuda, CudaError, allow_capture};
 
 const REPLAYS: usize = 1000;
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -50,17 +49,74 @@ fn replays_equal_steps(cuda: &Cuda, group: &Group, samples: usize) {
 }
 
 fn capture(rig: &mut Rig) -> CudaGraph {
+    begin_capture(rig);
+    // SAFETY: each test waits for the last replay while the rig still lives, uses nothing else of it meanwhile, and drops the graph
+    // before it.
+    unsafe { allow_capture(|| rig.step()) };
+    end_capture(rig).unwrap()
+}
+
+fn begin_capture(rig: &Rig) {
     rig.queue.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
-    rig.step();
+}
+
+fn end_capture(rig: &Rig) -> Option<CudaGraph> {
     let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
-    rig.queue.end_capture(flags).unwrap().unwrap()
+    rig.queue.end_capture(flags).unwrap()
+}
+
+/// No safe code makes a graph of a pass, whose replays would use what the pass was lent; and none breaks a capture by trying.
+#[test]
+fn a_pass_is_captured_only_where_that_was_allowed() {
+    let _alone = alone();
+    for cuda in devices() {
+        let mut rig = Rig::new(&cuda, SingleRank, 3);
+        rig.step();
+        begin_capture(&rig);
+        let error = rig.try_step().unwrap_err();
+        assert!(error.to_string().contains("allow_capture"), "{error}");
+        assert!(matches!(*error.kind, ErrorKind::Backend { .. }), "{error}");
+        let queue = rig.queue.clone();
+        let error = rig.layer.state(&queue).unwrap_err();
+        assert!(error.to_string().contains("cannot be part of a captured graph"), "{error}");
+        drop(end_capture(&rig));
+        let before = rig.written();
+        rig.step();
+        assert_ne!(rig.written().0, before.0);
+    }
+}
+
+/// What was saved before a capture and used in a captured backward pass belongs to the graph: no later forward pass gets it.
+#[test]
+fn what_a_graph_reads_is_not_lent_again() {
+    let _alone = alone();
+    for cuda in devices() {
+        let mut rig = Rig::new(&cuda, SingleRank, 3);
+        rig.step();
+        let saved = rig.forward();
+        begin_capture(&rig);
+        // SAFETY: as in `capture`.
+        unsafe { allow_capture(|| rig.backward(&saved)) };
+        let graph = end_capture(&rig).unwrap();
+        graph.launch().unwrap();
+        let first = rig.written();
+        drop(saved);
+        rig.fill_x(7.0);
+        for _ in 0..3 {
+            drop(rig.forward());
+        }
+        rig.fill_x(1.0);
+        graph.launch().unwrap();
+        assert_eq!(rig.written().1[1], first.1[1], "dx of a replay, after other forward passes");
+        drop(graph);
+    }
 }
 
 #[test]
 fn a_captured_step_replayed_1000_times_equals_1000_steps() {
     let _alone = alone();
     for cuda in devices() {
-        let solo: Group = Arc::new(Solo);
+        let solo: Group = Arc::new(SingleRank);
         replays_equal_steps(&cuda, &solo, 3);
         replays_equal_steps(&cuda, &solo, 0);
     }
@@ -100,14 +156,13 @@ fn a_step_returns_while_the_device_has_not_begun_it() {
             Err(error) => return drop(missing("nccl", &error)),
         };
         let nccl = NcclCommunicator::new(&cuda, &id, 0, NonZeroUsize::MIN, TIMEOUT).unwrap();
-        let groups: [Group; 2] = [Arc::new(Solo), Arc::new(nccl)];
+        let groups: [Group; 2] = [Arc::new(SingleRank), Arc::new(nccl)];
         for group in groups {
             let mut rig = Rig::new(&cuda, group, 3);
             rig.step();
             let before = rig.written();
             let free = cuda.context().mem_get_info().unwrap().0;
-            let (open, gate) = channel::<()>();
-            block(&rig, gate);
+            let open = block(&cuda, &rig.queue, TIMEOUT / 4);
             let event = rig.queue.record_event(None).unwrap();
             for _ in 0..20 {
                 rig.step();
@@ -118,17 +173,4 @@ fn a_step_returns_while_the_device_has_not_begun_it() {
             assert_ne!(rig.written().0, before.0, "the steps did not run once the queue was open");
         }
     }
-}
-
-/// Keeps the rig's queue from going on until something is sent, or so long that a step must have returned.
-fn block(rig: &Rig, gate: Receiver<()>) {
-    unsafe extern "C" fn receive(gate: *mut std::ffi::c_void) {
-        // SAFETY: the pointer is the box below, which is taken back here, once.
-        let gate = unsafe { Box::from_raw(gate.cast::<Receiver<()>>()) };
-        let _ = gate.recv_timeout(TIMEOUT / 4);
-    }
-    rig.cuda.context().bind_to_thread().unwrap();
-    let gate = Box::into_raw(Box::new(gate));
-    // SAFETY: the stream is live; CUDA calls the function once, with the box.
-    unsafe { result::stream::launch_host_function(rig.queue.cu_stream(), receive, gate.cast()) }.unwrap();
 }

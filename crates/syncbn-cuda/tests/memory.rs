@@ -6,10 +6,14 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{devices, needs};
+use std::time::Duration;
+
+use common::{Rig, block, devices, download, needs};
 use syncbn_core::{
-    Config, Element, Kernels, ParamGradients, Storage, SyncBatchNorm, View, ViewMut, bf16, f16,
+    Config, Element, Gradients, Kernels, ParamGradients, SingleRank, Storage, SyncBatchNorm, View, ViewMut,
+    bf16, f16,
 };
+use syncbn_cuda::cudarc::driver::result::memcpy_dtod_async;
 use syncbn_cuda::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DeviceRepr};
 use syncbn_cuda::{Cuda, Mem, MemMut};
 
@@ -52,7 +56,8 @@ where
         .unwrap();
     let dx_view = view_mut(MemMut::new(dx.slice_mut(offset..), queue));
     let (x, dy) = (view(Mem::new(x.slice(offset..), queue)), view(Mem::new(dy.slice(offset..), queue)));
-    layer.backward(queue, &saved, x, dy, dx_view, ParamGradients::default()).unwrap();
+    let gradients = Gradients::out_of_place(dy, dx_view);
+    layer.backward(queue, &saved, x, gradients, ParamGradients::default()).unwrap();
     [read(&y), read(&dx)]
 }
 
@@ -131,10 +136,104 @@ fn more_than_2_to_the_31_elements_are_counted_and_found() {
     let to = ViewMut::channels_first(<Cuda as Storage>::mem_mut(&mut y), &[1, 2, half]);
     layer.forward(&queue, view, to).unwrap();
     drop(x);
-    let y = cuda.download(&queue, &y).unwrap();
+    let y = download(&cuda, &queue, &y);
     let one = bf16::from_f64(1.0);
     let wrong = (0..LEN).find(|&i| y[i] != if i % 2 == 0 { -one } else { one });
     assert_eq!(wrong, None);
     let mean = layer.state(&queue).unwrap().running_mean.unwrap();
     assert!((mean[0] - 0.3).abs() < 1e-6 && (mean[1] + 0.1).abs() < 1e-6, "{mean:?}");
+}
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// x lives on one stream and is lent to a layer on another, which is blocked. The borrow is forgotten and x is freed: its memory, which
+/// the first stream gets again at once, must not change before the layer has read it.
+#[test]
+fn a_forgotten_borrow_does_not_let_memory_go_before_it_was_read() {
+    const SHAPE: [usize; 3] = [1 << 16, 2, 8];
+    let len = SHAPE.iter().product();
+    for cuda in devices() {
+        let [owner, user] = [(); 2].map(|()| cuda.context().new_stream().unwrap());
+        let mut layer = SyncBatchNorm::local("bn", Config::new(2), cuda.clone(), &user).unwrap();
+        let values: Vec<f32> = (0..len).map(|i| (i % 5) as f32).collect();
+        let mut step = |blocked: bool| {
+            let mut y = cuda.upload(&user, &vec![0_f32; len]).unwrap();
+            let x = owner.clone_htod(&values).unwrap();
+            let view = View::<Cuda, f32>::channels_first(Mem::new(x.as_view(), &user), &SHAPE).unwrap();
+            let view = std::mem::ManuallyDrop::new(view);
+            let open = blocked.then(|| block(&cuda, &user, PATIENCE));
+            let to = ViewMut::channels_first(<Cuda as Storage>::mem_mut(&mut y), &SHAPE);
+            layer.forward(&user, view.reborrow(), to).unwrap();
+            drop(x);
+            let again: Vec<_> = (0..4).map(|_| owner.alloc_zeros::<f32>(len).unwrap()).collect();
+            drop(open);
+            let y = download(&cuda, &user, &y);
+            drop(again);
+            y
+        };
+        assert!(step(false) == step(true), "what was freed was read");
+    }
+}
+
+/// A snapshot on another stream waits for the steps that were enqueued.
+#[test]
+fn a_snapshot_on_another_stream_comes_after_what_was_enqueued() {
+    for cuda in devices() {
+        let mut rig = Rig::new(&cuda, SingleRank, 3);
+        rig.step();
+        let other = cuda.context().new_stream().unwrap();
+        let open = block(&cuda, &rig.queue, Duration::from_millis(300));
+        for _ in 0..200 {
+            rig.step();
+        }
+        let state = rig.layer.state(&other).unwrap();
+        drop(open);
+        assert_eq!(state.num_batches_tracked, Some(201));
+        let elsewhere = rig.layer.state(&rig.queue).unwrap();
+        assert_eq!(state, elsewhere);
+    }
+}
+
+/// Forward on one stream, backward on another, weights changed on a third: as on one stream.
+#[test]
+fn streams_wait_for_each_other_where_they_share_a_layer() {
+    for cuda in devices() {
+        let mut alone = Rig::new(&cuda, SingleRank, 3);
+        let mut shared = Rig::new(&cuda, SingleRank, 3);
+        for round in 0..20 {
+            let changed = vec![1.0 + round as f32; 5];
+            for (rig, streams) in [(&mut alone, 1), (&mut shared, 3)] {
+                let mut queues = vec![rig.queue.clone()];
+                queues.extend((1..streams).map(|_| cuda.context().new_stream().unwrap()));
+                let source = cuda.upload(&queues[0], &changed).unwrap();
+                let weight = rig.layer.weight_mut().unwrap();
+                weight.copy_from(&queues[streams - 1], &source).unwrap();
+                let saved = rig.forward();
+                rig.queue = queues[1 % streams].clone();
+                rig.backward(&saved);
+                rig.queue = queues[0].clone();
+            }
+        }
+        assert_eq!(shared.written(), alone.written());
+    }
+}
+
+/// An optimiser on the device writes through the pointer.
+#[test]
+fn a_weight_is_changed_through_its_pointer() {
+    for cuda in devices() {
+        let queue = cuda.context().new_stream().unwrap();
+        let mut layer = SyncBatchNorm::<_, f32>::local("bn", Config::new(3), cuda.clone(), &queue).unwrap();
+        let fresh = queue.clone_htod(&[2.0_f32, 3.0, 4.0]).unwrap();
+        let weight = layer.weight_mut().unwrap();
+        assert_eq!(weight.len(), 3);
+        let pointer = weight.device_ptr_mut(&queue).unwrap();
+        let (from, _from) = fresh.device_ptr(&queue);
+        // SAFETY: both have three elements, and live until the queue has been waited for below.
+        unsafe { memcpy_dtod_async(pointer, from, 12, queue.cu_stream()) }.unwrap();
+        let other = cuda.context().new_stream().unwrap();
+        let weight = layer.weight().unwrap();
+        assert_eq!(download(&cuda, &other, weight), [2.0, 3.0, 4.0]);
+        assert_eq!(weight.device_ptr(&queue).unwrap(), pointer);
+    }
 }

@@ -12,8 +12,10 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Rig, devices, needs};
-use syncbn_core::{Backend, Call, CommErrorKind, Communicator, ErrorKind, Pass, Solo};
+use common::{Rig, devices, download, needs};
+use syncbn_core::{
+    CollectiveId, CommError, CommErrorKind, Communicator, ErrorKind, Group, Numbers, SingleRank, Storage,
+};
 use syncbn_cuda::Cuda;
 use syncbn_cuda::nccl::{NcclCommunicator, NcclId};
 use syncbn_testkit::report::absent;
@@ -129,16 +131,14 @@ fn on_ranks(world_size: usize, timeout: Duration, body: impl Fn(&Cuda, NcclCommu
     });
 }
 
+/// The sums of a value and of 1 over the ranks.
 fn sum(comm: &NcclCommunicator, cuda: &Cuda, value: f64) -> Vec<f64> {
     let queue = cuda.context().new_stream().unwrap();
-    let call = Call::new("bn", Pass::Backward, 1);
-    let mut message = vec![value, 1.0];
-    let mut sums = cuda.sums(&queue, 1).unwrap();
-    cuda.write_sums(&queue, call.pass, &mut sums, &message).unwrap();
-    comm.all_reduce_sum(&call, cuda, &queue, &mut sums).unwrap();
+    let mut buffer = cuda.upload(&queue, &[value, 1.0]).unwrap();
+    let numbers = Numbers::F64(<Cuda as Storage>::mem_mut(&mut buffer));
+    comm.sum_numbers(&CollectiveId::new("sum", 2), cuda, &queue, numbers).unwrap();
     comm.wait(&queue, TIMEOUT).unwrap();
-    cuda.read_sums(&queue, call.pass, &sums, &mut message).unwrap();
-    message
+    download(cuda, &queue, &buffer)
 }
 
 #[test]
@@ -156,7 +156,10 @@ fn a_world_of_one_is_its_own_sum_and_splits() {
 
 #[test]
 fn a_group_that_nobody_joins_is_a_typed_error_in_time() {
-    let Ok(gpus) = gpus() else { return };
+    let gpus = match gpus() {
+        Ok(gpus) => gpus,
+        Err(why) => return absent("nccl", "nccl::nccl", &why),
+    };
     let (id, two) = (NcclId::new().unwrap(), NonZeroUsize::new(2).unwrap());
     let began = Instant::now();
     let error = NcclCommunicator::new(&gpus[0], &id, 0, two, Duration::from_secs(2)).unwrap_err();
@@ -227,7 +230,7 @@ fn a_rank_that_does_not_come_is_an_error_in_time_and_the_state_can_be_restored()
         let refused = rig.try_step().unwrap_err();
         assert!(matches!(*refused.kind, ErrorKind::Untrusted), "{refused}");
         rig.queue.synchronize().unwrap();
-        rig.layer.set_communicator(Arc::new(Solo));
+        rig.layer.set_group(SingleRank);
         rig.layer.load_state(&rig.queue, &snapshot).unwrap();
         rig.step();
         assert_ne!(rig.written().0, snapshot);
@@ -243,5 +246,49 @@ fn groups_outlive_thousands_of_sums() {
         }
         let (state, _) = rig.written();
         assert_eq!(state.num_batches_tracked, Some(3000));
+    });
+}
+
+#[test]
+fn numbers_of_either_type_are_summed_and_others_are_refused() {
+    on_ranks(gpus().map_or(1, <[Cuda]>::len), TIMEOUT, |cuda, comm| {
+        let queue = cuda.context().new_stream().unwrap();
+        let ranks = comm.world_size().get();
+        let group = Group::<Cuda>::new(comm);
+        let single = |rank: usize| (0..1000).map(|i| (i + rank) as f32).collect::<Vec<_>>();
+        let mut buffer = cuda.upload(&queue, &single(group.rank())).unwrap();
+        group.all_reduce::<f32>("f32", cuda, &queue, <Cuda as Storage>::mem_mut(&mut buffer)).unwrap();
+        let expected: Vec<f32> = (0..1000).map(|i| (0..ranks).map(|rank| (i + rank) as f32).sum()).collect();
+        assert_eq!(download(cuda, &queue, &buffer), expected);
+        let mut empty = cuda.upload::<f64>(&queue, &[]).unwrap();
+        group.all_reduce::<f64>("nothing", cuda, &queue, <Cuda as Storage>::mem_mut(&mut empty)).unwrap();
+        let numbers = Numbers::F32(<Cuda as Storage>::mem_mut(&mut buffer));
+        let error = group.sum_numbers(&CollectiveId::new("short", 999), cuda, &queue, numbers).unwrap_err();
+        let expected = matches!(error.kind, CommErrorKind::MessageLength { expected: 999, got: 1000 });
+        assert!(expected && group.status().is_ok(), "{error}");
+    });
+}
+
+/// A rank that cannot go on says so: its peers hear of it within the time-out.
+#[test]
+fn a_poisoned_group_ends_on_every_rank() {
+    let timeout = Duration::from_secs(2);
+    on_ranks(2, timeout, |cuda, comm| {
+        let mut rig = Rig::new(cuda, comm, 3);
+        rig.step();
+        rig.queue.synchronize().unwrap();
+        if rig.rank() == 1 {
+            let kind = CommErrorKind::Disagree("this rank is out of memory".into());
+            let cause = CommError { rank: 1, world_size: 2, call: None, late: false, kind };
+            Communicator::poison(rig.layer.group(), &cause);
+            let error = rig.try_step().unwrap_err();
+            assert!(error.to_string().contains("out of memory"), "{error}");
+            return;
+        }
+        let began = Instant::now();
+        while rig.try_step().is_ok() {
+            thread::sleep(Duration::from_millis(50));
+            assert!(began.elapsed() < TIMEOUT, "nobody has told this rank");
+        }
     });
 }

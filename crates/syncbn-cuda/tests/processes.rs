@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use common::{Rig, devices, needs, pixels};
 use libtest_mimic::{Arguments, Trial};
 use syncbn_core::Communicator;
+use syncbn_cuda::Cuda;
 use syncbn_cuda::nccl::{NcclCommunicator, NcclId};
 
 /// What a started process does.
@@ -28,11 +29,13 @@ fn main() -> ExitCode {
     match std::env::var(ROLE).as_deref() {
         Ok("average") => average(),
         Ok("train") => train(),
+        Ok("open") => open(),
         Ok(role) => panic!("no role `{role}`"),
         Err(_) => {
             let trials = vec![
                 trial("processes_of_a_launcher_share_their_statistics", share_statistics),
                 trial("a_process_that_is_killed_is_an_error_in_time_for_the_others", kill_one),
+                trial("what_is_missing_is_named_with_what_to_install", hide_libraries),
                 trial("a_launcher_that_starts_too_few_is_told_who_is_missing", start_too_few),
             ];
             return libtest_mimic::run(&Arguments::from_args(), trials).exit_code();
@@ -79,6 +82,31 @@ fn train() {
             Err(error) => return println!("failed: {error}"),
         }
     }
+}
+
+/// Asks for what is not there, and prints what it is told.
+fn open() {
+    println!("{}", Cuda::open(0).unwrap_err());
+    println!("{}", NcclId::new().unwrap_err());
+}
+
+/// With neither NVRTC nor NCCL; without a driver, that is told of first.
+fn hide_libraries() {
+    let missing = "/missing/library.so";
+    let output = Command::new(std::env::current_exe().unwrap())
+        .envs([(ROLE, "open"), ("SYNCBN_NVRTC", missing), ("SYNCBN_NCCL", missing)])
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    let [device, nccl] = said.lines().collect::<Vec<_>>()[..] else {
+        panic!("{said}{}", String::from_utf8_lossy(&output.stderr))
+    };
+    let driver =
+        device.starts_with("libcuda cannot be loaded (") && device.ends_with("install NVIDIA's driver");
+    let nvrtc = device.starts_with("libnvrtc cannot be loaded (") && device.contains("set SYNCBN_NVRTC");
+    assert!(driver || (nvrtc && device.contains(missing)), "{device}");
+    assert!(nccl.starts_with("libnccl cannot be loaded (") && nccl.contains(missing), "{nccl}");
+    assert!(nccl.contains("install NCCL 2.18") && nccl.contains("SYNCBN_NCCL"), "{nccl}");
 }
 
 /// The GPUs to use; none where there is no NCCL.

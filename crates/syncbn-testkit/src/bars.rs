@@ -1,9 +1,7 @@
 //! How far a backend may be from the oracle: the bars of "How exact", and nothing looser.
 //!
-//! Results that cancel have no small relative error, so errors are measured against the size of the terms, per channel.
-//! Where ranks exchange sums, the variance is known to within [`Channel::var_loss`] only, and the mean to a few roundings of
-//! its terms; the bars of all types widen by what these two do to a result, which at a mean of 1e4 and a standard deviation of 1
-//! is less than the bar itself for `f32`.
+//! Results that cancel have no small relative error, so errors are measured against the size of the terms, per channel. What the
+//! data's own conditioning adds is what a mean with a few roundings does to a result: nothing else, however many ranks there are.
 //!
 //! Deliberately not here: the results that should have come.
 
@@ -39,6 +37,24 @@ fn is_half<T: Element>() -> bool {
     matches!(T::DTYPE, Dtype::F16 | Dtype::Bf16)
 }
 
+/// How many roundings the mean of a batch may have: four times those of one rank.
+const ROUNDINGS: f64 = 4.0;
+
+impl Channel {
+    /// By how much the mean may be off.
+    fn mean_error(&self) -> f64 {
+        ROUNDINGS * UNIT * self.mean_abs
+    }
+
+    /// By how much the variance may be off, since the mean is; that of a constant may be 2^-90 of its square.
+    fn var_error(&self) -> f64 {
+        if self.var == 0.0 {
+            return self.mean_abs * self.mean_abs * 2.0_f64.powi(-90);
+        }
+        self.mean_error() * (self.var.sqrt() + self.mean_error())
+    }
+}
+
 /// What an inexact mean and variance do to one channel: to xhat in units of itself, and to xhat absolutely.
 #[derive(Clone, Copy)]
 struct Blur {
@@ -48,10 +64,7 @@ struct Blur {
 
 fn blur(channel: &Channel, eps: f64) -> Blur {
     let invstd = channel.invstd(eps);
-    Blur {
-        relative: channel.var_loss * invstd * invstd / 2.0,
-        absolute: 4.0 * UNIT * channel.mean_abs * invstd,
-    }
+    Blur { relative: channel.var_error() * invstd * invstd / 2.0, absolute: channel.mean_error() * invstd }
 }
 
 /// y against the oracle's: `||y - y*|| <= 5e-7 (||xhat weight|| + ||bias||)` for `f32`, 1e-12 for `f64`; halves by the element.
@@ -62,29 +75,90 @@ pub fn check_y<T: Element>(
     affine: &crate::oracle::Affine,
     eps: f64,
 ) -> Outcome {
-    let bar = bars::<T>();
-    let expected = crate::oracle::y(xhat, affine);
-    for c in 0..got.channels {
-        let (weight, bias) = (affine.weight[c].abs(), affine.bias[c].abs());
-        let blur = blur(&statistics[c], eps);
-        let terms: Vec<(f64, f64)> =
-            xhat.channel(c).iter().map(|xhat| ((xhat * weight).abs(), bias)).collect();
-        let (got, expected) = (got.channel(c), expected.channel(c));
-        if is_half::<T>() {
-            for (i, (a, b)) in terms.iter().enumerate() {
-                let slack = 1e-6 * a.max(*b) + blur.relative * a + blur.absolute * weight;
-                check_half("y", c, i, got[i], expected[i], slack)?;
-            }
-            continue;
-        }
-        let root = (terms.len() as f64).sqrt();
-        let along = norm(terms.iter().map(|t| t.0));
-        let allowed = bar.activations * (along + norm(terms.iter().map(|t| t.1)))
-            + blur.relative * along
-            + (blur.absolute * weight + bar.smallest) * root;
-        check_norm("y", c, &got, &expected, allowed)?;
+    (0..got.channels).try_for_each(|c| {
+        let channel = YChannel {
+            got: got.channel(c),
+            xhat: xhat.channel(c),
+            weight: affine.weight[c],
+            bias: affine.bias[c],
+            blur: blur(&statistics[c], eps),
+        };
+        channel.check(c).map_err(|why| why.and(channel.whose_fault()))
+    })
+}
+
+/// One channel of y, and what it is made of.
+struct YChannel<T> {
+    got: Vec<T>,
+    xhat: Vec<f64>,
+    weight: f64,
+    bias: f64,
+    blur: Blur,
+}
+
+impl<T: Element> YChannel<T> {
+    fn expected(&self) -> Vec<f64> {
+        self.xhat.iter().map(|xhat| xhat * self.weight + self.bias).collect()
     }
-    Ok(())
+
+    fn check(&self, c: usize) -> Outcome {
+        let (weight, bias, expected) = (self.weight.abs(), self.bias.abs(), self.expected());
+        if is_half::<T>() {
+            for (i, xhat) in self.xhat.iter().enumerate() {
+                let along = xhat.abs() * weight;
+                let slack = 1e-6 * along.max(bias) + self.blur.relative * along + self.blur.absolute * weight;
+                check_half("y", c, i, self.got[i], expected[i], slack)?;
+            }
+            return Ok(());
+        }
+        check_norm("y", c, &self.got, &expected, self.allowed())
+    }
+
+    fn allowed(&self) -> f64 {
+        let (bar, weight) = (bars::<T>(), self.weight.abs());
+        let root = (self.xhat.len() as f64).sqrt();
+        let along = weight * norm(self.xhat.iter().copied());
+        bar.activations * (along + self.bias.abs() * root)
+            + self.blur.relative * along
+            + (self.blur.absolute * weight + bar.smallest) * root
+    }
+
+    /// Which error of mean and variance explains most of what is wrong: the line through the errors of xhat.
+    fn whose_fault(&self) -> String {
+        if self.weight == 0.0 {
+            return "the weight is 0".into();
+        }
+        let n = self.xhat.len() as f64;
+        let errors: Vec<f64> = (self.got.iter().zip(self.expected()))
+            .map(|(got, expected)| (got.to_f64() - expected) / self.weight)
+            .collect();
+        let (mean_error, mean_xhat) = (errors.iter().sum::<f64>() / n, self.xhat.iter().sum::<f64>() / n);
+        let around = |f: fn(f64, f64) -> f64| -> f64 {
+            errors.iter().zip(&self.xhat).map(|(e, x)| f(e - mean_error, x - mean_xhat)).sum()
+        };
+        let (both, xhat) = (around(|e, x| e * x), around(|_, x| x * x));
+        let slope = if xhat > 0.0 { both / xhat } else { 0.0 };
+        let left = (around(|e, _| e * e) - slope * both).max(0.0).sqrt();
+        format!(
+            "it is as if the mean were off by {:e} deviations and the variance by {:e} of itself; {left:e} in norm is neither",
+            -(mean_error - slope * mean_xhat),
+            -2.0 * slope
+        )
+    }
+}
+
+/// How far one channel is from the oracle's, in norm, and how far it may be.
+pub fn y_error<T: Element>(
+    got: &[T],
+    xhat: &[f64],
+    statistics: &Channel,
+    (weight, bias): (f64, f64),
+    eps: f64,
+) -> (f64, f64) {
+    let blur = blur(statistics, eps);
+    let channel = YChannel { got: got.to_vec(), xhat: xhat.to_vec(), weight, bias, blur };
+    let errors = got.iter().zip(channel.expected()).map(|(got, expected)| got.to_f64() - expected);
+    (norm(errors), channel.allowed())
 }
 
 /// dx against the oracle's, which comes with the size of the terms.
@@ -156,7 +230,7 @@ pub fn check_running<P: Element>(
         let old = before.1[c].to_f64();
         let alone = channel.count <= 1.0;
         let expected = if alone { old } else { (1.0 - a) * old + a * channel.unbiased() };
-        let loss = if alone { 0.0 } else { a * channel.var_loss * channel.count / (channel.count - 1.0) };
+        let loss = if alone { 0.0 } else { a * channel.var_error() * channel.count / (channel.count - 1.0) };
         let allowed = bar.parameters * expected + loss + bar.smallest;
         check_number("running_var", c, got.1[c].to_f64(), expected, allowed)?;
     }

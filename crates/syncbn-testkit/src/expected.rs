@@ -34,6 +34,8 @@ where
 
 /// The oracle's view of a batch: what its training step should give.
 pub struct Expected<T: Element> {
+    /// In words.
+    case: String,
     eps: f64,
     before: State<T::Param>,
     /// The weight of this batch in the running statistics.
@@ -58,7 +60,7 @@ impl<T: Element> Expected<T> {
     /// The same with another x on each rank.
     #[must_use]
     pub fn on(case: &Case, x: &[Tensor<T>]) -> Self {
-        let statistics = oracle::statistics(&Tensor::concat(x), x.len() > 1);
+        let statistics = oracle::statistics(&Tensor::concat(x));
         Self::with(case, x, &case.all(Case::dy::<T>), statistics, true)
     }
 
@@ -81,7 +83,7 @@ impl<T: Element> Expected<T> {
     #[must_use]
     pub fn local(case: &Case, rank: usize) -> Self {
         let (x, dy) = (case.x::<T>(rank), case.dy::<T>(rank));
-        let statistics = oracle::statistics(&x, false);
+        let statistics = oracle::statistics(&x);
         Self::with(case, &[x], &[dy], statistics, true)
     }
 
@@ -102,13 +104,14 @@ impl<T: Element> Expected<T> {
         let dx = dx.collect();
         let seen = before.num_batches_tracked.unwrap_or_default() + 1;
         let share = case.momentum.unwrap_or(1.0 / seen as f64);
-        Self { eps, before, share, affine, statistics, xhat, sums, dx }
+        Self { case: case.to_string(), eps, before, share, affine, statistics, xhat, sums, dx }
     }
 
     /// Are these the y of the batch?
     pub fn check_y(&self, got: &[Tensor<T>]) -> Outcome {
         let xhat = Tensor::concat(&self.xhat);
         check_y(&Tensor::concat(got), &xhat, &self.statistics, &self.affine, self.eps)
+            .map_err(|why| why.at(&self.case))
     }
 
     /// Are these the gradients: dx of the whole batch, those of the parameters each rank's own, and together the whole's?
@@ -125,6 +128,7 @@ impl<T: Element> Expected<T> {
     /// Are these the gradients of x?
     pub fn check_dx(&self, got: &[Tensor<T>]) -> Outcome {
         check_dx(&Tensor::concat(got), &Tensor::concat(&self.dx), &self.statistics, self.eps)
+            .map_err(|why| why.at(&self.case))
     }
 
     /// Are these one rank's gradients of the parameters?
@@ -134,10 +138,15 @@ impl<T: Element> Expected<T> {
 
     fn check_parameters(&self, d_weight: &[T::Param], d_bias: &[T::Param], sums: &[GradSums]) -> Outcome {
         check_parameter_gradients::<T>(d_weight, d_bias, sums, &self.statistics, self.eps)
+            .map_err(|why| why.at(&self.case))
     }
 
     /// Have the running statistics moved towards the batch's, and the parameters not at all?
     pub fn check_state(&self, got: &State<T::Param>) -> Outcome {
+        self.state_is(got).map_err(|why| why.at(&self.case))
+    }
+
+    fn state_is(&self, got: &State<T::Param>) -> Outcome {
         ensure!(
             got.weight == self.before.weight && got.bias == self.before.bias,
             "the parameters have changed"

@@ -14,6 +14,7 @@
 #![allow(clippy::needless_range_loop, clippy::must_use_candidate)]
 
 pub mod bars;
+pub mod bits;
 pub mod comm;
 pub mod expected;
 pub mod harness;

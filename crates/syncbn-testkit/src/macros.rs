@@ -102,7 +102,7 @@ macro_rules! __laws_of_type {
                 the_counter_counts_by_one_however_large_it_is,
             ]);
             $crate::__laws!($harness, $type, collectives: [
-                a_training_step_sums_2c_plus_1_numbers_and_2c_numbers,
+                a_training_step_sums_once_in_each_pass,
                 a_group_of_one_computes_what_a_layer_alone_does,
                 messages_hold_counts_sums_and_squares_of_the_rank,
                 calls_number_the_uses_of_a_layer,

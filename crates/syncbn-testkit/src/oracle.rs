@@ -1,9 +1,9 @@
 //! What a layer has to compute, the slow and plain way: pass after pass, in `f64`, over the whole batch at once, one loop after another.
 //!
-//! It shares no code with `syncbn-core` or any backend, or it would share their mistakes. The one rule that is not a
-//! textbook's is the one for variances that the message cannot carry.
+//! It shares no code with `syncbn-core` or any backend, or it would share their mistakes. It knows nothing of ranks: what they
+//! compute together is held against the whole batch.
 //!
-//! Deliberately not here: ranks, layouts, and how exact others have to be (see [`bars`](crate::bars)).
+//! Deliberately not here: layouts, and how exact others have to be (see [`bars`](crate::bars)).
 
 use syncbn_core::Element;
 
@@ -14,22 +14,22 @@ use crate::tensor::Tensor;
 pub struct Channel {
     /// The number of elements, M.
     pub count: f64,
-    /// The mean; 0 without elements.
+    /// The mean, rounded; 0 without elements.
     pub mean: f64,
+    /// What the rounding left of the mean: data may lie 1e12 deviations from 0, where it is no small part of one.
+    pub mean_rest: f64,
     /// The biased variance; 0 without elements.
     pub var: f64,
     /// sum |x| / M: the size of the terms that the mean is made of.
     pub mean_abs: f64,
-    /// By how much the variance may be off because it travelled as `S2/M - mean^2`; 0 for a rank alone.
-    pub var_loss: f64,
 }
 
-/// The statistics of every channel. `group`: whether they travelled between ranks.
-pub fn statistics<T: Element>(x: &Tensor<T>, group: bool) -> Vec<Channel> {
-    (0..x.channels).map(|c| channel(&x.channel(c), group)).collect()
+/// The statistics of every channel.
+pub fn statistics<T: Element>(x: &Tensor<T>) -> Vec<Channel> {
+    (0..x.channels).map(|c| channel(&x.channel(c))).collect()
 }
 
-fn channel<T: Element>(values: &[T], group: bool) -> Channel {
+fn channel<T: Element>(values: &[T]) -> Channel {
     if values.is_empty() {
         return Channel::default();
     }
@@ -40,38 +40,35 @@ fn channel<T: Element>(values: &[T], group: bool) -> Channel {
         sum += x.to_f64();
         sum_abs += x.to_f64().abs();
     }
-    // What is left around a rounded mean corrects it, and makes a constant's mean that constant.
+    // Differences from a number near the mean are exact where the data lie far from 0, and so small that their own mean has all
+    // digits that are wanted.
     let rough = sum / count;
     let mut left = 0.0;
     for x in values {
         left += x.to_f64() - rough;
     }
     let mean = rough + left / count;
+    let mut channel = Channel {
+        count,
+        mean,
+        mean_rest: (rough - mean) + left / count,
+        var: 0.0,
+        mean_abs: sum_abs / count,
+    };
     let mut squares = 0.0;
     for x in values {
-        squares += (x.to_f64() - mean) * (x.to_f64() - mean);
+        let deviation = channel.deviation(x.to_f64());
+        squares += deviation * deviation;
     }
-    let var = squares / count;
-    let travelled = Channel { count, mean, var, mean_abs: sum_abs / count, var_loss: 0.0 };
-    if group { travelled.as_messages_carry_it() } else { travelled }
+    channel.var = squares / count;
+    channel
 }
 
 impl Channel {
-    /// A variance of at most 2^-48 of the mean square is 0; near that limit either is right; above it, roundings of
-    /// the mean square remain.
-    fn as_messages_carry_it(mut self) -> Self {
-        let square = self.var + self.mean * self.mean;
-        let limit = square * 2.0_f64.powi(-48);
-        let (var, loss) = match self.var {
-            var if var < limit / 2.0 => (0.0, 0.0),
-            // Roundings decide.
-            var if var < limit * 2.0 => (var, 2.0 * limit),
-            // With R ranks, S2/M and mean^2 take 3R + 4 roundings of 2^-53 at the very worst, 22 for six ranks; 8 are
-            // allowed. Drawn cases came to 4.7.
-            var => (var, square * 2.0_f64.powi(-50)),
-        };
-        (self.var, self.var_loss) = (var, loss);
-        self
+    /// `x - mean`.
+    #[must_use]
+    pub fn deviation(&self, x: f64) -> f64 {
+        (x - self.mean) - self.mean_rest
     }
 
     /// `1 / sqrt(var + eps)`; 0 without elements.
@@ -110,7 +107,7 @@ impl Affine {
 /// `xhat = (x - mean) invstd`, in the tensor's order.
 pub fn xhat<T: Element>(x: &Tensor<T>, statistics: &[Channel], eps: f64) -> Tensor<f64> {
     Tensor::from_fn(x.samples, x.channels, &x.spatial, |n, c, s| {
-        (x.at(n, c, s).to_f64() - statistics[c].mean) * statistics[c].invstd(eps)
+        statistics[c].deviation(x.at(n, c, s).to_f64()) * statistics[c].invstd(eps)
     })
 }
 

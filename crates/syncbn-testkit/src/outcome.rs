@@ -29,6 +29,17 @@ impl Verdict {
     }
 }
 
+impl Verdict {
+    /// The same with more about it.
+    #[must_use]
+    pub fn and(self, more: impl fmt::Display) -> Self {
+        match self {
+            Self::Broken(why) => Self::Broken(format!("{why}; {more}")),
+            skipped @ Self::Skipped(_) => skipped,
+        }
+    }
+}
+
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -44,10 +55,7 @@ impl<E: Error> From<E> for Verdict {
         let mut text = error.to_string();
         let mut source = error.source();
         while let Some(inner) = source {
-            let inner_text = inner.to_string();
-            if !text.ends_with(&inner_text) {
-                text = format!("{text}: {inner_text}");
-            }
+            text = format!("{text}: {inner}");
             source = inner.source();
         }
         Self::Broken(text)

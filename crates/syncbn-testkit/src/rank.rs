@@ -8,10 +8,11 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use syncbn_core::{
-    Backend, Communicator, Config, Element, Error, Kernels, Layout, Param, ParamGradients, Saved, State,
-    Storage, SyncBatchNorm,
+    Backend, Communicator, Config, Element, Error, Gradients, Kernels, Layout, Param, ParamGradients,
+    SavedStatistics, Scalar, State, Storage, SyncBatchNorm,
 };
 
+use crate::bits::same_bits;
 use crate::broken;
 use crate::harness::{Harness, Join, need_ranks};
 use crate::outcome::{Outcome, Verdict};
@@ -98,7 +99,7 @@ pub fn panic_text(panic: &(dyn Any + Send)) -> &str {
 
 /// What one rank's backward pass wrote.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Gradients<T: Element> {
+pub struct Written<T: Element> {
     /// The gradient of x.
     pub dx: Tensor<T>,
     /// This rank's gradient of the weight.
@@ -113,12 +114,24 @@ pub struct Step<T: Element> {
     /// The activations.
     pub y: Tensor<T>,
     /// The gradients.
-    pub gradients: Gradients<T>,
+    pub gradients: Written<T>,
     /// Parameters and running statistics afterwards.
     pub state: State<T::Param>,
 }
 
 impl<B: Storage> Rank<B> {
+    /// Memory with these values.
+    pub fn upload<T: Scalar>(&self, values: &[T]) -> Outcome<B::Buffer<T>> {
+        Ok(self.backend.upload(&self.queue, values)?)
+    }
+
+    /// Waits, and copies the values out.
+    pub fn download<T: Scalar>(&self, buffer: &B::Buffer<T>) -> Outcome<Vec<T>> {
+        let mut values = vec![T::default(); B::mem_len(&B::mem(buffer))];
+        self.backend.read(&self.queue, B::mem(buffer), &mut values)?;
+        Ok(values)
+    }
+
     /// A layer in this rank's group.
     pub fn layer<P: Param>(&self, config: Config, state: &State<P>) -> Result<SyncBatchNorm<B, P>, Error> {
         self.layer_in(self.communicator.clone(), config, state)
@@ -127,7 +140,7 @@ impl<B: Storage> Rank<B> {
     /// A layer in another group.
     pub fn layer_in<P: Param>(
         &self,
-        communicator: Arc<dyn Communicator<B>>,
+        communicator: impl Communicator<B> + 'static,
         config: Config,
         state: &State<P>,
     ) -> Result<SyncBatchNorm<B, P>, Error> {
@@ -142,7 +155,7 @@ impl<B: Storage> Rank<B> {
         layer: &mut SyncBatchNorm<B, T::Param>,
         x: &Placed<B, T>,
         like: &Tensor<T>,
-    ) -> Outcome<(Saved<B>, Tensor<T>)>
+    ) -> Outcome<(SavedStatistics<B>, Tensor<T>)>
     where
         B: Kernels<T>,
     {
@@ -155,19 +168,20 @@ impl<B: Storage> Rank<B> {
     pub fn backward<T: Element>(
         &self,
         layer: &mut SyncBatchNorm<B, T::Param>,
-        saved: &Saved<B>,
+        saved: &SavedStatistics<B>,
         x: &Placed<B, T>,
         dy: &Tensor<T>,
-    ) -> Outcome<Gradients<T>>
+    ) -> Outcome<Written<T>>
     where
         B: Kernels<T>,
     {
         let placed = Placed::new(self, dy, x.layout)?;
         let mut dx = Placed::blank(self, dy, x.layout)?;
         let mut parameters = ParameterRoom::<B, T::Param>::new(self, dy.channels)?;
-        layer.backward(&self.queue, saved, x.view(), placed.view(), dx.view_mut(), parameters.borrow())?;
+        let wanted = Gradients::out_of_place(placed.view(), dx.view_mut());
+        layer.backward(&self.queue, saved, x.view(), wanted, parameters.borrow())?;
         let (d_weight, d_bias) = parameters.read(self)?;
-        Ok(Gradients { dx: dx.read(self)?, d_weight, d_bias })
+        Ok(Written { dx: dx.read(self)?, d_weight, d_bias })
     }
 
     /// One training step of a layer, forward and backward.
@@ -184,16 +198,9 @@ impl<B: Storage> Rank<B> {
         let placed = Placed::new(self, x, layout)?;
         let (saved, y) = self.forward(layer, &placed, x)?;
         let gradients = self.backward(layer, &saved, &placed, dy)?;
-        if placed.read(self)?.in_memory(layout).iter().zip(x.in_memory(layout)).any(|(a, b)| !same(*a, b)) {
-            return Err(broken!("x was written to"));
-        }
+        same_bits("x, which is only read,", &placed.read(self)?.values, &x.values)?;
         Ok(Step { y, gradients, state: layer.state(&self.queue)? })
     }
-}
-
-/// Whether two numbers are the same bits.
-pub fn same<T: Element>(a: T, b: T) -> bool {
-    a.to_le_bytes().as_ref() == b.to_le_bytes().as_ref()
 }
 
 /// Memory for the parameters' gradients.
@@ -217,7 +224,6 @@ impl<B: Storage, P: Param> ParameterRoom<B, P> {
 
     /// The gradients of weight and bias.
     pub fn read(&self, rank: &Rank<B>) -> Outcome<(Vec<P>, Vec<P>)> {
-        let read = |buffer: &B::Buffer<P>| rank.backend.download(&rank.queue, buffer);
-        Ok((read(&self.weight)?, read(&self.bias)?))
+        Ok((rank.download(&self.weight)?, rank.download(&self.bias)?))
     }
 }

@@ -3,17 +3,18 @@
 //! Deliberately not here: sums of their own. They hand every sum to another communicator.
 
 use std::num::NonZeroUsize;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
-use std::sync::Arc;
+use syncbn_core::{
+    Backend, CollectiveId, CommError, CommErrorKind, Communicator, HostCommunicator, Membership, Numbers,
+    Pass,
+};
 
-use syncbn_core::{Backend, Call, CommError, CommErrorKind, Communicator, HostCommunicator};
-
-/// Notes every call, and can be made to fail after the fact.
+/// Notes every collective, and can be made to fail after the fact.
 pub struct Spy<B: Backend> {
     inner: Arc<dyn Communicator<B>>,
-    calls: Mutex<Vec<Call>>,
+    calls: Mutex<Vec<CollectiveId>>,
     failed: AtomicBool,
 }
 
@@ -24,15 +25,19 @@ impl<B: Backend> Spy<B> {
         Arc::new(Self { inner, calls: Mutex::default(), failed: AtomicBool::new(false) })
     }
 
-    /// The calls since the last time this was asked.
+    /// The collectives since the last time this was asked.
     #[must_use]
-    pub fn take_calls(&self) -> Vec<Call> {
+    pub fn take_calls(&self) -> Vec<CollectiveId> {
         std::mem::take(&mut self.calls.lock().unwrap())
     }
 
     /// From now on the group has failed, after what it was given had been enqueued.
     pub fn fail_late(&self) {
         self.failed.store(true, Ordering::SeqCst);
+    }
+
+    fn note(&self, id: &CollectiveId) {
+        self.calls.lock().unwrap().push(id.clone());
     }
 }
 
@@ -43,16 +48,41 @@ impl<B: Backend> Communicator<B> for Spy<B> {
     fn world_size(&self) -> NonZeroUsize {
         self.inner.world_size()
     }
-    fn all_reduce_sum(
+    fn sum_workspace(
         &self,
-        call: &Call,
+        id: &CollectiveId,
+        pass: Pass,
         backend: &B,
         queue: &B::Queue,
-        sums: &mut B::Sums,
+        workspace: &mut B::Workspace,
     ) -> Result<(), CommError> {
         self.status()?;
-        self.calls.lock().unwrap().push(call.clone());
-        self.inner.all_reduce_sum(call, backend, queue, sums)
+        self.note(id);
+        self.inner.sum_workspace(id, pass, backend, queue, workspace)
+    }
+    fn sum_numbers(
+        &self,
+        id: &CollectiveId,
+        backend: &B,
+        queue: &B::Queue,
+        numbers: Numbers<'_, B>,
+    ) -> Result<(), CommError> {
+        self.status()?;
+        self.note(id);
+        self.inner.sum_numbers(id, backend, queue, numbers)
+    }
+    fn peers(&self, id: &CollectiveId, pass: Pass, backend: &B) -> Result<Option<B::Peers>, CommError> {
+        let peers = self.inner.peers(id, pass, backend)?;
+        if peers.is_some() {
+            self.note(id);
+        }
+        Ok(peers)
+    }
+    fn poison(&self, cause: &CommError) {
+        self.inner.poison(cause);
+    }
+    fn membership(&self) -> Option<Arc<Membership>> {
+        self.inner.membership()
     }
     fn status(&self) -> Result<(), CommError> {
         if !self.failed.load(Ordering::SeqCst) {
@@ -78,14 +108,33 @@ impl<B: Backend> Communicator<B> for Unaware<B> {
     fn world_size(&self) -> NonZeroUsize {
         self.0.world_size()
     }
-    fn all_reduce_sum(
+    fn sum_workspace(
         &self,
-        call: &Call,
+        id: &CollectiveId,
+        pass: Pass,
         backend: &B,
         queue: &B::Queue,
-        sums: &mut B::Sums,
+        workspace: &mut B::Workspace,
     ) -> Result<(), CommError> {
-        self.0.all_reduce_sum(call, backend, queue, sums)
+        self.0.sum_workspace(id, pass, backend, queue, workspace)
+    }
+    fn sum_numbers(
+        &self,
+        id: &CollectiveId,
+        backend: &B,
+        queue: &B::Queue,
+        numbers: Numbers<'_, B>,
+    ) -> Result<(), CommError> {
+        self.0.sum_numbers(id, backend, queue, numbers)
+    }
+    fn peers(&self, id: &CollectiveId, pass: Pass, backend: &B) -> Result<Option<B::Peers>, CommError> {
+        self.0.peers(id, pass, backend)
+    }
+    fn poison(&self, cause: &CommError) {
+        self.0.poison(cause);
+    }
+    fn membership(&self) -> Option<Arc<Membership>> {
+        self.0.membership()
     }
     fn status(&self) -> Result<(), CommError> {
         Ok(())
@@ -102,9 +151,15 @@ impl<C: HostCommunicator> HostCommunicator for Recorder<C> {
     fn world_size(&self) -> NonZeroUsize {
         self.0.world_size()
     }
-    fn all_reduce_sum(&self, call: &Call, values: &mut [f64]) -> Result<(), CommError> {
+    fn all_reduce_sum(&self, id: &CollectiveId, values: &mut [f64]) -> Result<(), CommError> {
         self.1.lock().unwrap().push(values.to_vec());
-        self.0.all_reduce_sum(call, values)
+        self.0.all_reduce_sum(id, values)
+    }
+    fn poison(&self, cause: &CommError) {
+        self.0.poison(cause);
+    }
+    fn membership(&self) -> Option<Arc<Membership>> {
+        self.0.membership()
     }
     fn status(&self) -> Result<(), CommError> {
         self.0.status()

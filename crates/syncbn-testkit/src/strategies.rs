@@ -4,6 +4,8 @@
 //!
 //! Deliberately not here: what is done with a case.
 
+use std::fmt;
+
 use proptest::prelude::*;
 use proptest::sample::select;
 use syncbn_core::{Config, Dtype, Element, Layout, Param, State};
@@ -110,6 +112,16 @@ fn values() -> impl Strategy<Value = Values> {
     ]
 }
 
+/// What a law that fails says of its case: the whole batch's shape, and its split.
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { channels, spatial, samples, layout, values, eps, momentum, affine, track, seed: _ } = self;
+        let shape = [&[samples.iter().sum(), *channels][..], spatial].concat();
+        write!(f, "{layout} {shape:?} with samples split {samples:?}, {values:?}, eps {eps:e}, ")?;
+        write!(f, "momentum {momentum:?}, affine {affine}, tracking {track}")
+    }
+}
+
 impl Case {
     /// A plain case to start a fixed law from: standard values, channels-first, the defaults of a layer.
     #[must_use]
@@ -153,13 +165,11 @@ impl Case {
     /// The layer's settings.
     #[must_use]
     pub fn config(&self) -> Config {
-        Config {
-            eps: self.eps,
-            momentum: self.momentum,
-            affine: self.affine,
-            track_running_stats: self.track,
-            ..Config::new(self.channels)
-        }
+        Config::new(self.channels)
+            .with_eps(self.eps)
+            .with_momentum(self.momentum)
+            .with_affine(self.affine)
+            .with_track_running_stats(self.track)
     }
 
     /// Parameters and running statistics that no default is mistaken for.

@@ -136,7 +136,7 @@ impl<B: Storage, T: Element> Placed<B, T> {
         if !memory.is_empty() {
             memory.extend([T::from_f64(FILLER); GUARD]);
         }
-        let buffer = rank.backend.upload(&rank.queue, &memory)?;
+        let buffer = rank.upload(&memory)?;
         Ok(Self { buffer, like: tensor.clone(), layout })
     }
 
@@ -176,7 +176,7 @@ impl<B: Storage, T: Element> Placed<B, T> {
 
     /// Waits, copies the values out, and checks that the guard is whole.
     pub fn read(&self, rank: &Rank<B>) -> Outcome<Tensor<T>> {
-        let memory = rank.backend.download(&rank.queue, &self.buffer)?;
+        let memory = rank.download(&self.buffer)?;
         let len = self.like.values.len();
         ensure!(memory.len() >= len, "a buffer of {len} elements came back with {}", memory.len());
         let (values, guard) = memory.split_at(len);

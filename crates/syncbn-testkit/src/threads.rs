@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use syncbn_comm::threads::{ThreadComm, ThreadGroup};
-use syncbn_core::{Backend, Communicator, Solo, Staged};
+use syncbn_core::{Backend, Communicator, SingleRank, ViaHost};
 
 use crate::harness::Join;
 
@@ -17,10 +17,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// One place per rank.
 pub(crate) fn group<B: Backend>(world_size: NonZeroUsize) -> Vec<Join<B>> {
     if world_size == NonZeroUsize::MIN {
-        return vec![Box::new(|_, _| Ok(Arc::new(Solo)))];
+        return vec![Box::new(|_, _| Ok(Arc::new(SingleRank)))];
     }
     let place =
-        |comm| -> Join<B> { Box::new(move |_, _| Ok(Arc::new(Staged(comm)) as Arc<dyn Communicator<B>>)) };
+        |comm| -> Join<B> { Box::new(move |_, _| Ok(Arc::new(ViaHost(comm)) as Arc<dyn Communicator<B>>)) };
     host_group(world_size.get()).into_iter().map(place).collect()
 }
 

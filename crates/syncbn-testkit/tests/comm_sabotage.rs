@@ -1,10 +1,11 @@
 //! Communicators that are broken on purpose: the kit has to fail each, by the law that is named here.
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::time::Duration;
 
 use syncbn_comm::threads::{ThreadComm, ThreadGroup};
-use syncbn_core::{Call, CommError, HostCommunicator};
+use syncbn_core::{CollectiveId, CommError, HostCommunicator, Membership};
 use syncbn_testkit::comm::{Body, laws, on_threads};
 use syncbn_testkit::{Ability, CommHarness, Gap, Outcome, Verdict};
 
@@ -35,23 +36,24 @@ impl HostCommunicator for BrokenComm {
     fn world_size(&self) -> NonZeroUsize {
         self.0.world_size()
     }
+    fn poison(&self, cause: &CommError) {
+        self.0.poison(cause);
+    }
+    fn membership(&self) -> Option<Arc<Membership>> {
+        self.0.membership()
+    }
     fn status(&self) -> Result<(), CommError> {
         if self.1 == Flaw::SaysItIsSound { Ok(()) } else { self.0.status() }
     }
-    fn all_reduce_sum(&self, call: &Call, values: &mut [f64]) -> Result<(), CommError> {
+    fn all_reduce_sum(&self, id: &CollectiveId, values: &mut [f64]) -> Result<(), CommError> {
         let (rank, size) = (self.0.rank(), self.world_size().get());
         if self.1 == Flaw::ForgetsTheLastRank && rank + 1 == size && size > 1 {
             values.fill(0.0);
         }
         if self.1 == Flaw::AddsInReverse {
-            return self.add_in_reverse(call, values);
+            return self.add_in_reverse(id, values);
         }
-        let call = match self.1 {
-            Flaw::ForgetsTheUse => &Call { sequence: 0, ..call.clone() },
-            Flaw::ForgetsTheLayer => &Call { layer: "bn".into(), ..call.clone() },
-            _ => call,
-        };
-        match self.0.all_reduce_sum(call, values) {
+        match self.0.all_reduce_sum(&self.seen(id), values) {
             Err(_) if self.1 == Flaw::SwallowsFailures => return Ok(()),
             other => other?,
         }
@@ -63,13 +65,24 @@ impl HostCommunicator for BrokenComm {
 }
 
 impl BrokenComm {
+    /// What it compares of a call.
+    fn seen(&self, id: &CollectiveId) -> CollectiveId {
+        let mut seen = id.clone();
+        match self.1 {
+            Flaw::ForgetsTheUse => seen.use_number = 0,
+            Flaw::ForgetsTheLayer => seen.label = "bn".into(),
+            _ => {}
+        }
+        seen
+    }
+
     /// Collects every rank's part, one sum each, and adds them from the last to the first.
-    fn add_in_reverse(&self, call: &Call, values: &mut [f64]) -> Result<(), CommError> {
+    fn add_in_reverse(&self, id: &CollectiveId, values: &mut [f64]) -> Result<(), CommError> {
         let mine = values.to_vec();
         values.fill(0.0);
         for rank in (0..self.world_size().get()).rev() {
             let mut part = if rank == self.0.rank() { mine.clone() } else { vec![0.0; mine.len()] };
-            self.0.all_reduce_sum(call, &mut part)?;
+            self.0.all_reduce_sum(id, &mut part)?;
             values.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
         }
         Ok(())

@@ -2,8 +2,10 @@
 
 mod plain;
 
+use std::num::NonZeroUsize;
+
 use plain::{Flaw, Plain};
-use syncbn_testkit::{Harness, Opened, Unavailable};
+use syncbn_testkit::{Harness, Join, Opened, Unavailable};
 
 /// With this number of threads.
 #[derive(Clone)]
@@ -24,3 +26,23 @@ impl Harness for PlainHarness {
 }
 
 syncbn_testkit::conformance!(plain_backend: PlainHarness(1), types: [f32, f64, f16, bf16]);
+
+/// With ranks that meet inside their kernels.
+#[derive(Clone)]
+struct InsideHarness;
+
+impl Harness for InsideHarness {
+    type Backend = Plain;
+
+    fn name(&self) -> &'static str {
+        "inside"
+    }
+    fn open(&self, _: usize) -> Result<Opened<Plain>, Unavailable> {
+        Ok((Plain::new(Flaw::None), ()))
+    }
+    fn group(&self, world_size: NonZeroUsize) -> Vec<Join<Plain>> {
+        plain::inside_group(world_size)
+    }
+}
+
+syncbn_testkit::conformance!(inside_kernels: InsideHarness, types: [f32, f64, f16, bf16]);

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use plain::{Flaw, Plain};
 use syncbn_comm::{ThreadComm, ThreadGroup};
-use syncbn_core::{Backend, Call, CommError, Communicator, f16};
+use syncbn_core::{CollectiveId, CommError, HostCommunicator, Membership, ViaHost, f16};
 use syncbn_testkit::laws::{
     backward, collectives, determinism, evaluation, failures, forward, layouts, running,
 };
@@ -52,39 +52,24 @@ impl Harness for Broken {
     }
     fn group(&self, world_size: NonZeroUsize) -> Vec<Join<Plain>> {
         let flaw = self.group;
-        let sound = Sound.group(world_size);
-        let peers = ThreadGroup::new(world_size, Duration::from_secs(60)).unwrap_or_default();
-        let broken = |(join, peers): (Join<Plain>, ThreadComm)| -> Join<Plain> {
-            Box::new(move |backend, queue| {
+        let group = || ThreadGroup::new(world_size, Duration::from_secs(60)).unwrap();
+        let join = |(sums, peers): (ThreadComm, ThreadComm)| -> Join<Plain> {
+            Box::new(move |backend, ()| {
                 backend.meet(peers);
-                Ok(Arc::new(BrokenGroup(join(backend, queue)?, flaw)))
+                Ok(Arc::new(ViaHost(BrokenGroup(sums, flaw))))
             })
         };
-        sound.into_iter().zip(peers).map(broken).collect()
+        group().into_iter().zip(group()).map(join).collect()
     }
     fn variants(&self) -> Vec<Self> {
         vec![Self { threads: 3, ..self.clone() }]
     }
 }
 
-/// The default group.
-#[derive(Clone)]
-struct Sound;
+/// Sums in host memory, wrongly.
+struct BrokenGroup(ThreadComm, GroupFlaw);
 
-impl Harness for Sound {
-    type Backend = Plain;
-
-    fn name(&self) -> &'static str {
-        "sound"
-    }
-    fn open(&self, _: usize) -> Result<Opened<Plain>, Unavailable> {
-        Ok((Plain::new(Flaw::None), ()))
-    }
-}
-
-struct BrokenGroup(Arc<dyn Communicator<Plain>>, GroupFlaw);
-
-impl Communicator<Plain> for BrokenGroup {
+impl HostCommunicator for BrokenGroup {
     fn rank(&self) -> usize {
         self.0.rank()
     }
@@ -94,33 +79,28 @@ impl Communicator<Plain> for BrokenGroup {
     fn status(&self) -> Result<(), CommError> {
         self.0.status()
     }
-    fn all_reduce_sum(
-        &self,
-        call: &Call,
-        plain: &Plain,
-        (): &(),
-        sums: &mut plain::Sums,
-    ) -> Result<(), CommError> {
-        let alone = self.world_size().get() == 1;
+    fn poison(&self, cause: &CommError) {
+        self.0.poison(cause);
+    }
+    fn membership(&self) -> Option<Arc<Membership>> {
+        self.0.membership()
+    }
+    fn all_reduce_sum(&self, id: &CollectiveId, values: &mut [f64]) -> Result<(), CommError> {
         let last = self.rank() + 1 == self.world_size().get();
         match self.1 {
-            GroupFlaw::DropsTheLastRank if last && !alone => sums.scale(0.0),
-            GroupFlaw::DoesNotSum if !alone => {
-                let mut message = vec![0.0; call.pass.message_len(call.channels)];
-                let Ok(()) = plain.read_sums(&(), call.pass, sums, &mut message);
-                let Ok(()) = plain.write_sums(&(), call.pass, sums, &message);
-                return Ok(());
-            }
+            GroupFlaw::DropsTheLastRank if last => values.fill(0.0),
+            GroupFlaw::DoesNotSum => return Ok(()),
             _ => {}
         }
-        let use_forgotten = Call { sequence: 0, ..call.clone() };
-        let call = if self.1 == GroupFlaw::ForgetsTheUse { &use_forgotten } else { call };
-        self.0.all_reduce_sum(call, plain, &(), sums)?;
-        match self.1 {
-            GroupFlaw::SumsTwice if !alone => sums.scale(2.0),
-            GroupFlaw::RanksGetOtherBits if last && !alone => sums.scale(1.0 + 1e-6),
-            _ => {}
-        }
+        let use_forgotten = id.clone().with_use(0, id.step);
+        let id = if self.1 == GroupFlaw::ForgetsTheUse { &use_forgotten } else { id };
+        self.0.all_reduce_sum(id, values)?;
+        let factor = match self.1 {
+            GroupFlaw::SumsTwice => 2.0,
+            GroupFlaw::RanksGetOtherBits if last => 1.0 + 1e-6,
+            _ => 1.0,
+        };
+        values.iter_mut().for_each(|value| *value *= factor);
         Ok(())
     }
 }

@@ -3,16 +3,11 @@
 
 @group(0) @binding(0) var<storage, read> x: array<Stored>;
 @group(0) @binding(1) var<storage, read_write> dx: array<Stored>;
-// The count; then per channel (mean high, mean low, invstd, exponent).
-@group(0) @binding(2) var<storage, read> saved: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> saved: array<vec2<f32>>;
 // Two for a channel, from the second on: the sums; then (exponent, mean_dy, slope, -).
 @group(0) @binding(3) var<storage, read> sums: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read> weights: array<f32>;
 // dy, at binding 5, is declared in module.rs: it is not there where dx lies over it.
-
-// What params.source is.
-const DEPENDS: u32 = 0u;
-const FROZEN: u32 = 3u;
 
 struct Coefficients {
     mean_high: Part,
@@ -25,7 +20,7 @@ struct Coefficients {
 }
 
 fn record(channel: u32, which: u32) -> vec4<f32> {
-    let statistics = saved[1u + channel];
+    let statistics = saved_statistics(channel);
     if which == 1u {
         return sums[2u + 2u * channel];
     }
@@ -43,13 +38,13 @@ fn coefficients(place: u32) -> Coefficients {
     c.mean_low = g.b;
     c.scale = g.c;
     c.native = true;
-    if params.source == DEPENDS {
+    if params.source != FROZEN {
         let terms = gather(place, 1u);
         c.mean_dy = terms.b;
         c.slope = terms.c;
         if SCALES {
             c.exponent = PartWhole(g.d);
-            c.native = is_zero(c.exponent);
+            c.native = all(c.exponent == PartWhole(0));
             c.scale = unscaled(c.scale, c.exponent);
         }
     }
@@ -74,7 +69,7 @@ fn differentiated(x: Word, dy: Word, c: Coefficients) -> Word {
     return narrowed(a, b);
 }
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(THREADS)
 fn grad_input(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) workgroups: vec3<u32>,

@@ -4,8 +4,7 @@
 
 @group(0) @binding(0) var<storage, read> x: array<Stored>;
 @group(0) @binding(1) var<storage, read> dy: array<Stored>;
-// The count; then per channel (mean high, mean low, invstd, exponent).
-@group(0) @binding(2) var<storage, read> saved: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> saved: array<vec2<f32>>;
 // For a split of a channel: (sum_dy, sum_dy_xmu), each high and low.
 @group(0) @binding(3) var<storage, read_write> partials: array<vec4<f32>>;
 
@@ -28,7 +27,7 @@ struct Totals {
 }
 
 fn record(channel: u32, which: u32) -> vec4<f32> {
-    return saved[1u + channel];
+    return saved_statistics(channel);
 }
 
 fn take(chain: ptr<function, Chain>, x: Word, dy: Word, c: Centre) {
@@ -49,7 +48,7 @@ fn empty_into(totals: ptr<function, Totals>, chain: ptr<function, Chain>) {
     *chain = Chain();
 }
 
-var<workgroup> shared_sums: array<array<Lane, 4>, 128>;
+var<workgroup> shared_sums: array<array<Lane, 4>, THREADS / 2u>;
 
 // The sums of all members of a slot, in the first of them.
 fn add_members(place: Place, own: Totals) -> Totals {
@@ -71,7 +70,7 @@ fn add_members(place: Place, own: Totals) -> Totals {
     return totals;
 }
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(THREADS)
 fn grad_sums(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) workgroups: vec3<u32>,
@@ -89,7 +88,7 @@ fn grad_sums(
         var centre = Centre(g.a, g.b, PartWhole(0), true);
         if SCALES {
             centre.exponent = PartWhole(g.d);
-            centre.native = is_zero(centre.exponent);
+            centre.native = all(centre.exponent == PartWhole(0));
         }
         var chain: Chain;
         while has(&walk, 4u) {

@@ -3,17 +3,15 @@
 
 // For a split of a channel: (sum_dy, sum_dy_xmu), each high and low.
 @group(0) @binding(0) var<storage, read> partials: array<vec4<f32>>;
-@group(0) @binding(1) var<storage, read> saved: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> saved: array<vec2<f32>>;
 // The count; then two for a channel: (sum_dy, sum_dy_xmu), each high and low; then (exponent, mean_dy, slope, -).
 @group(0) @binding(2) var<storage, read_write> sums: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read_write> d_weight: array<f32>;
 @group(0) @binding(4) var<storage, read_write> d_bias: array<f32>;
 
-// What params.source is.
-const MERGE: u32 = 0u; // partials -> sums, terms, d_weight, d_bias
-const GROUP: u32 = 2u; // sums -> terms
+// What params.source is: MERGE: partials -> sums, terms, d_weight, d_bias; GROUP: sums -> terms.
 
-var<workgroup> parts: array<vec4<f32>, 128>;
+var<workgroup> parts: array<vec4<f32>, THREADS / 2u>;
 
 fn add_both(a: vec4<f32>, b: vec4<f32>) -> vec4<f32> {
     let dy = add(Pair(a.x, a.y), Pair(b.x, b.y));
@@ -42,7 +40,7 @@ fn add_splits(place: Place) -> vec4<f32> {
     return total;
 }
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(THREADS)
 fn gradient_terms(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) workgroups: vec3<u32>,
@@ -62,7 +60,7 @@ fn gradient_terms(
     if place.member != 0u || channel >= params.channels {
         return;
     }
-    let statistics = saved[1u + channel];
+    let statistics = saved_statistics(channel);
     if params.source == MERGE {
         sums[1u + 2u * channel] = total;
         if wants(D_BIAS) {
@@ -76,7 +74,7 @@ fn gradient_terms(
     }
     var mean_dy = 0.0;
     var slope = 0.0;
-    let count = Pair(saved[0].x, saved[0].y);
+    let count = Pair(saved_count().x, saved_count().y);
     if count.high != 0.0 {
         mean_dy = divide(Pair(total.x, total.y), count).high;
         slope = divide(Pair(total.z, total.w), count).high * statistics.z * statistics.z;

@@ -41,9 +41,9 @@ fn moments_of(sums: AboutReference, reference: Pair, exponent: LaneWhole) -> Mom
     return moments;
 }
 
-var<workgroup> shared_pairs: array<array<Lane, 4>, 128>;
-var<workgroup> shared_counts: array<f32, 128>;
-var<workgroup> shared_exponents: array<LaneWhole, 128>;
+var<workgroup> shared_pairs: array<array<Lane, 4>, THREADS / 2u>;
+var<workgroup> shared_counts: array<f32, THREADS / 2u>;
+var<workgroup> shared_exponents: array<LaneWhole, THREADS / 2u>;
 
 // The highest of the members' exponents, for all of them.
 fn highest_exponent(place: Place, own: LaneWhole) -> LaneWhole {

@@ -10,8 +10,6 @@ struct Moments {
     exponent: LaneWhole,
 }
 
-const LOWEST_EXPONENT: i32 = -109;
-
 fn no_moments() -> Moments {
     var moments: Moments;
     moments.exponent = LaneWhole(LOWEST_EXPONENT);
@@ -22,9 +20,9 @@ fn no_moments() -> Moments {
 // 2^48, so that the sum of 2^30 squares is in range.
 fn exponent_for(largest: LaneBits) -> LaneWhole {
     var exponent = LaneWhole(LOWEST_EXPONENT);
-    exponent = select(exponent, LaneWhole(-60), largest >= LaneBits((127u - 95u) << 23u));
-    exponent = select(exponent, LaneWhole(0), largest >= LaneBits((127u - 40u) << 23u));
-    exponent = select(exponent, LaneWhole(80), largest >= LaneBits((127u + 40u) << 23u));
+    exponent = select(exponent, LaneWhole(LOW_EXPONENT), largest >= LaneBits(u32(127 + LOWEST_BELOW) << 23u));
+    exponent = select(exponent, LaneWhole(0), largest >= LaneBits(u32(127 + LOW_BELOW) << 23u));
+    exponent = select(exponent, LaneWhole(HIGH_EXPONENT), largest >= LaneBits(u32(127 + HIGH_FROM) << 23u));
     return select(exponent, LaneWhole(0), largest >= LaneBits(0x7f800000u));
 }
 

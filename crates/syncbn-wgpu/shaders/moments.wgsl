@@ -80,7 +80,7 @@ fn largest_of(word: Word) -> PartBits {
 // Makes room for numbers as large as these; returns whether they, and what is there, can be taken as they are.
 fn make_room(taken: ptr<function, Taken>, chain: ptr<function, Chain>, largest: LaneBits) -> bool {
     let needed = max((*taken).exponent, exponent_for(largest));
-    if any_of(needed != (*taken).exponent) {
+    if any(needed != (*taken).exponent) {
         empty_into(taken, chain);
         let by = (*taken).exponent - needed;
         (*taken).reference = times_power((*taken).reference, by);
@@ -88,10 +88,10 @@ fn make_room(taken: ptr<function, Taken>, chain: ptr<function, Chain>, largest: 
         (*taken).sums.squares = times_power_pair((*taken).sums.squares, by * LaneWhole(2));
         (*taken).exponent = needed;
     }
-    return all_of((needed == LaneWhole(0)) | (largest == LaneBits(0u)));
+    return all((needed == LaneWhole(0)) | (largest == LaneBits(0u)));
 }
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(THREADS)
 fn moments(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) workgroups: vec3<u32>,

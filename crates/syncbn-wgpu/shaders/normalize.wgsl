@@ -2,8 +2,7 @@
 
 @group(0) @binding(0) var<storage, read> x: array<Stored>;
 @group(0) @binding(1) var<storage, read_write> y: array<Stored>;
-// The count; then per channel (mean high, mean low, invstd, exponent).
-@group(0) @binding(2) var<storage, read> saved: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> saved: array<vec2<f32>>;
 @group(0) @binding(3) var<storage, read> weights: array<f32>;
 @group(0) @binding(4) var<storage, read> biases: array<f32>;
 // One i64, the lower half first.
@@ -19,7 +18,7 @@ struct Coefficients {
 }
 
 fn record(channel: u32, which: u32) -> vec4<f32> {
-    let statistics = saved[1u + channel];
+    let statistics = saved_statistics(channel);
     if which == 1u {
         return vec4<f32>(statistics.w);
     }
@@ -39,7 +38,7 @@ fn coefficients(place: u32) -> Coefficients {
     var c = Coefficients(g.a, g.b, g.c, g.d, PartWhole(0), true);
     if SCALES {
         c.exponent = PartWhole(gather(place, 1u).a);
-        c.native = is_zero(c.exponent);
+        c.native = all(c.exponent == PartWhole(0));
     }
     return c;
 }
@@ -54,7 +53,7 @@ fn normalized(word: Word, c: Coefficients) -> Word {
 }
 
 fn count_batch() {
-    if !wants(RUNNING) || saved[0].x == 0.0 {
+    if !wants(RUNNING) || saved_count().x == 0.0 {
         return;
     }
     let low = num_batches_tracked[0];
@@ -66,7 +65,7 @@ fn count_batch() {
     num_batches_tracked[1] = high + select(0u, 1u, low == 0xffffffffu);
 }
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(THREADS)
 fn normalize(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) workgroups: vec3<u32>,

@@ -4,7 +4,7 @@
 // For each pair of inputs: its sum and product, each high and low; then the halves that they pack to, and the first widened.
 @group(0) @binding(1) var<storage, read_write> results: array<vec4<u32>>;
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(THREADS)
 fn probe(@builtin(local_invocation_index) thread: u32) {
     if thread >= params.elements {
         return;

@@ -7,16 +7,14 @@
 @group(0) @binding(0) var<storage, read> partials: array<vec4<f32>>;
 // The count; then two for a channel: (mean or sum, M2 or variance), each high and low; then (exponent, ...).
 @group(0) @binding(1) var<storage, read_write> sums: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read_write> saved: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read_write> saved: array<vec2<f32>>;
 @group(0) @binding(3) var<storage, read_write> running_mean: array<f32>;
 @group(0) @binding(4) var<storage, read_write> running_var: array<f32>;
 @group(0) @binding(5) var<storage, read_write> num_batches_tracked: array<u32>;
 
-// What params.source is.
-const MERGE: u32 = 0u; // partials -> sums
-const LOCAL: u32 = 1u; // partials -> saved, running
-const GROUP: u32 = 2u; // sums -> saved, running
-const FROZEN: u32 = 3u; // running -> saved
+// What params.source is:
+// MERGE: partials -> sums; LOCAL: partials -> saved, running; GROUP: sums -> saved, running; FROZEN: running -> saved;
+// SAVED: saved -> running.
 
 // Of one channel, times 2^-exponent.
 struct Batch {
@@ -86,6 +84,9 @@ fn update_running(channel: u32, batch: Batch) {
         share = 1.0 / (f32(bitcast<i32>(high)) * 4294967296.0 + (f32(low) + 1.0));
         kept = 1.0 - share;
     }
+    if wants(SKIP_NON_FINITE) && !(is_finite(batch.mean.high) && is_finite(batch.variance.high)) {
+        return;
+    }
     let mean = times_power(batch.mean.high, batch.exponent);
     let variance = times_power(batch.variance.high, 2 * batch.exponent);
     running_mean[channel] = kept * running_mean[channel] + share * mean;
@@ -99,19 +100,30 @@ fn update_running(channel: u32, batch: Batch) {
     running_var[channel] = kept * running_var[channel] + share * unbiased;
 }
 
-fn batch_of(place: Place) -> Batch {
-    var batch: Batch;
-    if params.source == GROUP {
-        let a = sums[1u + 2u * place.lane];
-        batch.count = Pair(sums[0].x, sums[0].y);
-        batch.mean = Pair(a.x, a.y);
-        batch.variance = Pair(a.z, a.w);
-        batch.exponent = i32(sums[2u + 2u * place.lane].x);
+// The batch of the group, or of an earlier pass.
+fn batch_of(channel: u32) -> Batch {
+    if params.source == SAVED {
+        let statistics = saved_statistics(channel);
+        let mean = Pair(statistics.x, statistics.y);
+        let variance = saved_variance(channel);
+        let count = saved_count();
+        return Batch(Pair(count.x, count.y), mean, Pair(variance.x, variance.y), i32(statistics.w));
     }
-    return batch;
+    let a = sums[1u + 2u * channel];
+    let exponent = i32(sums[2u + 2u * channel].x);
+    return Batch(Pair(sums[0].x, sums[0].y), Pair(a.x, a.y), Pair(a.z, a.w), exponent);
 }
 
-@compute @workgroup_size(256)
+fn save(channel: u32, batch: Batch, invstd: f32) {
+    saved[2u * channel] = vec2<f32>(batch.mean.high, batch.mean.low);
+    saved[2u * channel + 1u] = vec2<f32>(invstd, f32(batch.exponent));
+    saved[2u * params.channels + channel] = vec2<f32>(batch.variance.high, batch.variance.low);
+    if channel == 0u {
+        saved[3u * params.channels] = vec2<f32>(batch.count.high, batch.count.low);
+    }
+}
+
+@compute @workgroup_size(THREADS)
 fn statistics(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) workgroups: vec3<u32>,
@@ -142,32 +154,28 @@ fn statistics(
         return;
     }
     if params.source == FROZEN {
-        if channel == 0u {
-            saved[0] = vec4<f32>(0.0);
-        }
-        let invstd = invstd_of(Pair(running_var[channel], 0.0), 0);
-        saved[1u + channel] = vec4<f32>(running_mean[channel], 0.0, invstd, 0.0);
+        let mean = Pair(running_mean[channel], 0.0);
+        let variance = Pair(running_var[channel], 0.0);
+        save(channel, Batch(Pair(0.0, 0.0), mean, variance, 0), invstd_of(variance, 0));
         return;
     }
     var batch: Batch;
-    if params.source == GROUP {
-        batch = batch_of(place);
+    if params.source == LOCAL {
+        batch = Batch(count, moments.mean, divide(moments.m2, count), moments.exponent);
     } else {
-        batch.count = count;
-        batch.mean = moments.mean;
-        batch.variance = divide(moments.m2, count);
-        batch.exponent = moments.exponent;
-    }
-    if channel == 0u {
-        saved[0] = vec4<f32>(batch.count.high, batch.count.low, 0.0, 0.0);
+        batch = batch_of(channel);
     }
     if batch.count.high == 0.0 {
-        saved[1u + channel] = vec4<f32>(0.0);
-        return;
+        batch = Batch();
     }
-    let invstd = invstd_of(batch.variance, batch.exponent);
-    saved[1u + channel] = vec4<f32>(batch.mean.high, batch.mean.low, invstd, f32(batch.exponent));
-    if wants(RUNNING) {
+    if params.source != SAVED {
+        var invstd = 0.0;
+        if batch.count.high != 0.0 {
+            invstd = invstd_of(batch.variance, batch.exponent);
+        }
+        save(channel, batch, invstd);
+    }
+    if wants(RUNNING) && batch.count.high != 0.0 {
         update_running(channel, batch);
     }
 }

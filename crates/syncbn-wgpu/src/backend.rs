@@ -1,30 +1,31 @@
 //! The core's traits, each method one call into the file of its name.
 
-use syncbn_core::backend::{GradInputArgs, GradSumsArgs, NormalizeArgs};
-use syncbn_core::{Backend, Geometry, Kernels, Pass, Scalar, Storage, View, bf16, f16};
+use std::convert::Infallible;
+
+use syncbn_core::backend::{GradInputArgs, GradSumsArgs, MomentsArgs, NormalizeArgs};
+use syncbn_core::{Backend, Dtype, Geometry, Kernels, Pass, Scalar, Storage, bf16, f16};
 
 use crate::device::Wgpu;
 use crate::error::WgpuError;
-use crate::memory::{Buffer, Mem, MemMut, values_of};
-use crate::module::{Kernel, Key};
+use crate::memory::{Buffer, Mem, MemMut};
 use crate::queue::Queue;
-use crate::scratch::{Saved, Sums};
-use crate::tile::{Plan, Work};
-use crate::{grad_input, grad_sums, moments, normalize};
+use crate::workspace::{Saved, Workspace};
+use crate::{copy, grad_input, grad_sums, message, moments, normalize};
 
 impl Backend for Wgpu {
     type Queue = Queue;
-    type Sums = Sums;
+    type Workspace = Workspace;
     type Saved = Saved;
+    type Peers = Infallible;
     type Mem<'a, T: Scalar> = Mem<'a, T>;
     type MemMut<'a, T: Scalar> = MemMut<'a, T>;
     type Error = WgpuError;
 
     fn mem_len<T: Scalar>(mem: &Mem<'_, T>) -> usize {
-        mem.len
+        mem.len()
     }
     fn mem_mut_len<T: Scalar>(mem: &MemMut<'_, T>) -> usize {
-        mem.len
+        mem.len()
     }
     fn reborrow<'s, T: Scalar>(mem: &'s Mem<'_, T>) -> Mem<'s, T> {
         mem.reborrow()
@@ -36,33 +37,61 @@ impl Backend for Wgpu {
         mem.as_mem()
     }
 
-    fn sums(&self, _: &Queue, channels: usize) -> Result<Sums, WgpuError> {
-        Sums::new(self, channels)
+    fn empty<'a, T: Scalar>() -> Mem<'a, T> {
+        Mem::empty()
     }
-    fn saved(&self, _: &Queue, channels: usize) -> Result<Saved, WgpuError> {
-        self.pool().take(self, channels)
+    fn empty_mut<'a, T: Scalar>() -> MemMut<'a, T> {
+        MemMut::empty()
     }
 
-    fn read_sums(
+    fn read<T: Scalar>(&self, queue: &Queue, mem: Mem<'_, T>, values: &mut [T]) -> Result<(), WgpuError> {
+        queue.check(self.gpu())?;
+        copy::read(self.gpu(), queue, &mem, values)
+    }
+    /// Waits where the memory ends within a word of the caller's buffer: wgpu copies whole words, and the rest of that one has to stay.
+    fn write<T: Scalar>(&self, queue: &Queue, mem: MemMut<'_, T>, values: &[T]) -> Result<(), WgpuError> {
+        queue.check(self.gpu())?;
+        copy::write(self.gpu(), queue, &mem, values)
+    }
+
+    fn workspace(&self, queue: &Queue, channels: usize, params: Dtype) -> Result<Workspace, WgpuError> {
+        queue.check(self.gpu())?;
+        Workspace::new(self.gpu(), channels, params)
+    }
+    fn saved(&self, queue: &Queue, channels: usize) -> Result<Saved, WgpuError> {
+        queue.check(self.gpu())?;
+        self.pool().take(self.gpu(), channels)
+    }
+    fn saved_mem(saved: &Saved) -> Mem<'_, f64> {
+        saved.mem()
+    }
+    fn saved_mem_mut(saved: &mut Saved) -> MemMut<'_, f64> {
+        saved.mem_mut()
+    }
+
+    fn read_message(
         &self,
         queue: &Queue,
         pass: Pass,
-        sums: &Sums,
+        workspace: &mut Workspace,
         message: &mut [f64],
     ) -> Result<(), WgpuError> {
-        sums.read(self, queue, pass, message)
+        queue.check(self.gpu())?;
+        message::read(self.gpu(), queue, pass, workspace, message)
     }
-    fn write_sums(
+    fn write_message(
         &self,
         queue: &Queue,
         pass: Pass,
-        sums: &mut Sums,
+        workspace: &mut Workspace,
         message: &[f64],
     ) -> Result<(), WgpuError> {
-        sums.write(queue, pass, message)
+        queue.check(self.gpu())?;
+        message::write(self.gpu(), queue, pass, workspace, message)
     }
 
     fn flush(&self, queue: &Queue) -> Result<(), WgpuError> {
+        queue.check(self.gpu())?;
         queue.flush()
     }
 }
@@ -70,16 +99,9 @@ impl Backend for Wgpu {
 impl Storage for Wgpu {
     type Buffer<T: Scalar> = Buffer<T>;
 
-    fn upload<T: Scalar>(&self, _: &Queue, values: &[T]) -> Result<Buffer<T>, WgpuError> {
+    fn upload<T: Scalar>(&self, queue: &Queue, values: &[T]) -> Result<Buffer<T>, WgpuError> {
+        queue.check(self.gpu())?;
         Buffer::upload(self.device(), values)
-    }
-    fn write<T: Scalar>(&self, queue: &Queue, buffer: &mut Buffer<T>, values: &[T]) -> Result<(), WgpuError> {
-        queue.write(buffer.inner(), &buffer.bytes_for(values)?)
-    }
-    fn download<T: Scalar>(&self, queue: &Queue, buffer: &Buffer<T>) -> Result<Vec<T>, WgpuError> {
-        let size = buffer.inner().size();
-        let staging = self.staging(size)?;
-        queue.read(buffer.inner(), &staging, size, |bytes| values_of(bytes, buffer.len()))
     }
     fn mem<T: Scalar>(buffer: &Buffer<T>) -> Mem<'_, T> {
         buffer.mem()
@@ -94,37 +116,25 @@ macro_rules! kernels {
         impl Kernels<$type> for Wgpu {
             /// Compiles the kernels, and puts one set of saved statistics into the pool.
             fn prepare(&self, queue: &Queue, geometry: &Geometry) -> Result<(), WgpuError> {
-                for (kernel, work) in [
-                    (Kernel::Moments, Work::Sum),
-                    (Kernel::Normalize, Work::Write),
-                    (Kernel::GradSums, Work::Sum),
-                    (Kernel::GradInput { in_place: false }, Work::Write),
-                    (Kernel::GradInput { in_place: true }, Work::Write),
-                ] {
-                    let plan = Plan::new(geometry, size_of::<$type>(), self.parallelism(), work)?;
-                    self.module(self.key::<$type>(kernel, plan.form))?;
-                }
-                for kernel in [Kernel::Statistics, Kernel::GradientTerms] {
-                    self.module(Key::per_channel(kernel))?;
-                }
+                queue.check(self.gpu())?;
+                self.compile::<$type>(geometry)?;
                 self.saved(queue, geometry.channels()).map(drop)
             }
 
-            fn moments(
-                &self,
-                queue: &Queue,
-                x: View<'_, Self, $type>,
-                out: &mut Sums,
-            ) -> Result<(), WgpuError> {
-                moments::enqueue(self, queue, &x, out)
+            fn moments(&self, queue: &Queue, args: MomentsArgs<'_, Self, $type>) -> Result<(), WgpuError> {
+                queue.check(self.gpu())?;
+                moments::enqueue(self, queue, args)
             }
             fn normalize(&self, queue: &Queue, args: NormalizeArgs<'_, Self, $type>) -> Result<(), WgpuError> {
+                queue.check(self.gpu())?;
                 normalize::enqueue(self, queue, args)
             }
             fn grad_sums(&self, queue: &Queue, args: GradSumsArgs<'_, Self, $type>) -> Result<(), WgpuError> {
+                queue.check(self.gpu())?;
                 grad_sums::enqueue(self, queue, args)
             }
             fn grad_input(&self, queue: &Queue, args: GradInputArgs<'_, Self, $type>) -> Result<(), WgpuError> {
+                queue.check(self.gpu())?;
                 grad_input::enqueue(self, queue, args)
             }
         }

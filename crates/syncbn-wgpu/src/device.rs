@@ -1,46 +1,28 @@
-//! The handle on a device: checked once, cloned freely; what it compiles and binds is kept.
-//!
-//! Deliberately not here: queues of work, which each thread has its own of.
+//! The backend's handle: how a device is opened, and what differs between devices.
 
-use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
-use syncbn_core::Element;
+use syncbn_core::{Element, Geometry};
 
 use crate::error::WgpuError;
-use crate::memory::{Slice, empty, filled, padded};
-use crate::module::{Access, Kernel, Key, Module, Number, Params, constants_layout};
-use crate::queue::{Dispatch, Queue};
-use crate::scope::caught;
-use crate::scratch::Pool;
-use crate::tile::{Form, THREADS};
-
-/// Sets of `Params` that are kept on the device. A program that has more shapes than these starts anew.
-const MOST_CONSTANTS: usize = 4096;
+use crate::gpu::Gpu;
+use crate::module::{Kernel, Key, Number};
+use crate::plan::{Form, Plan, Work};
+use crate::queue::Queue;
+use crate::workspace::Pool;
 
 /// A wgpu device as a backend. Cheap to clone; its queues are [`Queue`]s.
 #[derive(Clone)]
-pub struct Wgpu(Arc<Device>);
-
-struct Device {
-    gpu: wgpu::Device,
-    queue: wgpu::Queue,
-    limits: wgpu::Limits,
-    /// Workgroups that fill the device, if each takes half of what one of its cores has.
-    parallelism: usize,
+pub struct Wgpu {
+    gpu: Gpu,
     f16_by_bits: bool,
-    modules: Mutex<HashMap<Key, Arc<Module>>>,
-    constants_layout: wgpu::BindGroupLayout,
-    constants: Mutex<HashMap<Vec<u8>, wgpu::BindGroup>>,
-    /// Bound where a kernel has no use for a binding: one for reading, one for writing.
-    blanks: [wgpu::Buffer; 2],
     pool: Arc<Pool>,
 }
 
 impl fmt::Debug for Wgpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Wgpu({})", self.0.gpu.adapter_info().name)
+        write!(f, "Wgpu({:?})", self.gpu)
     }
 }
 
@@ -78,209 +60,51 @@ impl Wgpu {
     ///
     /// The device is tried out first: where its arithmetic breaks sums of twice the precision, this is an error.
     pub fn new(device: wgpu::Device, queue: wgpu::Queue) -> Result<Self, WgpuError> {
-        let limits = device.limits();
-        check_limits(&limits)?;
-        let parallelism = match device.adapter_info().device_type {
-            wgpu::DeviceType::Cpu => 2,
-            wgpu::DeviceType::IntegratedGpu => 64,
-            _ => 256,
-        };
-        let during = "preparing the device";
-        let constants_layout = caught(&device, during, || constants_layout(&device))?;
-        let blank = || filled(&device, "blank", wgpu::BufferUsages::STORAGE, &[0; 64]);
-        let blanks = [blank()?, blank()?];
-        let wgpu = Device {
-            pool: Arc::new(Pool::default()),
-            modules: Mutex::default(),
-            constants: Mutex::default(),
-            f16_by_bits: true,
-            gpu: device,
-            queue,
-            limits,
-            parallelism,
-            constants_layout,
-            blanks,
-        };
-        let exact = Self(Arc::new(wgpu));
-        let f16_by_bits = crate::probe::try_out(&exact)?;
-        match Arc::into_inner(exact.0) {
-            Some(device) => Ok(Self(Arc::new(Device { f16_by_bits, ..device }))),
-            None => Err(WgpuError::OutOfOrder { what: "the device that was tried out" }),
-        }
+        let gpu = Gpu::new(device, queue)?;
+        let f16_by_bits = crate::probe::try_out(&gpu)?;
+        Ok(Self { gpu, f16_by_bits, pool: Arc::default() })
     }
 
     /// A queue of work for one thread.
     #[must_use]
     pub fn queue(&self) -> Queue {
-        Queue::new(self.0.gpu.clone(), self.0.queue.clone())
+        Queue::new(self.gpu.clone())
     }
 
     /// wgpu's device, which all memory has to belong to.
     #[must_use]
     pub fn device(&self) -> &wgpu::Device {
-        &self.0.gpu
+        self.gpu.device()
     }
 
-    pub(crate) fn parallelism(&self) -> usize {
-        self.0.parallelism
+    pub(crate) fn gpu(&self) -> &Gpu {
+        &self.gpu
     }
 
     pub(crate) fn pool(&self) -> &Arc<Pool> {
-        &self.0.pool
+        &self.pool
+    }
+
+    /// Compiles what tensors of this geometry need.
+    pub(crate) fn compile<T: Element>(&self, geometry: &Geometry) -> Result<(), WgpuError> {
+        for (kernel, work) in [
+            (Kernel::Moments, Work::Sum),
+            (Kernel::Normalize, Work::Write),
+            (Kernel::GradSums, Work::Sum),
+            (Kernel::GradInput { in_place: false }, Work::Write),
+            (Kernel::GradInput { in_place: true }, Work::Write),
+        ] {
+            let plan = Plan::new(geometry, size_of::<T>(), self.gpu.parallelism(), work)?;
+            self.gpu.module(self.key::<T>(kernel, plan.form))?;
+        }
+        for kernel in [Kernel::Statistics, Kernel::GradientTerms] {
+            self.gpu.module(Key::per_channel(kernel))?;
+        }
+        Ok(())
     }
 
     /// The variant of a kernel for activations of this type.
     pub(crate) fn key<T: Element>(&self, kernel: Kernel, form: Form) -> Key {
-        Key { kernel, number: Number::of(T::DTYPE, self.0.f16_by_bits), form }
+        Key { kernel, number: Number::of(T::DTYPE, self.f16_by_bits), form }
     }
-
-    pub(crate) fn module(&self, key: Key) -> Result<Arc<Module>, WgpuError> {
-        let find = || lock(&self.0.modules).get(&key).cloned();
-        if let Some(module) = find() {
-            return Ok(module);
-        }
-        let module = Arc::new(Module::new(&self.0.gpu, &self.0.constants_layout, key)?);
-        Ok(lock(&self.0.modules).entry(key).or_insert(module).clone())
-    }
-
-    /// A kernel with what it reads and writes, in the order of its bindings; `None` where it has no use for one.
-    pub(crate) fn bind(
-        &self,
-        key: Key,
-        params: Params,
-        bindings: &[(&'static str, Option<Slice<'_>>)],
-    ) -> Result<Dispatch, WgpuError> {
-        let module = self.module(key)?;
-        let accesses = module.accesses();
-        check_sharing(accesses, bindings)?;
-        let mut entries = Vec::with_capacity(bindings.len());
-        for (i, ((name, slice), access)) in bindings.iter().zip(accesses).enumerate() {
-            let binding = match slice {
-                Some(slice) if slice.size > 0 => self.binding(name, *slice)?,
-                _ => self.0.blanks[usize::from(*access == Access::Write)].as_entire_buffer_binding(),
-            };
-            entries.push(wgpu::BindGroupEntry {
-                binding: i as u32,
-                resource: wgpu::BindingResource::Buffer(binding),
-            });
-        }
-        let descriptor = wgpu::BindGroupDescriptor { label: None, layout: &module.layout, entries: &entries };
-        let buffers = caught(&self.0.gpu, "binding buffers", || self.0.gpu.create_bind_group(&descriptor))?;
-        let constants = self.constants(params)?;
-        let most = self.0.limits.max_compute_workgroups_per_dimension;
-        let grid = (params.blocks.min(most), params.blocks.div_ceil(most));
-        Ok(Dispatch { pipeline: module.pipeline.clone(), buffers, constants, grid })
-    }
-
-    /// The part of a buffer that a kernel may use, once it is known to fit the device's rules.
-    fn binding<'b>(
-        &self,
-        tensor: &'static str,
-        slice: Slice<'b>,
-    ) -> Result<wgpu::BufferBinding<'b>, WgpuError> {
-        let Slice { buffer, offset, size } = slice;
-        let alignment = u64::from(self.0.limits.min_storage_buffer_offset_alignment);
-        if !offset.is_multiple_of(alignment) {
-            return Err(WgpuError::Alignment { tensor, offset, alignment });
-        }
-        let size = size.saturating_add(3) / 4 * 4;
-        let most = self.0.limits.max_storage_buffer_binding_size;
-        if size > most {
-            return Err(WgpuError::Limit {
-                limit: "max_storage_buffer_binding_size",
-                needed: size,
-                got: most,
-            });
-        }
-        let end = offset.saturating_add(size);
-        if end > buffer.size() {
-            return Err(WgpuError::OutOfBuffer { tensor, end, size: buffer.size() });
-        }
-        if !buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
-            return Err(WgpuError::Usage { tensor, got: buffer.usage() });
-        }
-        // Our own vectors of four numbers are read whole; behind a tensor of fewer there is the buffer's padding.
-        Ok(wgpu::BufferBinding { buffer, offset, size: wgpu::BufferSize::new(size) })
-    }
-
-    /// The numbers that a kernel is told, on the device: one copy of each set.
-    fn constants(&self, params: Params) -> Result<wgpu::BindGroup, WgpuError> {
-        let bytes = bytemuck::bytes_of(&params);
-        if let Some(group) = lock(&self.0.constants).get(bytes) {
-            return Ok(group.clone());
-        }
-        let buffer = filled(&self.0.gpu, "params", wgpu::BufferUsages::UNIFORM, bytes)?;
-        let entry = wgpu::BindGroupEntry { binding: 0, resource: buffer.as_entire_binding() };
-        let group = caught(&self.0.gpu, "binding constants", || {
-            self.0.gpu.create_bind_group(&wgpu::BindGroupDescriptor {
-                label: Some("params"),
-                layout: &self.0.constants_layout,
-                entries: &[entry],
-            })
-        })?;
-        let mut constants = lock(&self.0.constants);
-        if constants.len() >= MOST_CONSTANTS {
-            constants.clear();
-        }
-        constants.insert(bytes.to_vec(), group.clone());
-        Ok(group)
-    }
-
-    /// Scratch of so many vectors of four `f32`.
-    pub(crate) fn scratch(&self, label: &'static str, vectors: usize) -> Result<wgpu::Buffer, WgpuError> {
-        let size = padded(vectors.saturating_mul(16));
-        let most = self.0.limits.max_storage_buffer_binding_size;
-        if size > most {
-            return Err(WgpuError::Limit {
-                limit: "max_storage_buffer_binding_size",
-                needed: size,
-                got: most,
-            });
-        }
-        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
-        empty(&self.0.gpu, label, usage, size)
-    }
-
-    /// A buffer that the host can read.
-    pub(crate) fn staging(&self, size: u64) -> Result<wgpu::Buffer, WgpuError> {
-        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-        empty(&self.0.gpu, "staging", usage, size)
-    }
-}
-
-/// WebGPU lets a kernel read a buffer or write it, and not both, whichever parts are bound.
-fn check_sharing(
-    accesses: &[Access],
-    bindings: &[(&'static str, Option<Slice<'_>>)],
-) -> Result<(), WgpuError> {
-    let with = |wanted: Access| {
-        let of_access = bindings.iter().zip(accesses).filter(move |(_, access)| **access == wanted);
-        of_access
-            .filter_map(|((name, slice), _)| slice.filter(|slice| slice.size > 0).map(|slice| (*name, slice)))
-    };
-    for (written, to) in with(Access::Write) {
-        for (read, from) in with(Access::Read) {
-            if from.buffer == to.buffer {
-                return Err(WgpuError::SharedBuffer { read, written });
-            }
-        }
-    }
-    Ok(())
-}
-
-fn check_limits(limits: &wgpu::Limits) -> Result<(), WgpuError> {
-    let at_least = |limit, got: u32, needed: u32| {
-        let (got, needed) = (u64::from(got), u64::from(needed));
-        if got >= needed { Ok(()) } else { Err(WgpuError::Limit { limit, needed, got }) }
-    };
-    let threads = THREADS as u32;
-    at_least("max_compute_invocations_per_workgroup", limits.max_compute_invocations_per_workgroup, threads)?;
-    at_least("max_compute_workgroup_size_x", limits.max_compute_workgroup_size_x, threads)?;
-    at_least("max_compute_workgroup_storage_size", limits.max_compute_workgroup_storage_size, 11 << 10)?;
-    at_least("max_storage_buffers_per_shader_stage", limits.max_storage_buffers_per_shader_stage, 6)?;
-    at_least("max_bind_groups", limits.max_bind_groups, 2)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -43,15 +43,15 @@ pub enum WgpuError {
         what: &'static str,
     },
     /// A tensor does not begin where a binding may.
-    #[error(
-        "{tensor} begins at byte {offset}, expected a multiple of min_storage_buffer_offset_alignment, {alignment}"
-    )]
+    #[error("{tensor} begins at byte {offset}, expected a multiple of {limit}, {alignment}")]
     Alignment {
         /// Whose memory.
         tensor: &'static str,
         /// Where it begins.
         offset: u64,
-        /// The device's limit.
+        /// The limit, as wgpu calls it.
+        limit: &'static str,
+        /// What it is.
         alignment: u64,
     },
     /// A tensor reaches beyond its buffer.
@@ -64,11 +64,13 @@ pub enum WgpuError {
         /// The buffer's size.
         size: u64,
     },
-    /// A buffer may not be used by a kernel.
-    #[error("the buffer of {tensor} has the usages {got:?}, STORAGE is needed")]
+    /// A buffer may not be used in the way that is needed.
+    #[error("the buffer of {tensor} has the usages {got:?}, {needed:?} is needed")]
     Usage {
         /// Whose memory.
         tensor: &'static str,
+        /// What it is to be used for.
+        needed: wgpu::BufferUsages,
         /// What it was created for.
         got: wgpu::BufferUsages,
     },
@@ -96,22 +98,47 @@ pub enum WgpuError {
         /// What wgpu said.
         source: wgpu::Error,
     },
+    /// wgpu panicked, as it does where it is given something of another instance.
+    #[error("wgpu panicked while {during}: {message}")]
+    Panicked {
+        /// What was tried.
+        during: &'static str,
+        /// What it said.
+        message: String,
+    },
+    /// A queue that is recording the application's commands was used for something else.
+    #[error("the queue is recording the application's commands: use it when `record` has returned")]
+    Recording,
+    /// A queue does not belong to the device.
+    #[error("the queue belongs to another device")]
+    ForeignQueue,
+    /// A workspace does not belong to the device.
+    #[error("the workspace belongs to another device")]
+    ForeignWorkspace,
+    /// A workspace is for another number of channels.
+    #[error("the workspace is for {got} channels, expected {expected}")]
+    Channels {
+        /// The tensor's channels.
+        expected: usize,
+        /// The workspace's.
+        got: usize,
+    },
     /// The device is lost: it was destroyed, or its driver gave up.
     #[error("the device is lost, seen while {during}")]
     DeviceLost {
         /// What was tried.
         during: &'static str,
     },
-    /// The layer's scratch does not hold what a kernel needs: the kernels were called in another order than core calls them.
+    /// The workspace does not hold what a kernel needs: the kernels were called in another order than core calls them.
     #[error("{what} is not there: the kernels were called out of order")]
     OutOfOrder {
         /// What was looked for.
         what: &'static str,
     },
-    /// A copy has another length than its target.
-    #[error("a buffer has {expected} elements, {got} values were given")]
+    /// As many values as memory has elements, or a message has numbers, are needed.
+    #[error("{got} values were given, expected {expected}")]
     Length {
-        /// The buffer's length.
+        /// The length of the memory or message.
         expected: usize,
         /// The length of what was given.
         got: usize,

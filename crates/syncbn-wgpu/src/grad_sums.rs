@@ -3,54 +3,38 @@
 use syncbn_core::Element;
 use syncbn_core::backend::GradSumsArgs;
 
+use crate::MemMut;
 use crate::device::Wgpu;
 use crate::error::WgpuError;
-use crate::memory::Slice;
-use crate::module::{D_BIAS, D_WEIGHT, Kernel, Key, MERGE, Params};
-use crate::queue::{Dispatch, Queue};
-use crate::scratch::Sums;
-use crate::tile::{Plan, Work, per_channel};
+use crate::gradient_terms;
+use crate::module::Kernel;
+use crate::params::{D_BIAS, D_WEIGHT, MERGE, Params};
+use crate::plan::{Plan, Work, per_channel};
+use crate::queue::Queue;
 
 pub(crate) fn enqueue<T: Element>(
     wgpu: &Wgpu,
     queue: &Queue,
     args: GradSumsArgs<'_, Wgpu, T>,
 ) -> Result<(), WgpuError> {
-    let GradSumsArgs { x, dy, saved, d_weight, d_bias, out, .. } = args;
+    let GradSumsArgs { x, dy, saved, d_weight, d_bias, workspace } = args;
     let geometry = *x.geometry();
-    let plan = Plan::new(&geometry, size_of::<T>(), wgpu.parallelism(), Work::Sum)?;
+    workspace.check(wgpu.gpu(), geometry.channels())?;
+    let plan = Plan::new(&geometry, size_of::<T>(), wgpu.gpu().parallelism(), Work::Sum)?;
     let bindings = [
-        ("x", Some(x.mem().slice().of(&geometry, size_of::<T>()))),
-        ("dy", Some(dy.mem().slice().of(&geometry, size_of::<T>()))),
+        ("x", x.mem().slice().map(|x| x.of(&geometry, size_of::<T>()))),
+        ("dy", dy.mem().slice().map(|dy| dy.of(&geometry, size_of::<T>()))),
         ("the saved statistics", saved.slice()),
-        ("the sums", Some(out.partials())),
+        ("the sums", Some(workspace.partials())),
     ];
-    let sum = wgpu.bind(wgpu.key::<T>(Kernel::GradSums, plan.form), plan.params, &bindings)?;
+    let sum = wgpu.gpu().bind(wgpu.key::<T>(Kernel::GradSums, plan.form), plan.params, &bindings)?;
     let wanted = (u32::from(d_weight.is_some()) * D_WEIGHT) | (u32::from(d_bias.is_some()) * D_BIAS);
-    let gradients = [d_weight.as_ref().map(crate::MemMut::slice), d_bias.as_ref().map(crate::MemMut::slice)];
+    let gradients = [d_weight.as_ref(), d_bias.as_ref()].map(|gradient| gradient.and_then(MemMut::slice));
     let params = Params { wanted, source: MERGE, ..per_channel(geometry.channels(), plan.splits)? };
-    let merge = bind_terms(wgpu, params, out, saved.slice(), gradients)?;
+    let merge = gradient_terms::bind(wgpu.gpu(), params, workspace, saved.slice(), gradients)?;
     queue.dispatch(&[sum, merge])?;
     // The moments that were there are gone.
-    out.parts = None;
-    out.terms_missing = false;
+    workspace.parts = None;
+    workspace.terms_missing = false;
     Ok(())
-}
-
-/// The kernel that adds up splits, or that only computes what `grad_input` needs.
-pub(crate) fn bind_terms(
-    wgpu: &Wgpu,
-    params: Params,
-    sums: &Sums,
-    saved: Option<Slice<'_>>,
-    [d_weight, d_bias]: [Option<Slice<'_>>; 2],
-) -> Result<Dispatch, WgpuError> {
-    let bindings = [
-        ("the sums", Some(sums.partials())),
-        ("the saved statistics", saved),
-        ("the sums", Some(sums.merged())),
-        ("d_weight", d_weight),
-        ("d_bias", d_bias),
-    ];
-    wgpu.bind(Key::per_channel(Kernel::GradientTerms), params, &bindings)
 }

@@ -15,25 +15,31 @@
 #![forbid(unsafe_code)]
 
 mod backend;
+mod copy;
 mod device;
 pub mod error;
+mod gpu;
 mod grad_input;
 mod grad_sums;
+mod gradient_terms;
 mod lost;
 mod memory;
+mod message;
 mod module;
 mod moments;
 mod normalize;
+mod pairs;
+mod params;
+mod plan;
 mod probe;
 mod queue;
 mod scope;
-mod scratch;
 mod statistics;
-mod tile;
+mod workspace;
 
 pub use device::Wgpu;
 pub use error::WgpuError;
 pub use memory::{Buffer, Mem, MemMut};
 pub use queue::Queue;
-pub use scratch::{Saved, Sums};
 pub use wgpu;
+pub use workspace::{Saved, Workspace};

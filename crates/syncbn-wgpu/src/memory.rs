@@ -23,28 +23,70 @@ impl Slice<'_> {
     pub(crate) fn of(self, geometry: &Geometry, element: usize) -> Self {
         Self { size: self.size.min(geometry.len() as u64 * element as u64), ..self }
     }
+
+    /// The whole words of 4 bytes that it lies in, if they can be copied.
+    pub(crate) fn words(self, what: &'static str, usage: wgpu::BufferUsages) -> Result<Self, WgpuError> {
+        let Self { buffer, offset, size } = self;
+        let alignment = wgpu::COPY_BUFFER_ALIGNMENT;
+        if !offset.is_multiple_of(alignment) {
+            return Err(WgpuError::Alignment {
+                tensor: what,
+                offset,
+                limit: "COPY_BUFFER_ALIGNMENT",
+                alignment,
+            });
+        }
+        let size = size.saturating_add(3) / 4 * 4;
+        self.fits(what, size, usage)?;
+        Ok(Self { buffer, offset, size })
+    }
+
+    /// An error if so many bytes of the buffer cannot be used in this way.
+    pub(crate) fn fits(
+        self,
+        tensor: &'static str,
+        size: u64,
+        needed: wgpu::BufferUsages,
+    ) -> Result<(), WgpuError> {
+        let end = self.offset.saturating_add(size);
+        if end > self.buffer.size() {
+            return Err(WgpuError::OutOfBuffer { tensor, end, size: self.buffer.size() });
+        }
+        let got = self.buffer.usage();
+        if got.contains(needed) { Ok(()) } else { Err(WgpuError::Usage { tensor, needed, got }) }
+    }
 }
 
 /// Device memory that is read: `len` elements of a buffer.
 #[derive(Debug)]
 pub struct Mem<'a, T: Scalar> {
-    pub(crate) buffer: &'a wgpu::Buffer,
-    pub(crate) offset: u64,
-    pub(crate) len: usize,
+    place: Place<'a>,
     marker: PhantomData<&'a [T]>,
 }
 
 /// Device memory that is written: `len` elements of a buffer.
 #[derive(Debug)]
 pub struct MemMut<'a, T: Scalar> {
-    pub(crate) buffer: &'a wgpu::Buffer,
-    pub(crate) offset: u64,
-    pub(crate) len: usize,
+    place: Place<'a>,
     marker: PhantomData<&'a mut [T]>,
 }
 
-fn slice<T: Scalar>(buffer: &wgpu::Buffer, offset: u64, len: usize) -> Slice<'_> {
-    Slice { buffer, offset, size: (len as u64).saturating_mul(size_of::<T>() as u64) }
+/// Elements in a buffer; memory of no elements may be in none.
+#[derive(Clone, Copy, Debug, Default)]
+struct Place<'a> {
+    buffer: Option<&'a wgpu::Buffer>,
+    offset: u64,
+    len: usize,
+    /// Whether the rest of the last word belongs to nobody.
+    padded: bool,
+}
+
+impl<'a> Place<'a> {
+    fn slice<T: Scalar>(self) -> Option<Slice<'a>> {
+        let Self { buffer, offset, len, padded: _ } = self;
+        let size = (len as u64).saturating_mul(size_of::<T>() as u64);
+        buffer.map(|buffer| Slice { buffer, offset, size })
+    }
 }
 
 impl<'a, T: Scalar> Mem<'a, T> {
@@ -53,15 +95,29 @@ impl<'a, T: Scalar> Mem<'a, T> {
     /// of 4 bytes. Whatever does not fit is a typed error of the call that is given this.
     #[must_use]
     pub fn new(buffer: &'a wgpu::Buffer, offset: u64, len: usize) -> Self {
-        Self { buffer, offset, len, marker: PhantomData }
+        Self::at(Place { buffer: Some(buffer), offset, len, padded: false })
     }
 
-    pub(crate) fn slice(&self) -> Slice<'_> {
-        slice::<T>(self.buffer, self.offset, self.len)
+    /// Memory of no elements.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self::at(Place::default())
+    }
+
+    fn at(place: Place<'a>) -> Self {
+        Self { place, marker: PhantomData }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.place.len
+    }
+
+    pub(crate) fn slice(&self) -> Option<Slice<'a>> {
+        self.place.slice::<T>()
     }
 
     pub(crate) fn reborrow(&self) -> Mem<'_, T> {
-        Mem::new(self.buffer, self.offset, self.len)
+        Mem::at(self.place)
     }
 }
 
@@ -70,27 +126,54 @@ impl<'a, T: Scalar> MemMut<'a, T> {
     /// word behind an odd number of halves keeps its value.
     #[must_use]
     pub fn new(buffer: &'a wgpu::Buffer, offset: u64, len: usize) -> Self {
-        Self { buffer, offset, len, marker: PhantomData }
+        Self::at(Place { buffer: Some(buffer), offset, len, padded: false })
     }
 
-    pub(crate) fn slice(&self) -> Slice<'_> {
-        slice::<T>(self.buffer, self.offset, self.len)
+    /// Memory of no elements.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self::at(Place::default())
+    }
+
+    fn at(place: Place<'a>) -> Self {
+        Self { place, marker: PhantomData }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.place.len
+    }
+
+    /// Whether what lies behind the last element, in its word, belongs to nobody.
+    pub(crate) fn is_padded(&self) -> bool {
+        self.place.padded
+    }
+
+    pub(crate) fn slice(&self) -> Option<Slice<'_>> {
+        self.place.slice::<T>()
     }
 
     pub(crate) fn reborrow_mut(&mut self) -> MemMut<'_, T> {
-        MemMut::new(self.buffer, self.offset, self.len)
+        MemMut::at(self.place)
     }
 
     pub(crate) fn as_mem(&self) -> Mem<'_, T> {
-        Mem::new(self.buffer, self.offset, self.len)
+        Mem::at(self.place)
     }
 }
 
-/// Device memory that a layer owns.
+/// Device memory that a layer owns: parameters, their gradients, running statistics.
+///
+/// An optimiser works on it where it is. [`Buffer::inner`] is a handle on wgpu's own buffer, to be bound and copied, read and
+/// written; [`Buffer::from_wgpu`] makes one of the application's. What is submitted to the device's queue runs in the order of its
+/// submissions, and a pass is submitted before its call returns: commands that the application submits afterwards see the pass's
+/// results, and the next pass sees theirs. Within [`Queue::hold`](crate::Queue::hold), where passes wait to be submitted, commands go
+/// through [`Queue::record`](crate::Queue::record) to keep that order. A layer's weight and bias are to be taken by `weight_mut` and
+/// `bias_mut` before such commands: so the layer knows of the change, and refuses what was saved before it.
 #[derive(Debug)]
 pub struct Buffer<T: Scalar> {
     inner: wgpu::Buffer,
     len: usize,
+    padded: bool,
     marker: PhantomData<T>,
 }
 
@@ -102,20 +185,27 @@ impl<T: Scalar> Buffer<T> {
         if size > largest {
             return Err(WgpuError::Limit { limit: "max_buffer_size", needed: size, got: largest });
         }
-        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
-        let inner = filled(device, "memory of a layer", usage, &bytes_of(values))?;
-        Ok(Self { inner, len: values.len(), marker: PhantomData })
+        let mut bytes = bytes_of(values);
+        bytes.resize(size as usize, 0);
+        let inner = filled(device, "memory of a layer", Self::USAGE, &bytes)?;
+        Ok(Self { inner, len: values.len(), padded: true, marker: PhantomData })
     }
 
-    /// The values as bytes that a copy can take, if there are as many as the buffer has.
-    pub(crate) fn bytes_for(&self, values: &[T]) -> Result<Vec<u8>, WgpuError> {
-        if values.len() == self.len {
-            return Ok(bytes_of(values));
+    /// What such a buffer is used for.
+    pub const USAGE: wgpu::BufferUsages =
+        wgpu::BufferUsages::STORAGE.union(wgpu::BufferUsages::COPY_SRC).union(wgpu::BufferUsages::COPY_DST);
+
+    /// The first `len` elements of the application's own buffer, which needs the usages [`Buffer::USAGE`] and room for whole words
+    /// of 4 bytes. It stays shared: what the application writes to it, the layer reads.
+    pub fn from_wgpu(inner: wgpu::Buffer, len: usize) -> Result<Self, WgpuError> {
+        let place = Place { buffer: Some(&inner), offset: 0, len, padded: false };
+        if let Some(slice) = place.slice::<T>() {
+            slice.words("the memory of a layer", Self::USAGE)?;
         }
-        Err(WgpuError::Length { expected: self.len, got: values.len() })
+        Ok(Self { inner, len, padded: false, marker: PhantomData })
     }
 
-    /// wgpu's buffer, which may be longer than the elements.
+    /// wgpu's buffer, which may be longer than the elements: they begin at its first byte, in the device's order of bytes.
     #[must_use]
     pub fn inner(&self) -> &wgpu::Buffer {
         &self.inner
@@ -133,12 +223,16 @@ impl<T: Scalar> Buffer<T> {
         self.len == 0
     }
 
+    fn place(&self) -> Place<'_> {
+        Place { buffer: Some(&self.inner), offset: 0, len: self.len, padded: self.padded }
+    }
+
     pub(crate) fn mem(&self) -> Mem<'_, T> {
-        Mem::new(&self.inner, 0, self.len)
+        Mem::at(self.place())
     }
 
     pub(crate) fn mem_mut(&mut self) -> MemMut<'_, T> {
-        MemMut::new(&self.inner, 0, self.len)
+        MemMut::at(self.place())
     }
 }
 
@@ -147,19 +241,19 @@ pub(crate) fn padded(size: usize) -> u64 {
     (size as u64).next_multiple_of(16).max(16)
 }
 
-fn bytes_of<T: Scalar>(values: &[T]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(padded(size_of_val(values)) as usize);
+pub(crate) fn bytes_of<T: Scalar>(values: &[T]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(size_of_val(values).saturating_add(16));
     for value in values {
         bytes.extend_from_slice(value.to_le_bytes().as_ref());
     }
-    bytes.resize(padded(size_of_val(values)) as usize, 0);
     bytes
 }
 
 /// The values that were copied out; the rest is padding.
-pub(crate) fn values_of<T: Scalar>(bytes: &[u8], len: usize) -> Vec<T> {
-    let all = bytes.chunks_exact(size_of::<T>()).map(|bytes| T::from_le_bytes(bytes).unwrap_or_default());
-    all.take(len).collect()
+pub(crate) fn values_of<T: Scalar>(bytes: &[u8], values: &mut [T]) {
+    for (value, bytes) in values.iter_mut().zip(bytes.chunks_exact(size_of::<T>())) {
+        *value = T::from_le_bytes(bytes).unwrap_or_default();
+    }
 }
 
 /// A new buffer with this content, whose length is a multiple of 4.

@@ -8,54 +8,12 @@
 use std::borrow::Cow;
 use std::num::NonZeroU64;
 
-use bytemuck::{Pod, Zeroable};
 use syncbn_core::Dtype;
 
 use crate::error::WgpuError;
+use crate::params::{self, Params};
+use crate::plan::Form;
 use crate::scope::caught;
-use crate::tile::Form;
-
-/// The struct of the same name in params.wgsl.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
-pub(crate) struct Params {
-    pub(crate) channels: u32,
-    pub(crate) lanes: u32,
-    pub(crate) segment: u32,
-    pub(crate) vectors: u32,
-    pub(crate) step_index: u32,
-    pub(crate) step_within: u32,
-    pub(crate) wrap: u32,
-    pub(crate) members: u32,
-    pub(crate) splits: u32,
-    pub(crate) blocks: u32,
-    pub(crate) zero: u32,
-    pub(crate) inner: u32,
-    pub(crate) elements: u32,
-    pub(crate) wanted: u32,
-    pub(crate) source: u32,
-    pub(crate) count_high: f32,
-    pub(crate) count_low: f32,
-    pub(crate) eps_high: f32,
-    pub(crate) eps_low: f32,
-    pub(crate) eps_exponent: i32,
-    pub(crate) momentum: f32,
-    pub(crate) kept: f32,
-    pub(crate) padding: [u32; 2],
-}
-
-/// The bits of `wanted`.
-pub(crate) const WEIGHT: u32 = 1;
-pub(crate) const BIAS: u32 = 2;
-pub(crate) const RUNNING: u32 = 4;
-pub(crate) const D_WEIGHT: u32 = 8;
-pub(crate) const D_BIAS: u32 = 16;
-
-/// The values of `source`, in statistics.wgsl, `gradient_terms.wgsl` and `grad_input.wgsl`.
-pub(crate) const MERGE: u32 = 0;
-pub(crate) const LOCAL: u32 = 1;
-pub(crate) const GROUP: u32 = 2;
-pub(crate) const FROZEN: u32 = 3;
 
 /// The kernels, those of core's four and those that take a few numbers per channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -182,7 +140,13 @@ impl Key {
         // Elements of a part: at most four.
         let part = width.min(4);
         let constants = format!("const BACKWARDS: bool = {};\n", self.kernel.walks_backwards());
-        let mut text = vec![include_str!("../shaders/params.wgsl"), &constants, self.number.text()];
+        let mut text = vec![
+            params::STRUCT,
+            params::CONSTANTS,
+            include_str!("../shaders/params.wgsl"),
+            &constants,
+            self.number.text(),
+        ];
         text.push(match (half, width) {
             (false, 4) => include_str!("../shaders/loads/f32_4.wgsl"),
             (false, _) => include_str!("../shaders/loads/f32_1.wgsl"),
@@ -191,16 +155,15 @@ impl Key {
             (true, 2) => include_str!("../shaders/loads/half_2.wgsl"),
             (true, _) => include_str!("../shaders/loads/half_1.wgsl"),
         });
-        text.push(match (rows, part) {
-            (true, 4) => include_str!("../shaders/lanes/rows_4.wgsl"),
-            (true, 2) => include_str!("../shaders/lanes/rows_2.wgsl"),
-            (true, _) => include_str!("../shaders/lanes/rows_1.wgsl"),
-            (false, 4) => include_str!("../shaders/lanes/columns_4.wgsl"),
-            (false, 2) => include_str!("../shaders/lanes/columns_2.wgsl"),
-            (false, _) => include_str!("../shaders/lanes/columns_1.wgsl"),
+        let part_text = part_of(part);
+        text.push(&part_text);
+        text.push(if rows {
+            include_str!("../shaders/lanes/rows.wgsl")
+        } else {
+            include_str!("../shaders/lanes/columns.wgsl")
         });
         text.extend([
-            include_str!("../shaders/tile.wgsl"),
+            include_str!("../shaders/plan.wgsl"),
             include_str!("../shaders/pairs.wgsl"),
             include_str!("../shaders/merge.wgsl"),
             include_str!("../shaders/numbers/scaled.wgsl"),
@@ -220,10 +183,38 @@ impl Key {
                 text.push(include_str!("../shaders/lanes/whole.wgsl"));
             }
         }
+        if !matches!(self.kernel, Kernel::Moments | Kernel::Probe) {
+            text.push(include_str!("../shaders/saved.wgsl"));
+        }
         let loads = self.kernel.loads(half && width == 1);
         text.extend([self.kernel.text().1, &loads]);
         text.join("\n")
     }
+}
+
+/// The types of a part of so many elements, and what is done with its elements one by one: what rows.wgsl and columns.wgsl need.
+fn part_of(elements: usize) -> String {
+    let many = |scalar: &str| if elements == 1 { scalar.into() } else { format!("vec{elements}<{scalar}>") };
+    let (sum, greatest, first, element) = match elements {
+        4 => ("(x.x + x.y) + (x.z + x.w)", "max(max(x.x, x.y), max(x.z, x.w))", "x.x", "x[w]"),
+        2 => ("x.x + x.y", "max(x.x, x.y)", "x.x", "x[w]"),
+        _ => ("x", "x", "x", "x"),
+    };
+    format!(
+        "const N: u32 = {elements}u;
+alias Part = {};
+alias PartBits = {};
+alias PartWhole = {};
+fn sum_of(x: Part) -> f32 {{ return {sum}; }}
+fn greatest_of(x: PartBits) -> u32 {{ return {greatest}; }}
+fn first_of(x: Part) -> f32 {{ return {first}; }}
+fn element_of(x: Part, w: u32) -> f32 {{ return {element}; }}
+fn whole_element_of(x: PartWhole, w: u32) -> i32 {{ return {element}; }}
+",
+        many("f32"),
+        many("u32"),
+        many("i32"),
+    )
 }
 
 /// A compiled kernel.
@@ -308,4 +299,62 @@ pub(crate) fn constants_layout(device: &wgpu::Device) -> wgpu::BindGroupLayout {
             count: None,
         }],
     })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests fail where these do")]
+
+    use super::*;
+    use wgpu::naga::front::wgsl;
+    use wgpu::naga::{AddressSpace, Module as Parsed, StorageAccess, TypeInner};
+
+    const KERNELS: [Kernel; 8] = [
+        Kernel::Moments,
+        Kernel::Statistics,
+        Kernel::Normalize,
+        Kernel::GradSums,
+        Kernel::GradientTerms,
+        Kernel::GradInput { in_place: false },
+        Kernel::GradInput { in_place: true },
+        Kernel::Probe,
+    ];
+
+    fn parsed(kernel: Kernel) -> Parsed {
+        // The probe converts halves; the others take any number.
+        let number = if kernel == Kernel::Probe { Number::F16 } else { Number::F32 };
+        wgsl::parse_str(&Key { number, ..Key::per_channel(kernel) }.source()).unwrap()
+    }
+
+    #[test]
+    fn the_struct_of_numbers_lies_alike_on_both_sides() {
+        let module = parsed(Kernel::Moments);
+        let (_, params) = module.types.iter().find(|(_, t)| t.name.as_deref() == Some("Params")).unwrap();
+        let TypeInner::Struct { members, span } = &params.inner else { unreachable!() };
+        let in_shader: Vec<_> =
+            members.iter().map(|m| (m.name.as_deref().unwrap(), m.offset as usize)).collect();
+        assert_eq!(in_shader, params::FIELDS);
+        assert_eq!(*span as usize, size_of::<Params>());
+    }
+
+    #[test]
+    fn shaders_declare_the_bindings_that_kernels_are_bound_with() {
+        for kernel in KERNELS {
+            let module = parsed(kernel);
+            let mut declared: Vec<_> = module
+                .global_variables
+                .iter()
+                .filter_map(|(_, variable)| match variable.space {
+                    AddressSpace::Storage { access } => {
+                        Some((variable.binding?.binding, access.contains(StorageAccess::STORE)))
+                    }
+                    _ => None,
+                })
+                .collect();
+            declared.sort_unstable();
+            let bound: Vec<_> =
+                (0..).zip(kernel.bindings()).map(|(i, access)| (i, *access == Access::Write)).collect();
+            assert_eq!(declared, bound, "{kernel:?}");
+        }
+    }
 }

@@ -1,26 +1,30 @@
 //! Enqueues `shaders/moments.wgsl`.
 
-use syncbn_core::{Element, View};
+use syncbn_core::Element;
+use syncbn_core::backend::MomentsArgs;
 
 use crate::device::Wgpu;
 use crate::error::WgpuError;
 use crate::module::Kernel;
+use crate::plan::{Plan, Work};
 use crate::queue::Queue;
-use crate::scratch::{Parts, Sums};
-use crate::tile::{Plan, Work};
+use crate::workspace::Parts;
 
 pub(crate) fn enqueue<T: Element>(
     wgpu: &Wgpu,
     queue: &Queue,
-    x: &View<'_, Wgpu, T>,
-    out: &mut Sums,
+    args: MomentsArgs<'_, Wgpu, T>,
 ) -> Result<(), WgpuError> {
+    let MomentsArgs { x, workspace } = args;
     let geometry = x.geometry();
-    let plan = Plan::new(geometry, size_of::<T>(), wgpu.parallelism(), Work::Sum)?;
-    let x = x.mem().slice().of(geometry, size_of::<T>());
-    let bindings = [("x", Some(x)), ("the sums", Some(out.partials()))];
-    let kernel = wgpu.bind(wgpu.key::<T>(Kernel::Moments, plan.form), plan.params, &bindings)?;
+    workspace.check(wgpu.gpu(), geometry.channels())?;
+    let plan = Plan::new(geometry, size_of::<T>(), wgpu.gpu().parallelism(), Work::Sum)?;
+    let bindings = [
+        ("x", x.mem().slice().map(|x| x.of(geometry, size_of::<T>()))),
+        ("the sums", Some(workspace.partials())),
+    ];
+    let kernel = wgpu.gpu().bind(wgpu.key::<T>(Kernel::Moments, plan.form), plan.params, &bindings)?;
     queue.dispatch(&[kernel])?;
-    out.parts = Some(Parts { splits: plan.splits, count: geometry.per_channel() });
+    workspace.parts = Some(Parts { splits: plan.splits, count: geometry.per_channel() });
     Ok(())
 }

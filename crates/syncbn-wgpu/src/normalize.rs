@@ -1,77 +1,103 @@
 //! Enqueues `shaders/normalize.wgsl`, and `statistics.wgsl` before it where there are statistics to finalise.
 
-use syncbn_core::Element;
-use syncbn_core::backend::{NormalizeArgs, Source};
+use syncbn_core::backend::{NormalizeArgs, RunningMut, Source};
+use syncbn_core::statistics::NonFinite;
+use syncbn_core::{Element, Scalar};
 
+use crate::Mem;
 use crate::device::Wgpu;
 use crate::error::WgpuError;
-use crate::module::{BIAS, FROZEN, GROUP, Kernel, LOCAL, Params, RUNNING, WEIGHT};
+use crate::gpu::{Dispatch, Gpu};
+use crate::module::Kernel;
+use crate::pairs::halves;
+use crate::params::{BIAS, FROZEN, GROUP, LOCAL, Params, RUNNING, SAVED, SKIP_NON_FINITE, WEIGHT};
+use crate::plan::{Plan, Work};
 use crate::queue::Queue;
-use crate::scratch::halves;
 use crate::statistics::{self, Places};
-use crate::tile::{Plan, Work};
 
 pub(crate) fn enqueue<T: Element>(
     wgpu: &Wgpu,
     queue: &Queue,
     args: NormalizeArgs<'_, Wgpu, T>,
 ) -> Result<(), WgpuError> {
-    let NormalizeArgs { x, mut y, source, weight, bias, eps, .. } = args;
+    let NormalizeArgs { x, mut y, source, weight, bias, eps } = args;
     let geometry = *x.geometry();
-    let channels = geometry.channels();
-    let plan = Plan::new(&geometry, size_of::<T>(), wgpu.parallelism(), Work::Write)?;
+    let plan = Plan::new(&geometry, size_of::<T>(), wgpu.gpu().parallelism(), Work::Write)?;
+    let (statistics, places) = finalise(wgpu.gpu(), geometry.channels(), &source, eps)?;
     let mut params = plan.params;
-    let mut kernels = Vec::with_capacity(2);
-    let mut places = Places::default();
-    match &source {
-        Source::Batch { sums, group, saved, running } => {
-            let mut params_of_statistics = with_eps(eps);
-            params_of_statistics.source = if *group { GROUP } else { LOCAL };
-            places.saved = saved.slice();
-            if let Some(running) = running {
-                params_of_statistics.wanted = RUNNING;
-                let momentum = running.momentum.unwrap_or(-1.0);
-                // Rounded apart: 1 - momentum loses digits where momentum is near 1.
-                params_of_statistics.momentum = momentum as f32;
-                params_of_statistics.kept = (1.0 - momentum) as f32;
-                params.wanted |= RUNNING;
-                places.running_mean = Some(running.mean.slice());
-                places.running_var = Some(running.var.slice());
-                places.num_batches_tracked = Some(running.num_batches_tracked.slice());
-            }
-            if sums.parts.is_none() {
-                return Err(WgpuError::OutOfOrder { what: "a rank's moments" });
-            }
-            kernels.push(statistics::bind(
-                wgpu,
-                channels,
-                params_of_statistics,
-                Some(sums),
-                sums.parts,
-                places,
-            )?);
-        }
-        Source::Frozen { mean, var, saved } => {
-            places.saved = saved.slice();
-            let frozen =
-                Places { running_mean: Some(mean.slice()), running_var: Some(var.slice()), ..places };
-            let params_of_statistics = Params { source: FROZEN, ..with_eps(eps) };
-            kernels.push(statistics::bind(wgpu, channels, params_of_statistics, None, None, frozen)?);
-        }
-        Source::Saved(saved) => places.saved = saved.slice(),
-        _ => return Err(WgpuError::OutOfOrder { what: "a source of statistics that this backend knows" }),
+    params.wanted = (u32::from(weight.is_some()) * WEIGHT) | (u32::from(bias.is_some()) * BIAS);
+    if places.num_batches_tracked.is_some() {
+        params.wanted |= RUNNING;
     }
-    params.wanted |= (u32::from(weight.is_some()) * WEIGHT) | (u32::from(bias.is_some()) * BIAS);
     let bindings = [
-        ("x", Some(x.mem().slice().of(&geometry, size_of::<T>()))),
-        ("y", Some(y.mem_mut().slice().of(&geometry, size_of::<T>()))),
+        ("x", x.mem().slice().map(|x| x.of(&geometry, size_of::<T>()))),
+        ("y", y.mem_mut().slice().map(|y| y.of(&geometry, size_of::<T>()))),
         ("the saved statistics", places.saved),
-        ("weight", weight.as_ref().map(crate::Mem::slice)),
-        ("bias", bias.as_ref().map(crate::Mem::slice)),
+        ("weight", weight.as_ref().and_then(Mem::slice)),
+        ("bias", bias.as_ref().and_then(Mem::slice)),
         ("num_batches_tracked", places.num_batches_tracked),
     ];
-    kernels.push(wgpu.bind(wgpu.key::<T>(Kernel::Normalize, plan.form), params, &bindings)?);
+    let normalize = wgpu.gpu().bind(wgpu.key::<T>(Kernel::Normalize, plan.form), params, &bindings)?;
+    let kernels: Vec<_> = statistics.into_iter().chain([normalize]).collect();
     queue.dispatch(&kernels)
+}
+
+/// The kernel that comes first, if there is anything to be finalised or updated, and what it and `normalize` share.
+fn finalise<'s, P: Scalar>(
+    gpu: &Gpu,
+    channels: usize,
+    source: &'s Source<'_, Wgpu, P>,
+    eps: f64,
+) -> Result<(Option<Dispatch>, Places<'s>), WgpuError> {
+    let eps = with_eps(eps);
+    match source {
+        Source::Batch { workspace, group, saved, running } => {
+            workspace.check(gpu, channels)?;
+            let parts = workspace.parts.ok_or(WgpuError::OutOfOrder { what: "a rank's moments" })?;
+            let places = Places { saved: saved.slice(), ..places_of(running.as_ref()) };
+            let source = if *group { GROUP } else { LOCAL };
+            let params = Params { source, ..with_running(eps, running.as_ref()) };
+            let kernel = statistics::bind(gpu, channels, params, Some((workspace, parts)), places)?;
+            Ok((Some(kernel), places))
+        }
+        Source::Frozen { mean, var, saved } => {
+            let places = Places { saved: saved.slice(), ..Places::default() };
+            let given = Places { running_mean: mean.slice(), running_var: var.slice(), ..places };
+            let params = Params { source: FROZEN, ..eps };
+            Ok((Some(statistics::bind(gpu, channels, params, None, given)?), places))
+        }
+        Source::Saved { saved, running: None } => {
+            Ok((None, Places { saved: saved.slice(), ..Places::default() }))
+        }
+        Source::Saved { saved, running: Some(running) } => {
+            let places = Places { saved: saved.slice(), ..places_of(Some(running)) };
+            let params = Params { source: SAVED, ..with_running(eps, Some(running)) };
+            Ok((Some(statistics::bind(gpu, channels, params, None, places)?), places))
+        }
+    }
+}
+
+fn places_of<'s, P: Scalar>(running: Option<&'s RunningMut<'_, Wgpu, P>>) -> Places<'s> {
+    Places {
+        saved: None,
+        running_mean: running.and_then(|running| running.mean.slice()),
+        running_var: running.and_then(|running| running.var.slice()),
+        num_batches_tracked: running.and_then(|running| running.num_batches_tracked.slice()),
+    }
+}
+
+fn with_running<P: Scalar>(params: Params, running: Option<&RunningMut<'_, Wgpu, P>>) -> Params {
+    let Some(RunningMut { mean: _, var: _, num_batches_tracked: _, momentum, non_finite }) = running else {
+        return params;
+    };
+    let skip = match non_finite {
+        NonFinite::Propagate => 0,
+        NonFinite::Skip => SKIP_NON_FINITE,
+    };
+    let momentum = momentum.unwrap_or(-1.0);
+    // Rounded apart: 1 - momentum loses digits where momentum is near 1.
+    let (momentum, kept) = (momentum as f32, (1.0 - momentum) as f32);
+    Params { wanted: RUNNING | skip, momentum, kept, ..params }
 }
 
 /// eps as the device takes it: two halves from 1 to 2, and a power of two.

@@ -2,10 +2,12 @@
 //!
 //! Deliberately not here: what to do about a device that fails, which is to refuse it.
 
-use crate::device::Wgpu;
 use crate::error::WgpuError;
+use crate::gpu::Gpu;
 use crate::memory::{Slice, filled};
-use crate::module::{Kernel, Key, Number, PER_CHANNEL, Params};
+use crate::module::{Kernel, Key, Number, PER_CHANNEL};
+use crate::params::Params;
+use crate::queue::Queue;
 
 /// Pairs whose sums and products are not `f32`, of both signs and of very different sizes; and numbers whose nearest half is
 /// above them, below them, a tie, subnormal, or out of range.
@@ -29,12 +31,12 @@ const INPUTS: [(f32, f32); 16] = [
 ];
 
 /// Whether halves have to be converted by shifts; an error where the arithmetic of pairs does not hold.
-pub(crate) fn try_out(wgpu: &Wgpu) -> Result<bool, WgpuError> {
+pub(crate) fn try_out(gpu: &Gpu) -> Result<bool, WgpuError> {
     let broken = |what| {
-        let adapter = wgpu.device().adapter_info().name;
+        let adapter = gpu.device().adapter_info().name;
         WgpuError::Arithmetic { adapter, what }
     };
-    let by_bits = run(wgpu, Number::F16ByBits)?;
+    let by_bits = run(gpu, Number::F16ByBits)?;
     for (&(a, b), got) in INPUTS.iter().zip(&by_bits) {
         let float = f32::from_bits;
         if (float(got[0]), float(got[1])) != two_sum(a, b) {
@@ -57,22 +59,23 @@ pub(crate) fn try_out(wgpu: &Wgpu) -> Result<bool, WgpuError> {
     if !halves_fit(&by_bits) {
         return Err(broken("a conversion of halves by shifts"));
     }
-    Ok(!halves_fit(&run(wgpu, Number::F16)?))
+    Ok(!halves_fit(&run(gpu, Number::F16)?))
 }
 
-fn run(wgpu: &Wgpu, number: Number) -> Result<Vec<[u32; 8]>, WgpuError> {
+fn run(gpu: &Gpu, number: Number) -> Result<Vec<[u32; 8]>, WgpuError> {
     let flat: Vec<f32> = INPUTS.iter().flat_map(|&(a, b)| [a, b]).collect();
     let usage = wgpu::BufferUsages::STORAGE;
-    let inputs = filled(wgpu.device(), "probe", usage, bytemuck::cast_slice(&flat))?;
-    let results = wgpu.scratch("probe", 2 * INPUTS.len())?;
-    let staging = wgpu.staging(results.size())?;
-    let whole = |buffer| Some(Slice { buffer, offset: 0, size: wgpu::Buffer::size(buffer) });
+    let inputs = filled(gpu.device(), "probe", usage, bytemuck::cast_slice(&flat))?;
+    let results = gpu.scratch("probe", 2 * INPUTS.len())?;
+    let staging = gpu.staging(results.size())?;
+    let whole = |buffer| Slice { buffer, offset: 0, size: wgpu::Buffer::size(buffer) };
     let params = Params { elements: INPUTS.len() as u32, blocks: 1, ..Params::default() };
     let key = Key { kernel: Kernel::Probe, number, form: PER_CHANNEL };
-    let kernel = wgpu.bind(key, params, &[("inputs", whole(&inputs)), ("results", whole(&results))])?;
-    let queue = wgpu.queue();
+    let kernel =
+        gpu.bind(key, params, &[("inputs", Some(whole(&inputs))), ("results", Some(whole(&results)))])?;
+    let queue = Queue::new(gpu.clone());
     queue.dispatch(&[kernel])?;
-    queue.read(&results, &staging, results.size(), bytemuck::pod_collect_to_vec)
+    queue.read(whole(&results), &staging, bytemuck::pod_collect_to_vec)
 }
 
 fn two_sum(a: f32, b: f32) -> (f32, f32) {

@@ -8,7 +8,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::error::WgpuError;
+use crate::gpu::{Dispatch, Gpu};
 use crate::lost;
+use crate::memory::Slice;
 use crate::scope::caught;
 
 /// Where work is given to: wgpu's device and queue, and what is recorded and not submitted yet.
@@ -17,35 +19,38 @@ use crate::scope::caught;
 /// before or after a pass, as its calls do.
 #[derive(Debug)]
 pub struct Queue {
-    device: wgpu::Device,
-    inner: wgpu::Queue,
+    gpu: Gpu,
     pending: Mutex<Pending>,
 }
 
 #[derive(Debug, Default)]
 struct Pending {
     encoder: Option<wgpu::CommandEncoder>,
+    /// The application has the encoder.
+    recording: bool,
     holds: usize,
     submissions: u64,
     last: Option<wgpu::SubmissionIndex>,
 }
 
-/// A kernel with its buffers, ready to be recorded.
-#[derive(Debug)]
-pub(crate) struct Dispatch {
-    pub(crate) pipeline: wgpu::ComputePipeline,
-    pub(crate) buffers: wgpu::BindGroup,
-    pub(crate) constants: wgpu::BindGroup,
-    pub(crate) grid: (u32, u32),
-}
-
 impl Queue {
-    pub(crate) fn new(device: wgpu::Device, queue: wgpu::Queue) -> Self {
-        Self { device, inner: queue, pending: Mutex::default() }
+    pub(crate) fn new(gpu: Gpu) -> Self {
+        Self { gpu, pending: Mutex::default() }
     }
 
+    /// What is pending. No code of the application runs while this is locked.
     fn pending(&self) -> MutexGuard<'_, Pending> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An error if the queue cannot take work for this device now.
+    pub(crate) fn check(&self, gpu: &Gpu) -> Result<(), WgpuError> {
+        if self.gpu.is(gpu) { self.idle().map(drop) } else { Err(WgpuError::ForeignQueue) }
+    }
+
+    fn idle(&self) -> Result<MutexGuard<'_, Pending>, WgpuError> {
+        let pending = self.pending();
+        if pending.recording { Err(WgpuError::Recording) } else { Ok(pending) }
     }
 
     /// How often work was submitted. A pass of a layer alone submits once; one in a group with a host communicator twice.
@@ -53,11 +58,33 @@ impl Queue {
         self.pending().submissions
     }
 
-    /// Records commands of the caller's, in order with those of the passes before and after.
+    /// Records commands of the caller's, in order with those of the passes before and after. A command that wgpu refuses is an
+    /// error of this call, or of the enclosing [`Queue::hold`]. While the commands are recorded, other use of this queue is the
+    /// error [`WgpuError::Recording`].
     pub fn record<R>(&self, commands: impl FnOnce(&mut wgpu::CommandEncoder) -> R) -> Result<R, WgpuError> {
-        let result = self.encode(commands)?;
+        let mut recording = Recording { queue: self, encoder: Some(self.take_encoder()?) };
+        let result = recording.encoder.as_mut().map(commands);
+        drop(recording);
         self.flush()?;
-        Ok(result)
+        result.ok_or(WgpuError::Recording)
+    }
+
+    fn take_encoder(&self) -> Result<wgpu::CommandEncoder, WgpuError> {
+        let mut pending = self.idle()?;
+        let encoder = match pending.encoder.take() {
+            Some(encoder) => encoder,
+            None => self.new_encoder()?,
+        };
+        pending.recording = true;
+        Ok(encoder)
+    }
+
+    fn new_encoder(&self) -> Result<wgpu::CommandEncoder, WgpuError> {
+        caught(self.gpu.device(), "recording commands", || {
+            self.gpu
+                .device()
+                .create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("syncbn") })
+        })
     }
 
     /// Runs `work` and submits what it has recorded in one piece, where each pass would have submitted its own. A
@@ -71,18 +98,16 @@ impl Queue {
         Ok(result)
     }
 
-    /// Records without submitting.
-    pub(crate) fn encode<R>(
-        &self,
-        commands: impl FnOnce(&mut wgpu::CommandEncoder) -> R,
-    ) -> Result<R, WgpuError> {
-        caught(&self.device, "recording commands", || {
-            let mut pending = self.pending();
-            let encoder = pending.encoder.get_or_insert_with(|| {
-                self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("syncbn") })
-            });
-            commands(encoder)
-        })
+    /// Records commands of ours without submitting.
+    fn encode(&self, commands: impl FnOnce(&mut wgpu::CommandEncoder)) -> Result<(), WgpuError> {
+        let mut pending = self.idle()?;
+        let mut encoder = match pending.encoder.take() {
+            Some(encoder) => encoder,
+            None => self.new_encoder()?,
+        };
+        let result = caught(self.gpu.device(), "recording commands", || commands(&mut encoder));
+        pending.encoder = Some(encoder);
+        result
     }
 
     pub(crate) fn dispatch(&self, kernels: &[Dispatch]) -> Result<(), WgpuError> {
@@ -99,45 +124,47 @@ impl Queue {
 
     /// Submits what is recorded, unless the caller wants more in the same submission.
     pub(crate) fn flush(&self) -> Result<(), WgpuError> {
-        if self.pending().holds > 0 { Ok(()) } else { self.submit() }
+        if self.idle()?.holds > 0 { Ok(()) } else { self.submit() }
     }
 
     /// Submits what is recorded.
     pub(crate) fn submit(&self) -> Result<(), WgpuError> {
         const DURING: &str = "submitting commands";
-        let Some(encoder) = self.pending().encoder.take() else {
+        let Some(encoder) = self.idle()?.encoder.take() else {
             return Ok(());
         };
-        let index = caught(&self.device, DURING, || self.inner.submit([encoder.finish()]))?;
+        let index = caught(self.gpu.device(), DURING, || self.gpu.queue().submit([encoder.finish()]))?;
         let mut pending = self.pending();
         pending.submissions += 1;
         pending.last = Some(index);
         drop(pending);
         // A lost device takes nothing, and says nothing.
-        lost::check(&self.device, DURING)
+        lost::check(self.gpu.device(), DURING)
     }
 
-    /// Overwrites the beginning of a buffer, after all that was recorded.
-    pub(crate) fn write(&self, buffer: &wgpu::Buffer, bytes: &[u8]) -> Result<(), WgpuError> {
+    /// Overwrites whole words, after all that was recorded.
+    pub(crate) fn write(&self, to: Slice<'_>, bytes: &[u8]) -> Result<(), WgpuError> {
         self.submit()?;
-        caught(&self.device, "copying to the device", || self.inner.write_buffer(buffer, 0, bytes))
+        caught(self.gpu.device(), "copying to the device", || {
+            self.gpu.queue().write_buffer(to.buffer, to.offset, bytes);
+        })
     }
 
-    /// Submits, waits, and copies the beginning of a buffer out, by way of one that can be mapped.
+    /// Submits, waits, and copies whole words out, by way of a buffer that can be mapped.
     pub(crate) fn read<R>(
         &self,
-        buffer: &wgpu::Buffer,
+        from: Slice<'_>,
         staging: &wgpu::Buffer,
-        size: u64,
         take: impl FnOnce(&[u8]) -> R,
     ) -> Result<R, WgpuError> {
         const DURING: &str = "copying from the device";
         let lost = || WgpuError::DeviceLost { during: DURING };
-        self.encode(|encoder| encoder.copy_buffer_to_buffer(buffer, 0, staging, 0, size))?;
+        let Slice { buffer, offset, size } = from;
+        self.encode(|encoder| encoder.copy_buffer_to_buffer(buffer, offset, staging, 0, size))?;
         self.submit()?;
         let (sender, mapped) = channel();
         let slice = staging.slice(..size);
-        caught(&self.device, DURING, || {
+        caught(self.gpu.device(), DURING, || {
             slice.map_async(wgpu::MapMode::Read, move |result| {
                 // The receiver is gone only if the wait below has failed.
                 sender.send(result).unwrap_or_default();
@@ -145,7 +172,7 @@ impl Queue {
         })?;
         let last = self.pending().last.clone();
         loop {
-            if wait(&self.device, last.clone()).is_none() {
+            if wait(self.gpu.device(), last.clone()).is_none() {
                 return Err(lost());
             }
             // Another thread's poll may have taken our callback, and be about to call it.
@@ -158,8 +185,22 @@ impl Queue {
         let view = slice.get_mapped_range().map_err(|_| lost())?;
         let result = take(&view);
         drop(view);
-        caught(&self.device, DURING, || staging.unmap())?;
+        caught(self.gpu.device(), DURING, || staging.unmap())?;
         Ok(result)
+    }
+}
+
+/// Gives the encoder back, also where the commands panic.
+struct Recording<'a> {
+    queue: &'a Queue,
+    encoder: Option<wgpu::CommandEncoder>,
+}
+
+impl Drop for Recording<'_> {
+    fn drop(&mut self) {
+        let mut pending = self.queue.pending();
+        pending.encoder = self.encoder.take();
+        pending.recording = false;
     }
 }
 

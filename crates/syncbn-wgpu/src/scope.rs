@@ -6,9 +6,13 @@
 //! Deliberately not here: handlers for uncaptured errors and for a lost device. A device has one of each, and it belongs to the
 //! application.
 
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use crate::error::WgpuError;
 
-/// Runs the work; an error of wgpu's in it comes back as ours.
+/// Runs the work, which is calls of wgpu's alone: an error of wgpu's in it comes back as ours. wgpu panics where it is given a
+/// handle of another instance that it does not know; that comes back too. The scopes and wgpu's locks end as it unwinds.
 pub(crate) fn caught<R>(
     device: &wgpu::Device,
     during: &'static str,
@@ -17,12 +21,17 @@ pub(crate) fn caught<R>(
     let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
     let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
     let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
-    let result = work();
+    let result = catch_unwind(AssertUnwindSafe(work));
     let errors = [internal.pop_now(), memory.pop_now(), validation.pop_now()];
     match errors.into_iter().flatten().next() {
         Some(error) => Err(WgpuError::caught(during, error)),
-        None => Ok(result),
+        None => result.map_err(|panic| WgpuError::Panicked { during, message: told(&*panic) }),
     }
+}
+
+fn told(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message").to_owned()
 }
 
 trait PopNow {

@@ -2,13 +2,15 @@
 //!
 //! Deliberately not here: its arithmetic.
 
-use crate::device::Wgpu;
 use crate::error::WgpuError;
+use crate::gpu::{Dispatch, Gpu};
 use crate::memory::Slice;
-use crate::module::{Kernel, Key, MERGE, Params};
-use crate::queue::{Dispatch, Queue};
-use crate::scratch::{Parts, Sums, halves};
-use crate::tile::per_channel;
+use crate::module::{Kernel, Key};
+use crate::pairs::halves;
+use crate::params::{MERGE, Params};
+use crate::plan::per_channel;
+use crate::queue::Queue;
+use crate::workspace::{Parts, Workspace};
 
 /// What the kernel reads and writes besides the sums.
 #[derive(Clone, Copy, Default)]
@@ -19,28 +21,23 @@ pub(crate) struct Places<'a> {
     pub(crate) num_batches_tracked: Option<Slice<'a>>,
 }
 
-/// Merges the splits' moments into `sums`, for a message.
-pub(crate) fn merge(
-    wgpu: &Wgpu,
-    queue: &Queue,
-    sums: &Sums,
-    channels: usize,
-    parts: Parts,
-) -> Result<(), WgpuError> {
+/// Merges the splits' moments for a message.
+pub(crate) fn merge(gpu: &Gpu, queue: &Queue, workspace: &Workspace, parts: Parts) -> Result<(), WgpuError> {
     let params = Params { source: MERGE, ..Params::default() };
-    queue.dispatch(&[bind(wgpu, channels, params, Some(sums), Some(parts), Places::default())?])
+    let places = Places::default();
+    queue.dispatch(&[bind(gpu, workspace.channels, params, Some((workspace, parts)), places)?])
 }
 
 /// The kernel for `params.source`.
 pub(crate) fn bind(
-    wgpu: &Wgpu,
+    gpu: &Gpu,
     channels: usize,
     params: Params,
-    sums: Option<&Sums>,
-    parts: Option<Parts>,
+    sums: Option<(&Workspace, Parts)>,
     places: Places<'_>,
 ) -> Result<Dispatch, WgpuError> {
-    let Parts { splits, count } = parts.unwrap_or(Parts { splits: 1, count: 0 });
+    let Parts { splits, count } = sums.map_or(Parts { splits: 1, count: 0 }, |(_, parts)| parts);
+    let workspace = sums.map(|(workspace, _)| workspace);
     let shape = per_channel(channels, splits)?;
     let (count_high, count_low) = halves(count as f64);
     let params = Params {
@@ -53,12 +50,12 @@ pub(crate) fn bind(
         ..params
     };
     let bindings = [
-        ("the sums", sums.map(Sums::partials)),
-        ("the sums", sums.map(Sums::merged)),
+        ("the sums", workspace.map(Workspace::partials)),
+        ("the sums", workspace.map(Workspace::merged)),
         ("the saved statistics", places.saved),
         ("running_mean", places.running_mean),
         ("running_var", places.running_var),
         ("num_batches_tracked", places.num_batches_tracked),
     ];
-    wgpu.bind(Key::per_channel(Kernel::Statistics), params, &bindings)
+    gpu.bind(Key::per_channel(Kernel::Statistics), params, &bindings)
 }

@@ -4,8 +4,10 @@
 
 mod common;
 
-use common::{Rig, adapter, gpu, numbers, own_device, told};
-use syncbn_core::{Config, Error, ErrorKind, Geometry, Kernels, Storage, SyncBatchNorm, View, ViewMut, f16};
+use common::{Rig, adapter, buffer, gpu, numbers, own_device, told};
+use syncbn_core::{
+    Backend, Config, Dtype, Error, ErrorKind, Geometry, Kernels, Storage, SyncBatchNorm, View, ViewMut, f16,
+};
 use syncbn_wgpu::wgpu::{self, BufferUsages, Limits};
 use syncbn_wgpu::{Mem, MemMut, Wgpu, WgpuError};
 
@@ -13,11 +15,6 @@ const LEN: usize = 24;
 
 fn geometry() -> Geometry {
     Geometry::channels_first(&[2, 3, 4]).unwrap()
-}
-
-fn buffer(wgpu: &Wgpu, size: u64, usage: BufferUsages) -> wgpu::Buffer {
-    let descriptor = wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false };
-    wgpu.device().create_buffer(&descriptor)
 }
 
 /// A forward pass of x from here to y there.
@@ -116,7 +113,7 @@ fn more_memory_than_there_is_is_an_error() {
     let queue = wgpu.queue();
     let most = wgpu.device().limits().max_storage_buffer_binding_size;
     let channels = usize::try_from(most / 16).unwrap();
-    let error = syncbn_core::Sums::<Wgpu>::new(&wgpu, &queue, channels).err().unwrap();
+    let error = wgpu.workspace(&queue, channels, Dtype::F32).err().unwrap();
     assert!(matches!(error, WgpuError::Limit { .. } | WgpuError::OutOfMemory { .. }), "{error}");
 }
 
@@ -145,5 +142,5 @@ where
     let error = layer.state(&rig.queue).unwrap_err();
     assert!(is_lost(&error), "{}", told(&error));
     assert!(matches!(wgpu.upload(&rig.queue, &[1.0_f32]), Err(WgpuError::DeviceLost { .. })));
-    assert!(matches!(wgpu.download(&rig.queue, &rig.y), Err(WgpuError::DeviceLost { .. })));
+    assert!(matches!(common::download(wgpu, &rig.queue, &rig.y), Err(WgpuError::DeviceLost { .. })));
 }

@@ -47,7 +47,8 @@ where
     };
     let mut rig = Rig::<T>::new(wgpu, geometry.unwrap(), &x);
     // So small that it decides nothing but channels of zeros.
-    let config = Config { eps: 1e-250, affine: false, ..Config::new(channels) };
+    let mut config = Config::new(channels);
+    (config.eps, config.affine) = (1e-250, false);
     let mut layer = SyncBatchNorm::local("bn", config, wgpu.clone(), &rig.queue).unwrap();
     rig.forward(&mut layer).unwrap();
     let y = rig.read(&rig.y);

@@ -42,6 +42,10 @@ impl Net {
         self.poll.registry().register(source, token, Interest::READABLE | Interest::WRITABLE)?;
         Ok(token)
     }
+
+    pub(crate) fn remove(&self, source: &mut impl mio::event::Source) -> io::Result<()> {
+        self.poll.registry().deregister(source)
+    }
 }
 
 /// Listens at a port of every address of this machine, in both families.
@@ -58,6 +62,22 @@ pub(crate) fn listen(port: u16) -> io::Result<Vec<TcpListener>> {
         Err(error) if error.kind() == ErrorKind::AddrInUse || first.is_err() => Err(error),
         // A machine without IPv4.
         Err(_) => first.map(|listener| vec![listener]),
+    }
+}
+
+/// Listens at some port, the same in both families.
+pub(crate) fn listen_somewhere() -> io::Result<(Vec<TcpListener>, u16)> {
+    // A port that is free in one family may be taken in the other.
+    let mut tries = 0..16;
+    loop {
+        match listen(0) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && tries.next().is_some() => {}
+            Err(error) => return Err(error),
+            Ok(listeners) => {
+                let port = listeners.first().ok_or(ErrorKind::Unsupported)?.local_addr()?.port();
+                return Ok((listeners, port));
+            }
+        }
     }
 }
 
@@ -101,6 +121,14 @@ impl Connection {
             Ok(_) => Ok(true),
             Err(error) if error.kind() == ErrorKind::NotConnected => Ok(false),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Whether the other side has not closed it, as far as is known.
+    pub(crate) fn is_alive(&self) -> bool {
+        match self.stream.peek(&mut [0]) {
+            Ok(read) => read > 0,
+            Err(error) => matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted),
         }
     }
 

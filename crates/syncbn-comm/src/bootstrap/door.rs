@@ -5,11 +5,10 @@
 //!
 //! Deliberately not here: what guests are told in the end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::ops::Range;
 use std::time::Duration;
 
 use mio::Token;
@@ -36,7 +35,7 @@ pub(crate) struct Expected<'a> {
     pub(crate) world_size: u64,
     /// This rank.
     pub(crate) host: u64,
-    pub(crate) ranks: Range<u64>,
+    pub(crate) ranks: BTreeSet<u64>,
 }
 
 pub(crate) struct Door<'a> {
@@ -94,13 +93,12 @@ impl<'a> Door<'a> {
     }
 
     pub(crate) fn is_complete(&self) -> bool {
-        let Range { start, end } = self.expected.ranks;
-        end.saturating_sub(start) == self.guests.len() as u64
+        self.expected.ranks.len() == self.guests.len()
     }
 
     /// The expected ranks that are not here.
     pub(crate) fn missing(&self) -> Vec<u64> {
-        self.expected.ranks.clone().filter(|rank| !self.guests.contains_key(rank)).collect()
+        self.expected.ranks.iter().copied().filter(|rank| !self.guests.contains_key(rank)).collect()
     }
 
     /// Closes the door.
@@ -196,11 +194,11 @@ impl<'a> Door<'a> {
         }
     }
 
-    /// A guest says nothing before it is answered: if there is something to read, it is gone, or no guest.
+    /// A guest whose connection has ended makes room for its next one.
     fn let_go_of_the_dead(&mut self, token: Token) {
         let seat = self.guests.iter_mut().find(|(_, guest)| guest.token == token);
         let Some((&rank, guest)) = seat else { return };
-        let alive = matches!(guest.connection.read(1), Ok(None)) && guest.connection.flush().is_ok();
+        let alive = guest.connection.is_alive() && guest.connection.flush().is_ok();
         if !alive {
             self.notes.add(guest.from, format!("it came as rank {rank} and went again"));
             self.guests.remove(&rank);

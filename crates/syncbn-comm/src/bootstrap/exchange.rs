@@ -47,7 +47,7 @@ pub(crate) struct Meeting<'a> {
     pub(crate) deadline: Deadline,
     purpose: Purpose,
     /// This process, told apart from every other.
-    pub(crate) nonce: [u8; 16],
+    nonce: [u8; 16],
 }
 
 impl<'a> Meeting<'a> {
@@ -57,9 +57,7 @@ impl<'a> Meeting<'a> {
         purpose: Purpose,
     ) -> Result<Self, BootstrapError> {
         env.check()?;
-        let mut nonce = [0; 16];
-        getrandom::fill(&mut nonce)
-            .map_err(|error| BootstrapError::System { source: std::io::Error::other(error) })?;
+        let nonce = random().map_err(system)?;
         Ok(Self { env, timeout, deadline: Deadline::after(timeout), purpose, nonce })
     }
 
@@ -93,7 +91,7 @@ impl<'a> Meeting<'a> {
     pub(crate) fn visit(&self, card: u64, len: usize) -> Result<(Vec<u8>, SocketAddr), BootstrapError> {
         let mut net = Net::new().map_err(system)?;
         let mut resolver = Resolver::new(&self.env.rendezvous);
-        let mut knock = Knock::new(&self.env.token, self.greeting(card), len);
+        let mut knock = Knock::new(&self.env.token, self.greeting(card), Some(len));
         let mut ready = Vec::new();
         let mut reached = None;
         loop {
@@ -181,13 +179,20 @@ impl<'a> Meeting<'a> {
     fn expected(&self) -> Expected<'a> {
         let world_size = self.env.world_size.get() as u64;
         let (token, purpose) = (&self.env.token, self.purpose);
-        Expected { token, purpose, group: [0; 16], world_size, host: 0, ranks: 1..world_size }
+        Expected { token, purpose, group: [0; 16], world_size, host: 0, ranks: (1..world_size).collect() }
     }
 
     fn greeting(&self, card: u64) -> Greeting {
         let (world_size, rank) = (self.env.world_size.get() as u64, self.env.rank as u64);
         Greeting { purpose: self.purpose, group: [0; 16], world_size, rank, host: 0, card, nonce: self.nonce }
     }
+}
+
+/// A number that nobody else has.
+pub(crate) fn random() -> std::io::Result<[u8; 16]> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(std::io::Error::other)?;
+    Ok(bytes)
 }
 
 pub(crate) fn system(source: std::io::Error) -> BootstrapError {
@@ -231,7 +236,7 @@ mod tests {
             scope.spawn(|| share_with(&zero));
             let meeting = Meeting::new(&one, PATIENCE, Purpose::Share).unwrap();
             let mut net = Net::new().unwrap();
-            let mut knock = Knock::new(&one.token, meeting.greeting(0), 4);
+            let mut knock = Knock::new(&one.token, meeting.greeting(0), Some(4));
             let addresses =
                 [silent_port, closed_port, port].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
             knock.also_at(addresses);

@@ -22,8 +22,8 @@ const COURTESY: Duration = Duration::from_secs(5);
 pub(crate) struct Knock<'a> {
     token: &'a JobToken,
     greeting: Greeting,
-    /// The length of the answer.
-    answer: usize,
+    /// The length of the answer; none where being let in is all.
+    answer: Option<usize>,
     addresses: Vec<Address>,
     attempts: BTreeMap<Token, Attempt>,
     let_in: Option<Token>,
@@ -57,7 +57,7 @@ pub(crate) enum Progress {
 }
 
 impl<'a> Knock<'a> {
-    pub(crate) fn new(token: &'a JobToken, greeting: Greeting, answer: usize) -> Self {
+    pub(crate) fn new(token: &'a JobToken, greeting: Greeting, answer: Option<usize>) -> Self {
         let (addresses, attempts) = (Vec::new(), BTreeMap::new());
         Self { token, greeting, answer, addresses, attempts, let_in: None }
     }
@@ -96,6 +96,11 @@ impl<'a> Knock<'a> {
             self.call(net, address);
         }
         Progress::Waiting
+    }
+
+    /// The connection that was let in.
+    pub(crate) fn into_connection(mut self) -> Option<Connection> {
+        self.attempts.remove(&self.let_in?).map(|attempt| attempt.connection)
     }
 
     /// The address that let in.
@@ -150,7 +155,12 @@ fn connect(net: &mut Net, at: SocketAddr) -> io::Result<(Token, Connection)> {
 }
 
 impl Attempt {
-    fn listen(&mut self, token: &JobToken, greeting: &Greeting, answer: usize) -> Result<Progress, String> {
+    fn listen(
+        &mut self,
+        token: &JobToken,
+        greeting: &Greeting,
+        answer: Option<usize>,
+    ) -> Result<Progress, String> {
         let lost = |error: io::Error| match error.kind() {
             io::ErrorKind::UnexpectedEof => "the connection was closed without a reply".to_owned(),
             _ => error.to_string(),
@@ -167,6 +177,9 @@ impl Attempt {
             Ok(None) => Ok(Progress::Waiting),
             Ok(Some(Reply::Welcome)) => {
                 self.connection.taken();
+                if answer.is_none() {
+                    return Ok(Progress::Welcome);
+                }
                 // The answer may have come with it.
                 match self.listen(token, greeting, answer)? {
                     Progress::Waiting => Ok(Progress::Welcome),
@@ -187,10 +200,10 @@ impl Attempt {
         &mut self,
         token: &JobToken,
         greeting: &Greeting,
-        answer: usize,
+        answer: Option<usize>,
     ) -> io::Result<Option<Result<Reply, Refusal>>> {
         let Some(head) = self.connection.read(HEAD)?.and_then(<[u8]>::first_chunk) else { return Ok(None) };
-        let len = match Reply::len(head, answer) {
+        let len = match Reply::len(head, answer.unwrap_or(0)) {
             Ok(len) => len,
             Err(refusal) => return Ok(Some(Err(refusal))),
         };

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use syncbn_core::{CommError, CommErrorKind};
 
 use super::ThreadComm;
-use super::failure::{Failure, Places, Step, out_of_step};
+use crate::failure::{Failure, Places, Step, out_of_step};
 
 /// What the ranks of a group share.
 pub(super) struct Meeting {

@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "each test file uses its own part")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
+pub(crate) mod tcp;
+
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 

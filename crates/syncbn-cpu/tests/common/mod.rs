@@ -6,7 +6,8 @@
 #![allow(clippy::unwrap_used)] // tests panic
 
 use syncbn_core::{
-    Config, Element, Kernels, Layout, ParamGradients, Saved, Scalar, ShapeError, SyncBatchNorm, View, ViewMut,
+    Config, Element, Gradients, Kernels, Layout, ParamGradients, Scalar, ShapeError, SyncBatchNorm, View,
+    ViewMut,
 };
 use syncbn_cpu::Cpu;
 
@@ -78,8 +79,7 @@ pub struct Written<T: Element> {
     pub d_bias: Vec<T::Param>,
     pub running_mean: Vec<T::Param>,
     pub running_var: Vec<T::Param>,
-    pub saved_mean: Vec<f64>,
-    pub saved_invstd: Vec<f64>,
+    pub saved: Vec<f64>,
 }
 
 impl<T: Element> Written<T> {
@@ -92,8 +92,7 @@ impl<T: Element> Written<T> {
             bits(&self.d_bias),
             bits(&self.running_mean),
             bits(&self.running_var),
-            bits(&self.saved_mean),
-            bits(&self.saved_invstd),
+            bits(&self.saved),
         ]
         .concat()
     }
@@ -117,17 +116,18 @@ where
         *bias = T::Param::from_f64(bias_of(channel));
     }
     let mut y = vec![T::default(); case.len()];
-    let saved: Saved<Cpu> = layer.forward(&(), case.view(x), case.view_mut(&mut y)).unwrap();
+    let saved = layer.forward(&(), case.view(x), case.view_mut(&mut y)).unwrap();
 
     let mut dx = dy.to_vec();
     let mut d_weight = vec![T::Param::default(); case.channels];
     let mut d_bias = d_weight.clone();
     let parameters = ParamGradients { weight: Some(&mut d_weight[..]), bias: Some(&mut d_bias[..]) };
-    if in_place {
-        layer.backward_in_place(&(), &saved, case.view(x), case.view_mut(&mut dx), parameters).unwrap();
+    let gradients = if in_place {
+        Gradients::in_place(case.view_mut(&mut dx))
     } else {
-        layer.backward(&(), &saved, case.view(x), case.view(dy), case.view_mut(&mut dx), parameters).unwrap();
-    }
+        Gradients::out_of_place(case.view(dy), case.view_mut(&mut dx))
+    };
+    layer.backward(&(), &saved, case.view(x), gradients, parameters).unwrap();
     let state = layer.state(&()).unwrap();
     Written {
         y,
@@ -136,8 +136,7 @@ where
         d_bias,
         running_mean: state.running_mean.unwrap(),
         running_var: state.running_var.unwrap(),
-        saved_mean: saved.inner().mean().to_vec(),
-        saved_invstd: saved.inner().invstd().to_vec(),
+        saved: saved.mem().to_vec(),
     }
 }
 

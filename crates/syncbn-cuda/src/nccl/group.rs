@@ -1,23 +1,24 @@
 //! One rank's state in an NCCL group: what is enqueued and not finished, and what has failed.
 //!
-//! Whoever calls NCCL holds the gate. The first failure aborts the communicator and is kept; every later call gets it back.
+//! Whoever calls NCCL holds the gate, and has looked for a failure since it does. The first failure aborts the communicator and is
+//! kept; every later call gets it back.
 //!
 //! Deliberately not here: when to look. The watchdog looks now and then, layers before every pass.
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use cudarc::driver::{CudaEvent, CudaStream};
-use syncbn_core::{Call, CommError, CommErrorKind};
+use syncbn_core::{CollectiveId, CommError, CommErrorKind};
 
+use super::calls::Calls;
 use crate::device::Cuda;
 use crate::error::{CudaError, NcclError};
-use crate::raw::driver::is_capturing;
+use crate::raw::capture::check_capture;
 use crate::raw::nccl::Comm;
-use crate::scratch::Sums;
 
 /// How often a wait looks.
 const PAUSE: Duration = Duration::from_micros(200);
@@ -32,9 +33,8 @@ pub(super) struct Group {
     /// Sums: blocking, so that a call enqueues on the caller's thread.
     comm: Comm,
     gate: Mutex<Gate>,
-    /// The call into NCCL that is under way: should it hang, the watchdog cannot get through the gate.
-    calling: Mutex<Option<(Instant, Call)>>,
-    failure: OnceLock<CommError>,
+    /// Should a call hang, the watchdog cannot get through the gate.
+    calls: Calls,
 }
 
 /// What only one thread at a time may do: call NCCL, and count what it has enqueued.
@@ -47,7 +47,7 @@ struct Gate {
 
 /// A sum that the device has not finished, as far as is known.
 struct Unfinished {
-    call: Call,
+    id: CollectiveId,
     since: Instant,
     event: CudaEvent,
 }
@@ -73,8 +73,7 @@ impl Group {
             joined: Mutex::new(joined),
             comm,
             gate: Mutex::default(),
-            calling: Mutex::default(),
-            failure: OnceLock::new(),
+            calls: Calls::default(),
         })
     }
 
@@ -87,38 +86,51 @@ impl Group {
         lock(&self.joined).split(color, key, false, deadline)
     }
 
-    pub(super) fn all_reduce_sum(
+    /// Enqueues a sum of as many numbers as the identity says. What fails before NCCL is asked has told nobody anything.
+    pub(super) fn sum(
         &self,
-        call: &Call,
+        id: &CollectiveId,
         backend: &Cuda,
         queue: &Arc<CudaStream>,
-        sums: &mut Sums,
+        len: usize,
+        enqueue: impl FnOnce(&Comm) -> Result<(), CudaError>,
     ) -> Result<(), CommError> {
-        let early =
-            |error: CudaError| self.error(Some(call), false, CommErrorKind::Transport(Arc::new(error)));
-        backend.same_device(&self.cuda).map_err(early)?;
-        sums.check(queue).map_err(early)?;
-        self.cuda.bind().map_err(early)?;
-        let watched = self.world_size.get() > 1 && !is_capturing(queue).map_err(early)?;
+        let unsent = |error: CudaError| self.error(Some(id), false, CommErrorKind::Unsent(Arc::new(error)));
+        if id.length != len {
+            let kind = CommErrorKind::MessageLength { expected: id.length, got: len };
+            return Err(self.error(Some(id), false, kind));
+        }
+        backend.same_device(&self.cuda).map_err(unsent)?;
+        backend.check_queue(queue).map_err(unsent)?;
+        self.cuda.bind().map_err(unsent)?;
+        let watched = self.world_size.get() > 1 && !check_capture(queue).map_err(unsent)?;
 
         let mut gate = lock(&self.gate);
-        self.not_poisoned()?;
-        *lock(&self.calling) = Some((Instant::now(), call.clone()));
-        let count = call.pass.message_len(call.channels);
-        let summed = sums.all_reduce(&self.comm, count, queue);
-        *lock(&self.calling) = None;
+        self.calls.begin(id).map_err(|first| self.poisoned(first))?;
+        let summed = enqueue(&self.comm);
+        self.calls.end();
         match summed {
-            Err(CudaError::Nccl(error)) => Err(self.nccl_failed(Some(call), error)),
-            Err(error) => Err(early(error)),
-            Ok(()) if watched => gate.watch(&self.cuda, queue, call).map_err(early),
+            Err(CudaError::Nccl(error)) => Err(self.nccl_failed(Some(id), error)),
+            Err(error) => Err(unsent(error)),
+            // The peers have this rank's numbers: it cannot go on without them.
+            Ok(()) if watched => gate.watch(&self.cuda, queue, id).map_err(|error| {
+                self.fail(self.error(Some(id), false, CommErrorKind::Transport(Arc::new(error))))
+            }),
             Ok(()) => Ok(()),
         }
     }
 
+    /// Ends the group: a peer's next sum does not end, and its watchdog tells it so.
+    pub(super) fn poison(&self, cause: &CommError) {
+        let _held = lock(&self.gate);
+        self.fail(cause.clone());
+    }
+
     /// Whether the group still works, without waiting: while another thread is in a call, that call will tell.
     pub(super) fn status(&self) -> Result<(), CommError> {
+        let held = self.gate.try_lock();
         self.not_poisoned()?;
-        match self.gate.try_lock() {
+        match held {
             Ok(_held) => self.comm.async_error().map_err(|error| self.nccl_failed(None, error)),
             Err(TryLockError::Poisoned(_) | TryLockError::WouldBlock) => Ok(()),
         }
@@ -144,23 +156,23 @@ impl Group {
     /// The watchdog's look: what is finished is forgotten, what takes too long or has failed ends the group.
     pub(super) fn look(&self) {
         let timeout = self.timeout;
-        let late = |call: &Call| self.error(Some(call), true, CommErrorKind::Unfinished { timeout });
+        let late = |id: &CollectiveId| self.error(Some(id), true, CommErrorKind::Unfinished { timeout });
         match self.gate.try_lock() {
+            Ok(_) if self.calls.failure().is_some() => {}
             Ok(mut gate) => {
                 if let Err(error) = self.comm.async_error() {
-                    let call = gate.unfinished.front().map(|sum| sum.call.clone());
-                    self.nccl_failed(call.as_ref(), error);
+                    let id = gate.unfinished.front().map(|sum| sum.id.clone());
+                    self.nccl_failed(id.as_ref(), error);
                 }
                 gate.forget_finished();
                 if let Some(sum) = gate.unfinished.front().filter(|sum| sum.since.elapsed() >= timeout) {
-                    self.fail(late(&sum.call));
+                    self.fail(late(&sum.id));
                 }
             }
             // A call that hangs keeps the gate; aborting is what ends it.
             Err(TryLockError::WouldBlock | TryLockError::Poisoned(_)) => {
-                let calling = lock(&self.calling).clone();
-                if let Some((_, call)) = calling.filter(|(since, _)| since.elapsed() >= timeout) {
-                    self.fail(late(&call));
+                if self.calls.fail_if_stuck(timeout, late) {
+                    self.comm.abort();
                 }
             }
         }
@@ -170,53 +182,51 @@ impl Group {
     pub(super) fn close(&self) {
         let mut gate = lock(&self.gate);
         let began = Instant::now();
-        while self.failure.get().is_none() && !gate.forget_finished() && began.elapsed() < self.timeout {
+        while self.calls.failure().is_none() && !gate.forget_finished() && began.elapsed() < self.timeout {
             thread::sleep(PAUSE);
         }
-        if gate.unfinished.is_empty() && self.failure.get().is_none() {
+        if gate.unfinished.is_empty() && self.calls.failure().is_none() {
             self.comm.destroy();
         } else {
             self.comm.abort();
         }
     }
 
-    /// NCCL's error: refused calls concern this call alone, anything else what was enqueued before, too.
-    fn nccl_failed(&self, call: Option<&Call>, error: NcclError) -> CommError {
+    /// NCCL's error: refused calls concern this call alone, anything else what was enqueued before, too. The caller holds the gate.
+    fn nccl_failed(&self, id: Option<&CollectiveId>, error: NcclError) -> CommError {
         let late = !error.callers;
-        self.fail(self.error(call, late, CommErrorKind::Transport(Arc::new(error))))
+        self.fail(self.error(id, late, CommErrorKind::Transport(Arc::new(error))))
     }
 
-    /// Poisons the group with its first failure, which is returned.
+    /// Poisons the group with its first failure, which is returned. The caller holds the gate.
     fn fail(&self, error: CommError) -> CommError {
-        let first = self.failure.get_or_init(|| error).clone();
+        let first = self.calls.fail(error);
         self.comm.abort();
         first
     }
 
     fn not_poisoned(&self) -> Result<(), CommError> {
-        match self.failure.get() {
-            None => Ok(()),
-            Some(first) => Err(self.error(
-                first.call.as_ref(),
-                first.late,
-                CommErrorKind::Poisoned(Arc::new(first.clone())),
-            )),
-        }
+        self.calls.failure().map_or(Ok(()), |first| Err(self.poisoned(first)))
     }
 
-    fn error(&self, call: Option<&Call>, late: bool, kind: CommErrorKind) -> CommError {
-        CommError { rank: self.rank, world_size: self.world_size.get(), call: call.cloned(), late, kind }
+    fn poisoned(&self, first: CommError) -> CommError {
+        let (call, late) = (first.call.clone(), first.late);
+        self.error(call.as_ref(), late, CommErrorKind::Poisoned(Arc::new(first)))
+    }
+
+    fn error(&self, id: Option<&CollectiveId>, late: bool, kind: CommErrorKind) -> CommError {
+        CommError { rank: self.rank, world_size: self.world_size.get(), call: id.cloned(), late, kind }
     }
 }
 
 impl Gate {
     /// Marks the place behind what was just enqueued.
-    fn watch(&mut self, cuda: &Cuda, queue: &CudaStream, call: &Call) -> Result<(), CudaError> {
+    fn watch(&mut self, cuda: &Cuda, queue: &CudaStream, id: &CollectiveId) -> Result<(), CudaError> {
         let failed = CudaError::driver("marking a sum's end");
         self.forget_finished();
         let event = self.spare.pop().map_or_else(|| cuda.context().new_event(None), Ok);
         let event = event.and_then(|event| event.record(queue).map(|()| event)).map_err(failed)?;
-        self.unfinished.push_back(Unfinished { call: call.clone(), since: Instant::now(), event });
+        self.unfinished.push_back(Unfinished { id: id.clone(), since: Instant::now(), event });
         Ok(())
     }
 

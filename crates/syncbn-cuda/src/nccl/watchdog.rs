@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::group::Group;
 use crate::error::CudaError;
-use crate::raw::driver::RelaxedCapture;
+use crate::raw::capture::RelaxedCapture;
 
 /// The longest time between two looks.
 const PERIOD: Duration = Duration::from_millis(100);

@@ -6,17 +6,18 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 
+use super::capture::RelaxedCapture;
+use super::library;
+use super::params::Params;
 use crate::error::CudaError;
-use crate::grad_input::GradInputParams;
-use crate::grad_sums::GradSumsParams;
-use crate::moments::MomentsParams;
-use crate::normalize::NormalizeParams;
-use crate::tile::Plan;
 
-/// Whether the driver's library is there; cudarc would panic without it.
-pub(crate) fn is_driver_present() -> bool {
-    // SAFETY: the call only asks the loader for the library, whose initialisers are those of NVIDIA's driver.
-    unsafe { sys::is_culib_present() }
+/// Whether the driver's library is there. cudarc can only be asked where it loads the library itself, which it does not in a program
+/// with a dependency that links CUDA, such as candle.
+pub(crate) fn find() -> Result<(), CudaError> {
+    let found = library::open(None, &["libcuda.so.1", "libcuda.so", "nvcuda.dll"]);
+    let missing =
+        |reason| CudaError::MissingLibrary { library: "libcuda", reason, install: "NVIDIA's driver" };
+    found.map(drop).map_err(missing)
 }
 
 /// The driver's version from which on a captured graph may have kernels that overlap.
@@ -65,36 +66,13 @@ impl Drop for DeviceMemory {
     fn drop(&mut self) {
         let free = || {
             self.context.bind_to_thread()?;
+            let _relaxed = RelaxedCapture::begin();
             // SAFETY: the pointer came from malloc_sync and nobody else frees it. cuMemFree waits for work in flight.
             unsafe { result::free_sync(self.pointer) }
         };
         // A failure here is an earlier one's echo; cudarc reports it at the context's next use.
         self.context.record_err(free());
     }
-}
-
-/// Allows what touches no stream (allocation, loading modules, asking for an event's state) while a graph is captured.
-pub(crate) struct RelaxedCapture(sys::CUstreamCaptureMode);
-
-impl RelaxedCapture {
-    pub(crate) fn begin() -> Result<Self, CudaError> {
-        let mode = exchange(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED)
-            .map_err(CudaError::driver("allowing allocation during capture"))?;
-        Ok(Self(mode))
-    }
-}
-
-impl Drop for RelaxedCapture {
-    fn drop(&mut self) {
-        let restored = exchange(self.0);
-        debug_assert!(restored.is_ok());
-    }
-}
-
-fn exchange(mut mode: sys::CUstreamCaptureMode) -> Result<sys::CUstreamCaptureMode, DriverError> {
-    // SAFETY: the driver reads and writes the one value that the pointer is for.
-    unsafe { sys::cuThreadExchangeStreamCaptureMode(&raw mut mode) }.result()?;
-    Ok(mode)
 }
 
 /// Sets bytes to 0, in stream order.
@@ -105,16 +83,13 @@ pub(crate) fn zero(stream: &CudaStream, memory: &mut DeviceMemory, bytes: usize)
 }
 
 /// Copies bytes on the device, in stream order.
-pub(crate) fn copy(
-    stream: &CudaStream,
-    to: &mut DeviceMemory,
-    from: &DeviceMemory,
-    bytes: usize,
-) -> Result<(), CudaError> {
+///
+/// # Safety
+/// Both have as many bytes, on the stream's device, until the work has run; nothing else writes them meanwhile.
+pub(crate) unsafe fn copy(stream: &CudaStream, to: u64, from: u64, bytes: usize) -> Result<(), CudaError> {
     stream.context().bind_to_thread().map_err(CudaError::driver("binding the context"))?;
-    // SAFETY: both were allocated with at least this many bytes, in the stream's context; memory that is freed waits
-    // for the device.
-    unsafe { result::memcpy_dtod_async(to.pointer, from.pointer, bytes, stream.cu_stream()) }
+    // SAFETY: the caller's promise.
+    unsafe { result::memcpy_dtod_async(to, from, bytes, stream.cu_stream()) }
         .map_err(CudaError::driver("copying on the device"))
 }
 
@@ -148,12 +123,6 @@ pub(crate) unsafe fn download<T>(
     // SAFETY: the caller's promise; the values live until the wait below is over.
     let copied = unsafe { result::memcpy_dtoh_async(values, pointer, stream.cu_stream()) };
     copied.and_then(|()| stream.synchronize()).map_err(CudaError::driver("copying from the device"))
-}
-
-/// Whether the stream is capturing a graph.
-pub(crate) fn is_capturing(stream: &CudaStream) -> Result<bool, CudaError> {
-    let status = stream.capture_status().map_err(CudaError::driver("asking for the capture's status"))?;
-    Ok(status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
 }
 
 /// A compiled kernel on a device. It is never unloaded: graphs may hold it.
@@ -202,32 +171,6 @@ fn allow_shared_memory(context: &CudaContext, function: sys::CUfunction) -> Resu
     Ok(usize::try_from(shared).unwrap_or(0))
 }
 
-/// A kernel's only parameter: a struct that has the same bytes in Rust and in CUDA.
-///
-/// # Safety
-/// The type is `repr(C)` and equals the struct that kernel [`Params::KERNEL`] takes; its pointers are device memory that
-/// is good for what the kernel does with them.
-pub(crate) unsafe trait Params {
-    const KERNEL: &'static str;
-}
-
-// SAFETY: MomentsArgs of moments.cu, field for field; filled in by moments.rs from checked views and scratch.
-unsafe impl Params for MomentsParams {
-    const KERNEL: &'static str = "moments";
-}
-// SAFETY: NormalizeArgs of normalize.cu, field for field; filled in by normalize.rs from checked views and scratch.
-unsafe impl Params for NormalizeParams {
-    const KERNEL: &'static str = "normalize";
-}
-// SAFETY: GradSumsArgs of grad_sums.cu, field for field; filled in by grad_sums.rs from checked views and scratch.
-unsafe impl Params for GradSumsParams {
-    const KERNEL: &'static str = "grad_sums";
-}
-// SAFETY: GradInputArgs of grad_input.cu, field for field; filled in by grad_input.rs from checked views and scratch.
-unsafe impl Params for GradInputParams {
-    const KERNEL: &'static str = "grad_input";
-}
-
 /// The grid of a launch.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Launch {
@@ -238,12 +181,6 @@ pub(crate) struct Launch {
     /// Programmatic dependent launch: the kernel may start when the stream's previous kernel says so, and waits by
     /// itself before it touches what that one writes. What is not a kernel is waited for in any case.
     pub(crate) overlaps: bool,
-}
-
-impl Launch {
-    pub(crate) fn of(plan: &Plan) -> Self {
-        Self { blocks: plan.blocks, threads: plan.threads, shared: 0, overlaps: false }
-    }
 }
 
 /// Enqueues one kernel.

@@ -2,7 +2,13 @@
 //!
 //! Deliberately not here: decisions. What is launched, with which arguments and on which grid, is the other files' business.
 
+pub(crate) mod capture;
 pub(crate) mod driver;
+mod foreign;
+mod library;
 pub(crate) mod memory;
 pub(crate) mod nccl;
 pub(crate) mod nvrtc;
+pub(crate) mod owned;
+pub(crate) mod params;
+pub(crate) mod transfer;

@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 
 use cudarc::driver::CudaStream;
 use libloading::Library;
+use syncbn_core::{Dtype, Param};
 
+use super::library;
 use crate::error::{CudaError, NcclError};
 
 type RawComm = *mut c_void;
@@ -23,6 +25,7 @@ const SUCCESS: Code = 0;
 const INVALID_ARGUMENT: Code = 4;
 const INVALID_USAGE: Code = 5;
 const IN_PROGRESS: Code = 7;
+const FLOAT32: c_int = 7;
 const FLOAT64: c_int = 8;
 const SUM: c_int = 0;
 const NO_COLOR: c_int = -1;
@@ -98,17 +101,7 @@ pub(crate) fn nccl() -> Result<&'static Nccl, CudaError> {
 
 impl Nccl {
     fn load() -> Result<Self, String> {
-        let named = std::env::var("SYNCBN_NCCL").ok();
-        let names = named.as_deref().map_or_else(|| vec!["libnccl.so.2", "libnccl.so"], |name| vec![name]);
-        let mut reason = String::new();
-        for name in names {
-            // SAFETY: NCCL's initialisers have no preconditions.
-            match unsafe { Library::new(name) } {
-                Ok(library) => return Self::of(library),
-                Err(error) => reason = error.to_string(),
-            }
-        }
-        Err(reason)
+        Self::of(library::open(Some("SYNCBN_NCCL"), &["libnccl.so.2", "libnccl.so"])?)
     }
 
     fn of(library: Library) -> Result<Self, String> {
@@ -285,12 +278,12 @@ impl Comm {
         Ok((size, rank))
     }
 
-    /// Enqueues the sum of `count` numbers over the ranks, in place.
+    /// Enqueues the sum of `count` numbers of type `P` over the ranks, in place.
     ///
     /// # Safety
-    /// `pointer` holds as many `f64` on the communicator's device, which is the stream's and is current, until the work has
+    /// `pointer` holds as many numbers of that type on the communicator's device, which is the stream's and is current, until the work has
     /// run; no other call on this communicator runs meanwhile.
-    pub(crate) unsafe fn all_reduce_sum(
+    pub(crate) unsafe fn all_reduce_sum<P: Param>(
         &self,
         pointer: u64,
         count: usize,
@@ -308,9 +301,10 @@ impl Comm {
             });
         }
         let numbers = pointer as *mut c_void;
+        let dtype = if P::DTYPE == Dtype::F64 { FLOAT64 } else { FLOAT32 };
         // SAFETY: the communicator is live; the rest is the caller's promise.
         let code = unsafe {
-            (self.nccl.all_reduce)(numbers, numbers, count, FLOAT64, SUM, raw, stream.cu_stream().cast())
+            (self.nccl.all_reduce)(numbers, numbers, count, dtype, SUM, raw, stream.cu_stream().cast())
         };
         self.nccl.check("summing", code)
     }

@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 
 use libloading::Library;
 
+use super::library;
 use crate::error::CudaError;
 
 type Program = *mut c_void;
@@ -37,21 +38,10 @@ pub(crate) fn nvrtc() -> Result<&'static Nvrtc, CudaError> {
 
 impl Nvrtc {
     fn load() -> Result<Self, String> {
-        let named = std::env::var("SYNCBN_NVRTC").ok();
-        let names = named.as_deref().map_or_else(|| NAMES.to_vec(), |name| vec![name]);
-        let mut reason = String::new();
-        for name in names {
-            // SAFETY: NVRTC's initialisers have no preconditions.
-            match unsafe { Library::new(name) } {
-                Ok(library) => {
-                    let mut nvrtc = Self { library, version: (0, 0) };
-                    nvrtc.version = nvrtc.ask_version()?;
-                    return Ok(nvrtc);
-                }
-                Err(error) => reason = error.to_string(),
-            }
-        }
-        Err(reason)
+        let library = library::open(Some("SYNCBN_NVRTC"), NAMES)?;
+        let mut nvrtc = Self { library, version: (0, 0) };
+        nvrtc.version = nvrtc.ask_version()?;
+        Ok(nvrtc)
     }
 
     pub(crate) fn version(&self) -> (i32, i32) {

@@ -2,13 +2,16 @@
 
 #![allow(dead_code, clippy::unwrap_used, reason = "helpers of several tests, which fail where these do")]
 
+use std::ffi::c_void;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
 
 use syncbn_core::{
-    Communicator, Config, Error, Geometry, Kernels, ParamGradients, State, Storage, SyncBatchNorm, View,
-    ViewMut,
+    Backend, Communicator, Config, Error, Geometry, Gradients, Kernels, ParamGradients, SavedStatistics,
+    Scalar, State, Storage, SyncBatchNorm, View, ViewMut,
 };
-use syncbn_cuda::cudarc::driver::{CudaContext, CudaStream};
+use syncbn_cuda::cudarc::driver::{CudaContext, CudaStream, result};
 use syncbn_cuda::{Buffer, Cuda, CudaError};
 use syncbn_testkit::report::{absent, skipped};
 
@@ -34,6 +37,28 @@ pub(crate) fn missing(name: &str, error: &CudaError) -> Option<Cuda> {
 /// Tells that a test needs more than the machine has.
 pub(crate) fn needs(what: &str) {
     skipped(TESTS, &format!("needs {what}"));
+}
+
+/// A buffer's values.
+pub(crate) fn download<T: Scalar>(cuda: &Cuda, queue: &Arc<CudaStream>, buffer: &Buffer<T>) -> Vec<T> {
+    let mut values = vec![T::default(); buffer.len()];
+    cuda.read(queue, <Cuda as Storage>::mem(buffer), &mut values).unwrap();
+    values
+}
+
+/// Keeps a queue from going on until what is returned is sent to or dropped, for `most` at the longest.
+pub(crate) fn block(cuda: &Cuda, queue: &CudaStream, most: Duration) -> Sender<()> {
+    unsafe extern "C" fn receive(gate: *mut c_void) {
+        // SAFETY: the pointer is the box below, which is taken back here, once.
+        let gate = unsafe { Box::from_raw(gate.cast::<(Receiver<()>, Duration)>()) };
+        let _ = gate.0.recv_timeout(gate.1);
+    }
+    let (open, gate) = channel();
+    cuda.context().bind_to_thread().unwrap();
+    let gate = Box::into_raw(Box::new((gate, most)));
+    // SAFETY: the stream is live; CUDA calls the function once, with the box.
+    unsafe { result::stream::launch_host_function(queue.cu_stream(), receive, gate.cast()) }.unwrap();
+    open
 }
 
 const CHANNELS: usize = 5;
@@ -72,13 +97,13 @@ pub(crate) type Written = (State<f32>, [Vec<u32>; 4]);
 
 impl Rig {
     /// A layer that averages over all batches, so that its counter matters, on so many images.
-    pub(crate) fn new(cuda: &Cuda, communicator: Arc<dyn Communicator<Cuda>>, samples: usize) -> Self {
+    pub(crate) fn new(cuda: &Cuda, group: impl Communicator<Cuda> + 'static, samples: usize) -> Self {
         let queue = cuda.context().new_stream().unwrap();
         let geometry = Geometry::channels_first(&[samples, CHANNELS, 9, PIXELS / 9]).unwrap();
-        let rank = communicator.rank();
+        let rank = group.rank();
         let mut config = Config::new(CHANNELS);
         config.momentum = None;
-        let layer = SyncBatchNorm::new("bn", config, cuda.clone(), &queue, communicator).unwrap();
+        let layer = SyncBatchNorm::new("bn", config, cuda.clone(), &queue, group).unwrap();
         <Cuda as Kernels<f32>>::prepare(cuda, &queue, &geometry).unwrap();
         let tensor = |seed| cuda.upload(&queue, &values(geometry.len(), seed)).unwrap();
         let blank = |len| cuda.upload(&queue, &vec![0_f32; len]).unwrap();
@@ -100,22 +125,47 @@ impl Rig {
 
     /// One training step, which may fail.
     pub(crate) fn try_step(&mut self) -> Result<(), Error> {
-        let view = |buffer| View::new(<Cuda as Storage>::mem(buffer), self.geometry);
-        let x = view(&self.x);
+        let saved = self.try_forward()?;
+        self.try_backward(&saved)
+    }
+
+    /// A forward pass.
+    pub(crate) fn forward(&mut self) -> SavedStatistics<Cuda> {
+        self.try_forward().unwrap()
+    }
+
+    /// A backward pass.
+    pub(crate) fn backward(&mut self, saved: &SavedStatistics<Cuda>) {
+        self.try_backward(saved).unwrap();
+    }
+
+    fn try_forward(&mut self) -> Result<SavedStatistics<Cuda>, Error> {
+        let x = View::new(<Cuda as Storage>::mem(&self.x), self.geometry);
         let y = ViewMut::new(<Cuda as Storage>::mem_mut(&mut self.y), self.geometry);
-        let saved = self.layer.forward(&self.queue, x, y)?;
+        self.layer.forward(&self.queue, x, y)
+    }
+
+    fn try_backward(&mut self, saved: &SavedStatistics<Cuda>) -> Result<(), Error> {
+        let view = |buffer| View::new(<Cuda as Storage>::mem(buffer), self.geometry);
         let dx = ViewMut::new(<Cuda as Storage>::mem_mut(&mut self.dx), self.geometry);
         let parameters = ParamGradients {
             weight: Some(<Cuda as Storage>::mem_mut(&mut self.d_weight)),
             bias: Some(<Cuda as Storage>::mem_mut(&mut self.d_bias)),
         };
-        self.layer.backward(&self.queue, &saved, view(&self.x), view(&self.dy), dx, parameters)
+        let gradients = Gradients::out_of_place(view(&self.dy), dx);
+        self.layer.backward(&self.queue, saved, view(&self.x), gradients, parameters)
+    }
+
+    /// Another x, so many times the one that it was made with.
+    pub(crate) fn fill_x(&mut self, scale: f32) {
+        let x: Vec<f32> = values(self.geometry.len(), X).iter().map(|value| value * scale).collect();
+        self.cuda.write(&self.queue, <Cuda as Storage>::mem_mut(&mut self.x), &x).unwrap();
     }
 
     /// What was written so far. Waits for the device.
     pub(crate) fn written(&mut self) -> Written {
         let bits = |buffer| {
-            let values: Vec<f32> = self.cuda.download(&self.queue, buffer).unwrap();
+            let values: Vec<f32> = download(&self.cuda, &self.queue, buffer);
             values.into_iter().map(f32::to_bits).collect()
         };
         let tensors = [bits(&self.y), bits(&self.dx), bits(&self.d_weight), bits(&self.d_bias)];

@@ -10,7 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use syncbn_core::{Call, CommError, CommErrorKind, HostCommunicator, Pass};
+use syncbn_core::{CollectiveId, CollectiveKind, CommError, CommErrorKind, HostCommunicator, Pass};
 
 use super::{Body, CommHarness, need};
 use crate::harness::{Ability, lack};
@@ -26,8 +26,8 @@ fn run<H: CommHarness>(harness: &H, world_size: usize, body: &Body<'_, H::Comm>)
     harness.run(NonZeroUsize::new(world_size).unwrap(), PATIENCE, body)
 }
 
-fn call(channels: usize) -> Call {
-    Call::new("bn", Pass::Backward, channels)
+fn call(channels: usize) -> CollectiveId {
+    CollectiveId::new("bn", 2 * channels).with_kind(CollectiveKind::Pass(Pass::Backward))
 }
 
 /// What a rank contributes: numbers whose sum depends on the order in which they are added.
@@ -210,21 +210,44 @@ pub fn ranks_that_disagree_on_length_all_fail<H: CommHarness>(harness: &H) -> Ou
     })
 }
 
-/// Ranks in different layers, or in different uses of one, with messages of the same length: all of them fail as well.
+/// Ranks in collectives of the same length that differ in any one thing, in its first bits or in its last: all of them fail as well.
 pub fn ranks_that_disagree_on_the_call_all_fail<H: CommHarness>(harness: &H) -> Outcome {
     need(harness, Ability::ComparesCalls)?;
-    for other in [Call::new("another", Pass::Backward, 2), Call { sequence: 1, ..call(2) }] {
+    for other in other_calls() {
         run(harness, 3, &|comm| {
-            let mine = if comm.rank() == 2 { other.clone() } else { call(2) };
-            refused(&comm, &mine)
+            let mine = if comm.rank() == 2 { other.clone() } else { usual_call() };
+            refused(&comm, &mine).map_err(|why| why.at(format!("{other:?} beside {:?}", usual_call())))
         })?;
     }
     Ok(())
 }
 
+fn usual_call() -> CollectiveId {
+    call(2).with_layer(3, 5).with_use(7, 9)
+}
+
+/// As long as the usual one, each different in one thing.
+fn other_calls() -> Vec<CollectiveId> {
+    let labelled = |label: &str| {
+        let mut call = usual_call();
+        call.label = label.into();
+        call
+    };
+    let kinds = [CollectiveKind::AllReduce, CollectiveKind::Pass(Pass::Forward)];
+    let mut others = vec![labelled("bm"), labelled("bn2"), labelled("")];
+    others.extend(kinds.map(|kind| usual_call().with_kind(kind)));
+    for high in [1, 1 << 8, 1 << 16, 1 << 32, 1 << 63] {
+        others.push(usual_call().with_layer(3 ^ high, 5));
+        others.push(usual_call().with_layer(3, 5 ^ high));
+        others.push(usual_call().with_use(7 ^ high, 9));
+        others.push(usual_call().with_use(7, 9 ^ high));
+    }
+    others
+}
+
 /// A sum that fails, and so does the next.
-fn refused<C: HostCommunicator>(comm: &C, call: &Call) -> Outcome {
-    let mut values = vec![1.0; call.pass.message_len(call.channels)];
+fn refused<C: HostCommunicator>(comm: &C, call: &CollectiveId) -> Outcome {
+    let mut values = vec![1.0; call.length];
     let answer = comm.all_reduce_sum(call, &mut values);
     ensure!(answer.is_err(), "rank {} got a sum", comm.rank());
     failing_sum(comm).map(drop)

@@ -2,14 +2,15 @@
 //!
 //! Deliberately not here: gradients of frozen statistics (see [`evaluation`](super::evaluation)).
 
-use syncbn_core::{Call, Config, Element, HostCommunicator, Kernels, Pass, State};
+use syncbn_core::{CollectiveId, Element, Gradients, HostCommunicator, Kernels, State};
 
+use crate::bits::{same_bits, same_state};
 use crate::expected::{Expected, train};
 use crate::harness::{Harness, need_ranks};
 use crate::oracle::{self, Affine};
 use crate::outcome::Outcome;
 use crate::property::{CASES, for_all};
-use crate::rank::{Gradients, ParameterRoom, Rank, ranks, same};
+use crate::rank::{ParameterRoom, Rank, Written, ranks};
 use crate::strategies::{Case, Values, case};
 use crate::tensor::{Placed, Tensor};
 use crate::{ensure, threads};
@@ -33,7 +34,7 @@ where
     let case = Case::plain(3, &[4, 3], &[3, 1, 2]);
     let whole = Case { samples: vec![6], ..case.clone() };
     let parts = train::<H, T>(harness, &case)?;
-    let added = |of: fn(&Gradients<T>) -> &Vec<T::Param>| -> Vec<T::Param> {
+    let added = |of: fn(&Written<T>) -> &Vec<T::Param>| -> Vec<T::Param> {
         let sum = |c: usize| parts.iter().map(|part| of(&part.gradients)[c].to_f64()).sum();
         (0..case.channels).map(|c| T::Param::from_f64(sum(c))).collect()
     };
@@ -55,20 +56,13 @@ where
             let apart = rank.backward(&mut layer, &saved, &placed, &dy)?;
             let mut dx = Placed::new(rank, &dy, case.layout)?;
             let mut room = ParameterRoom::new(rank, x.channels)?;
-            layer.backward_in_place(&rank.queue, &saved, placed.view(), dx.view_mut(), room.borrow())?;
+            let wanted = Gradients::in_place(dx.view_mut());
+            layer.backward(&rank.queue, &saved, placed.view(), wanted, room.borrow())?;
             let (d_weight, d_bias) = room.read(rank)?;
-            check_same_bits(&apart, &Gradients { dx: dx.read(rank)?, d_weight, d_bias })
+            Written { dx: dx.read(rank)?, d_weight, d_bias }.same_bits(&apart)
         });
         differ.map(drop)
     })
-}
-
-fn check_same_bits<T: Element>(a: &Gradients<T>, b: &Gradients<T>) -> Outcome {
-    let equal = a.dx.values.iter().zip(&b.dx.values).all(|(a, b)| same(*a, *b));
-    ensure!(equal, "dx differs");
-    ensure!(a.d_weight == b.d_weight, "d_weight differs: {:?} and {:?}", a.d_weight, b.d_weight);
-    ensure!(a.d_bias == b.d_bias, "d_bias differs: {:?} and {:?}", a.d_bias, b.d_bias);
-    Ok(())
 }
 
 /// A rank that needs no dx still takes part, so that its peers get theirs; what it does get has the same bits.
@@ -86,14 +80,15 @@ where
         let (saved, _) = rank.forward(&mut layer, &placed, &x)?;
         let gradients = &all[rank.index].gradients;
         if rank.index != 1 {
-            return check_same_bits(&rank.backward(&mut layer, &saved, &placed, &dy)?, gradients);
+            return rank.backward(&mut layer, &saved, &placed, &dy)?.same_bits(gradients);
         }
         let dy = Placed::new(rank, &dy, case.layout)?;
         let mut room = ParameterRoom::new(rank, case.channels)?;
-        layer.backward_parameters(&rank.queue, &saved, placed.view(), dy.view(), room.borrow())?;
+        let wanted = Gradients::parameters_only(dy.view());
+        layer.backward(&rank.queue, &saved, placed.view(), wanted, room.borrow())?;
         let (d_weight, d_bias) = room.read(rank)?;
-        ensure!(d_weight == gradients.d_weight && d_bias == gradients.d_bias, "gradients without dx differ");
-        Ok(())
+        same_bits("d_weight without dx", &d_weight, &gradients.d_weight)?;
+        same_bits("d_bias without dx", &d_bias, &gradients.d_bias)
     })?;
     Ok(())
 }
@@ -117,13 +112,18 @@ where
             let mut wanted = room.borrow();
             wanted.weight = wanted.weight.filter(|_| weight);
             wanted.bias = wanted.bias.filter(|_| bias);
-            let (x, dy) = (x_placed.view(), dy_placed.view());
-            layer.backward(&rank.queue, &saved, x, dy, dx.view_mut(), wanted)?;
+            let gradients = Gradients::out_of_place(dy_placed.view(), dx.view_mut());
+            layer.backward(&rank.queue, &saved, x_placed.view(), gradients, wanted)?;
             let (d_weight, d_bias) = room.read(rank)?;
             let expected = &all[rank.index].gradients;
-            ensure!(dx.read(rank)? == expected.dx, "dx depends on which parameters' gradients are asked for");
-            ensure!(!weight || d_weight == expected.d_weight, "d_weight depends on d_bias");
-            ensure!(!bias || d_bias == expected.d_bias, "d_bias depends on d_weight");
+            let asked = format!("with d_weight {weight} and d_bias {bias}, ");
+            same_bits(&(asked.clone() + "dx"), &dx.read(rank)?.values, &expected.dx.values)?;
+            if weight {
+                same_bits(&(asked.clone() + "d_weight"), &d_weight, &expected.d_weight)?;
+            }
+            if bias {
+                same_bits(&(asked + "d_bias"), &d_bias, &expected.d_bias)?;
+            }
         }
         Ok(())
     })?;
@@ -181,8 +181,7 @@ where
             }
             loss(&x, &state)
         };
-        let all =
-            |of: fn(&Gradients<f64>) -> &Vec<f64>| steps.iter().map(|s| of(&s.gradients)[c]).sum::<f64>();
+        let all = |of: fn(&Written<f64>) -> &Vec<f64>| steps.iter().map(|s| of(&s.gradients)[c]).sum::<f64>();
         let weight = slope(moved(h, |s| &mut s.weight)?, moved(-h, |s| &mut s.weight)?);
         check(&format!("d_weight[{c}]"), all(|g| &g.d_weight), weight)?;
         let bias = slope(moved(h, |s| &mut s.bias)?, moved(-h, |s| &mut s.bias)?);
@@ -213,17 +212,17 @@ where
 
         let mut again = Placed::blank(rank, &x[0], first.layout)?;
         layer.recompute(&rank.queue, &saved_first, placed[0].view(), again.view_mut())?;
-        ensure!(again.read(rank)? == y_first, "the recomputed y has other bits");
-        ensure!(y_first == expected[0][rank.index].y, "y of the first use differs");
+        same_bits("the recomputed y", &again.read(rank)?.values, &y_first.values)?;
+        same_bits("y of the first use", &y_first.values, &expected[0][rank.index].y.values)?;
         for order in [[0, 1], [1, 0]] {
             for i in order {
                 let saved = if i == 0 { &saved_first } else { &saved_second };
                 let got = rank.backward(&mut layer, saved, &placed[i], &dy[i])?;
-                check_same_bits(&got, &expected[i][rank.index].gradients)?;
+                got.same_bits(&expected[i][rank.index].gradients)?;
             }
         }
         let state = layer.state(&rank.queue)?;
-        ensure!(state == after_two, "recomputation or backward has changed the state");
+        same_state(&state, &after_two).map_err(|why| why.at("after recomputation and backward"))?;
         Ok(state)
     })?;
     for state in states {
@@ -290,8 +289,7 @@ fn descend<B: Kernels<T> + syncbn_core::Storage, T: Element>(
         let gradients = rank.backward(&mut layer, &saved, &placed, &dy)?;
         let mut both: Vec<f64> =
             gradients.d_weight.iter().chain(&gradients.d_bias).map(|v| v.to_f64()).collect();
-        let call = Call::new("descent", Pass::Backward, case.channels);
-        sums.all_reduce_sum(&call, &mut both)?;
+        sums.all_reduce_sum(&CollectiveId::new("descent", both.len()), &mut both)?;
         let mut state = layer.state(&rank.queue)?;
         let mut parameters = state.weight.iter_mut().chain(&mut state.bias).flatten();
         parameters.by_ref().zip(&both).for_each(|(p, d)| *p = T::Param::from_f64(p.to_f64() - RATE * d));
@@ -322,11 +320,11 @@ fn descend_by_oracle<T: Element>(case: &Case) -> Vec<Vec<f64>> {
     let mut affine = Affine::new(case.channels, start.weight.as_ref(), start.bias.as_ref());
     let running = Affine::new(case.channels, start.running_var.as_ref(), start.running_mean.as_ref());
     let (mut mean, mut var) = (running.bias, running.weight);
-    let Config { eps, .. } = case.config();
+    let eps = case.eps;
     let a = case.momentum.unwrap_or_default();
     let mut trace = Vec::new();
     for _ in 0..STEPS {
-        let statistics = oracle::statistics(&x, true);
+        let statistics = oracle::statistics(&x);
         let xhat = oracle::xhat(&x, &statistics, eps);
         let dy = dy_of(&oracle::y(&xhat, &affine).map(T::from_f64), &target);
         let sums = oracle::grad_sums(&xhat, &dy);

@@ -5,9 +5,13 @@
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
 
-use syncbn_core::{Communicator, Element, Kernels, Pass, Solo, Staged};
+use syncbn_core::{
+    CollectiveId, CollectiveKind, Communicator, Element, Gradients, Kernels, Pass, Scalar, SingleRank,
+    ViaHost,
+};
 
 use crate::bars::check_number;
+use crate::bits::same_steps;
 use crate::expected::train;
 use crate::harness::{Harness, need_ranks};
 use crate::oracle;
@@ -15,39 +19,48 @@ use crate::outcome::Outcome;
 use crate::rank::{ParameterRoom, Rank, alone, ranks, ranks_of};
 use crate::spies::{Recorder, Spy};
 use crate::strategies::{Case, Values};
-use crate::tensor::Placed;
+use crate::tensor::{Placed, Tensor};
 use crate::{ensure, threads};
 
-/// A training step makes one sum of 2C + 1 numbers and one of 2C, however many ranks there are, dx or not.
-pub fn a_training_step_sums_2c_plus_1_numbers_and_2c_numbers<H: Harness, T: Element>(harness: &H) -> Outcome
+/// The numbers of a forward message per channel.
+fn parts<T: Element>() -> usize {
+    Pass::Forward.per_channel(T::Param::DTYPE)
+}
+
+/// A training step makes one sum of a few numbers per channel and one of 2C, however many ranks there are, dx or not.
+pub fn a_training_step_sums_once_in_each_pass<H: Harness, T: Element>(harness: &H) -> Outcome
 where
     H::Backend: Kernels<T>,
 {
-    for world_size in [1, 2, 3].into_iter().filter(|&n| n <= harness.max_world_size()) {
+    need_ranks(harness, 2)?;
+    let expected = [parts::<T>() * 5 + 1, 10];
+    for world_size in [2, 3].into_iter().filter(|&n| n <= harness.max_world_size()) {
         let case = Case::plain(5, &[4], &vec![2; world_size]);
         ranks(harness, world_size, |rank: &Rank<H::Backend>| {
             let spy = Spy::new(rank.communicator.clone());
             let (x, dy) = (case.x::<T>(rank.index), case.dy::<T>(rank.index));
             let mut layer = rank.layer_in(spy.clone(), case.config(), &case.state())?;
             rank.train(&mut layer, &x, &dy, case.layout)?;
-            let lengths: Vec<_> = spy.take_calls().iter().map(|c| c.pass.message_len(c.channels)).collect();
-            ensure!(lengths == [11, 10], "a training step sums {lengths:?} numbers, expected [11, 10]");
+            let lengths: Vec<_> = spy.take_calls().iter().map(|call| call.length).collect();
+            ensure!(lengths == expected, "a training step sums {lengths:?} numbers, expected {expected:?}");
             let placed = Placed::new(rank, &x, case.layout)?;
             let (saved, _) = rank.forward(&mut layer, &placed, &x)?;
             let dy = Placed::new(rank, &dy, case.layout)?;
             let mut room = ParameterRoom::new(rank, 5)?;
-            layer.backward_parameters(&rank.queue, &saved, placed.view(), dy.view(), room.borrow())?;
+            let wanted = Gradients::parameters_only(dy.view());
+            layer.backward(&rank.queue, &saved, placed.view(), wanted, room.borrow())?;
             let calls = spy.take_calls();
-            let passes: Vec<_> = calls.iter().map(|call| call.pass).collect();
-            ensure!(passes == [Pass::Forward, Pass::Backward], "without dx: {passes:?}");
-            ensure!(calls.iter().all(|call| &*call.layer == "bn"), "calls do not name the layer: {calls:?}");
+            let passes: Vec<_> = calls.iter().map(|call| call.kind).collect();
+            let both = [Pass::Forward, Pass::Backward].map(CollectiveKind::Pass);
+            ensure!(passes == both, "without dx: {passes:?}");
+            ensure!(calls.iter().all(|call| &*call.label == "bn"), "calls do not name the layer: {calls:?}");
             Ok(())
         })?;
     }
     Ok(())
 }
 
-/// A group of one in host memory computes what a layer on its own does, to the bit: its sums keep the form of a rank's alone.
+/// A group of one in host memory computes what a layer on its own does, to the bit, and asks nobody.
 pub fn a_group_of_one_computes_what_a_layer_alone_does<H: Harness, T: Element>(harness: &H) -> Outcome
 where
     H::Backend: Kernels<T>,
@@ -55,30 +68,32 @@ where
     let case = Case { values: Values::Mixed, ..Case::plain(6, &[3, 5], &[4]) };
     let group = Mutex::new(threads::host_group(1));
     alone(harness, |rank: &Rank<H::Backend>| {
-        let one = Arc::new(Staged(group.lock().unwrap().remove(0)));
-        let train = |group: Arc<dyn Communicator<H::Backend>>| {
-            let mut layer = rank.layer_in(group, case.config(), &case.state())?;
-            rank.train(&mut layer, &case.x::<T>(0), &case.dy::<T>(0), case.layout)
-        };
-        ensure!(train(one)? == train(Arc::new(Solo))?, "a group of one differs from no group");
-        Ok(())
+        let one: Arc<dyn Communicator<H::Backend>> = Arc::new(ViaHost(group.lock().unwrap().remove(0)));
+        let spy = Spy::new(one);
+        let train = |mut layer| rank.train(&mut layer, &case.x::<T>(0), &case.dy::<T>(0), case.layout);
+        let in_group = train(rank.layer_in(spy.clone(), case.config(), &case.state())?)?;
+        let alone = train(rank.layer_in(SingleRank, case.config(), &case.state())?)?;
+        let calls = spy.take_calls();
+        ensure!(calls.is_empty(), "a group of one made {calls:?}");
+        in_group.same_bits(&alone).map_err(|why| why.at("in a group of one"))
     })
 }
 
-/// What a rank sends is its own `[m | m mean | M2 + m mean^2]`, and `[sum_dy | sum_dy_xmu]`.
+/// What a rank sends is its own: the count, parts that add up to `m mean` and `M2 + m mean^2`, of which all but the last of each
+/// are whole multiples of the count, so that sums of them are exact; and `[sum_dy | sum_dy_xmu]`.
 pub fn messages_hold_counts_sums_and_squares_of_the_rank<H: Harness, T: Element>(harness: &H) -> Outcome
 where
     H::Backend: Kernels<T>,
 {
     need_ranks(harness, 3)?;
-    let case = Case::plain(4, &[3, 3], &[2, 0, 1]);
+    const C: usize = 4;
+    let case = Case::plain(C, &[3, 3], &[2, 0, 1]);
     let groups: Vec<_> = threads::host_group(3).into_iter().map(|comm| Mutex::new(Some(comm))).collect();
-    let whole = oracle::statistics(&crate::tensor::Tensor::concat(&case.all(Case::x::<T>)), true);
+    let whole = oracle::statistics(&Tensor::concat(&case.all(Case::x::<T>)));
     let messages = ranks(harness, 3, |rank: &Rank<H::Backend>| {
         let comm = groups[rank.index].lock().unwrap().take().unwrap();
         let recorder = Arc::new(Recorder(comm, Mutex::default()));
-        let group = Arc::new(Staged(recorder.clone()));
-        let mut layer = rank.layer_in(group, case.config(), &case.state())?;
+        let mut layer = rank.layer_in(ViaHost(recorder.clone()), case.config(), &case.state())?;
         rank.train(&mut layer, &case.x::<T>(rank.index), &case.dy::<T>(rank.index), case.layout)?;
         Ok(std::mem::take(&mut *recorder.1.lock().unwrap()))
     })?;
@@ -87,22 +102,34 @@ where
             return Err(crate::broken!("rank {rank} sent {} messages", messages.len()));
         };
         let (x, dy) = (case.x::<T>(rank), case.dy::<T>(rank));
-        ensure!(forward[0] == (x.samples * 9) as f64, "rank {rank} counts {} elements", forward[0]);
-        for c in 0..4 {
+        let count = (x.samples * 9) as f64;
+        ensure!(forward[0] == count, "rank {rank} counts {} elements, expected {count}", forward[0]);
+        for c in 0..C {
             let (x, dy) = (x.channel(c), dy.channel(c));
             let add = |f: &dyn Fn(f64, f64) -> f64| -> (f64, f64) {
                 let terms = x.iter().zip(&dy).map(|(x, dy)| f(x.to_f64(), dy.to_f64()));
                 terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()))
             };
+            let halves: Vec<f64> = (0..parts::<T>()).map(|part| forward[1 + part * C + c]).collect();
+            let (first, second) = halves.split_at(halves.len() / 2);
+            for part in [first, second].into_iter().flat_map(|half| &half[..half.len() - 1]) {
+                let (of_one, spare) = (part / count.max(1.0), (1 << 29) - 1);
+                let short = of_one.to_bits() & spare == 0 && of_one * count == *part;
+                ensure!(
+                    short,
+                    "rank {rank}, channel {c}: {part:e} is not {count} times a number of 24 bits, so sums of it are rounded"
+                );
+            }
             let mean = whole[c].mean;
             for (what, got, (expected, size)) in [
-                ("m mean", forward[1 + c], add(&|x, _| x)),
-                ("M2 + m mean^2", forward[5 + c], add(&|x, _| x * x)),
+                ("m mean", first.iter().sum(), add(&|x, _| x)),
+                ("M2 + m mean^2", second.iter().sum(), add(&|x, _| x * x)),
                 ("sum_dy", backward[c], add(&|_, dy| dy)),
-                ("sum_dy_xmu", backward[4 + c], add(&|x, dy| dy * (x - mean))),
+                ("sum_dy_xmu", backward[C + c], add(&|x, dy| dy * (x - mean))),
             ] {
                 let bar = if size_of::<T>() == 8 { 1e-12 } else { 1e-6 };
-                check_number(what, c, got, expected, bar * size)?;
+                check_number(what, c, got, expected, bar * size)
+                    .map_err(|why| why.at(format!("rank {rank}")))?;
             }
         }
     }
@@ -114,10 +141,11 @@ pub fn calls_number_the_uses_of_a_layer<H: Harness, T: Element>(harness: &H) -> 
 where
     H::Backend: Kernels<T>,
 {
-    let case = Case::plain(3, &[4], &[2]);
-    alone(harness, |rank: &Rank<H::Backend>| {
+    need_ranks(harness, 2)?;
+    let case = Case::plain(3, &[4], &[2, 1]);
+    ranks(harness, 2, |rank: &Rank<H::Backend>| {
         let spy = Spy::new(rank.communicator.clone());
-        let (x, dy) = (case.x::<T>(0), case.dy::<T>(0));
+        let (x, dy) = (case.x::<T>(rank.index), case.dy::<T>(rank.index));
         let placed = Placed::new(rank, &x, case.layout)?;
         let mut layer = rank.layer_in(spy.clone(), case.config(), &case.state())?;
         for _ in 0..2 {
@@ -129,15 +157,17 @@ where
             rank.backward(&mut layer, &second, &placed, &dy)?;
             rank.backward(&mut layer, &first, &placed, &dy)?;
             rank.forward(&mut layer, &placed, &x)?;
-            let numbers: Vec<_> = spy.take_calls().iter().map(|call| call.sequence).collect();
+            let numbers: Vec<_> =
+                spy.take_calls().iter().map(|call: &CollectiveId| call.use_number).collect();
             ensure!(
                 numbers == [0, 1, 1, 0, 2],
                 "the uses are numbered {numbers:?}, expected [0, 1, 1, 0, 2]"
             );
-            layer.set_communicator(spy.clone());
+            layer.set_group(spy.clone());
         }
         Ok(())
     })
+    .map(drop)
 }
 
 /// Evaluation, frozen statistics and recomputation ask no rank for anything, in either pass.
@@ -156,9 +186,9 @@ where
             rank.train(&mut layer, &x, &dy, case.layout)?;
             layer.set_training(true);
             if track {
-                layer.set_frozen(&rank.queue, true)?;
+                layer.set_frozen(true)?;
                 rank.train(&mut layer, &x, &dy, case.layout)?;
-                layer.set_frozen(&rank.queue, false)?;
+                layer.set_frozen(false)?;
             }
             let calls = spy.take_calls();
             ensure!(calls.is_empty(), "evaluation called {calls:?}");
@@ -196,6 +226,5 @@ where
     })?;
     let apart: Vec<_> =
         worlds.iter().map(|case| train::<H, T>(harness, case)).collect::<Outcome<Vec<_>>>()?.concat();
-    ensure!(together == apart, "groups at work at the same time differ from the same groups apart");
-    Ok(())
+    same_steps(&together, &apart).map_err(|why| why.at("groups at work at the same time"))
 }

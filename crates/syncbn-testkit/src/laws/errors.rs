@@ -5,10 +5,11 @@
 use proptest::prelude::*;
 use proptest::sample::select;
 use syncbn_core::{
-    Config, Element, Error, ErrorKind, Geometry, Kernels, Layout, Param, ShapeError, State, Storage,
-    SyncBatchNorm, View, ViewMut,
+    Config, Element, Error, ErrorKind, Geometry, Gradients, Kernels, Layout, Param, ShapeError, State,
+    Storage, SyncBatchNorm, View, ViewMut,
 };
 
+use crate::bits::{same_bits, same_state};
 use crate::harness::Harness;
 use crate::outcome::Outcome;
 use crate::property::{CASES, for_all};
@@ -43,10 +44,9 @@ where
             let mut y = Placed::blank(rank, &x, case.layout)?;
             let result = layer.forward(&rank.queue, placed.view(), y.view_mut());
             refused("one element", result, |kind| matches!(kind, ErrorKind::OneElement { .. }))?;
-            let untouched =
-                y.read(rank)? == Placed::<H::Backend, T>::blank(rank, &x, case.layout)?.read(rank)?;
-            ensure!(untouched, "y was written");
-            ensure!(layer.state(&rank.queue)? == case.state(), "the state has changed");
+            let blank = Placed::<H::Backend, T>::blank(rank, &x, case.layout)?.read(rank)?;
+            same_bits("y, which nobody may write,", &y.read(rank)?.values, &blank.values)?;
+            same_state(&layer.state(&rank.queue)?, &case.state())?;
         }
         Ok(())
     })
@@ -59,10 +59,9 @@ where
 {
     let good = Config::new(3);
     let bad = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -1e-9];
-    let mut configs =
-        vec![Config { eps: 0.0, ..good }, Config { momentum: Some(1.000_001), ..good }, Config::new(0)];
-    configs.extend(bad.map(|eps| Config { eps, ..good }));
-    configs.extend(bad.map(|momentum| Config { momentum: Some(momentum), ..good }));
+    let mut configs = vec![good.with_eps(0.0), good.with_momentum(Some(1.000_001)), Config::new(0)];
+    configs.extend(bad.map(|eps| good.with_eps(eps)));
+    configs.extend(bad.map(|momentum| good.with_momentum(Some(momentum))));
     configs.push(Config::new(usize::MAX));
     alone(harness, |rank: &Rank<H::Backend>| {
         let make = |config| {
@@ -74,7 +73,7 @@ where
             refused(&format!("{config:?}"), make(*config), kind)?;
         }
         for momentum in [Some(0.0), Some(1.0), None] {
-            make(Config { momentum, ..good })?;
+            make(good.with_momentum(momentum))?;
         }
         Ok(())
     })
@@ -108,16 +107,40 @@ where
             refused(&what, layer.recompute(queue, &saved, x.view(), out.view_mut()), geometry)?;
             let mut dx = place(&zeros(2, 3, &[4]))?;
             let mut room = ParameterRoom::new(rank, 3)?;
-            let result = layer.backward(queue, &saved, x.view(), placed.view(), dx.view_mut(), room.borrow());
+            let result = layer.backward(
+                queue,
+                &saved,
+                x.view(),
+                Gradients::out_of_place(placed.view(), dx.view_mut()),
+                room.borrow(),
+            );
             refused(&what, result, geometry)?;
-            let result = layer.backward(queue, &saved, x.view(), x.view(), out.view_mut(), room.borrow());
+            let result = layer.backward(
+                queue,
+                &saved,
+                x.view(),
+                Gradients::out_of_place(x.view(), out.view_mut()),
+                room.borrow(),
+            );
             refused(&what, result, geometry)?;
-            let result = layer.backward(queue, &saved, placed.view(), x.view(), dx.view_mut(), room.borrow());
+            let result = layer.backward(
+                queue,
+                &saved,
+                placed.view(),
+                Gradients::out_of_place(x.view(), dx.view_mut()),
+                room.borrow(),
+            );
             refused(&what, result, geometry)?;
         }
         let mut short = ParameterRoom::new(rank, 2)?;
         let mut dx = place(&zeros(2, 3, &[4]))?;
-        let result = layer.backward(queue, &saved, x.view(), x.view(), dx.view_mut(), short.borrow());
+        let result = layer.backward(
+            queue,
+            &saved,
+            x.view(),
+            Gradients::out_of_place(x.view(), dx.view_mut()),
+            short.borrow(),
+        );
         let length = |k: &ErrorKind| matches!(k, ErrorKind::Length { expected: 3, got: 2, .. });
         refused("gradients of 2 channels", result, length)?;
 
@@ -126,8 +149,7 @@ where
         let too_short =
             |k: &ErrorKind| matches!(k, ErrorKind::Shape { source: ShapeError::Memory { .. }, .. });
         refused("short memory", result, too_short)?;
-        ensure!(layer.state(queue)? == before, "the state has changed");
-        Ok(())
+        same_state(&layer.state(queue)?, &before)
     })
 }
 
@@ -143,14 +165,19 @@ where
         let mut other = rank.layer(case.config(), &case.state())?;
         let (saved, _) = rank.forward(&mut other, &x, &case.x(0))?;
         let before = mine.state(&rank.queue)?;
-        let foreign = |k: &ErrorKind| matches!(k, ErrorKind::ForeignSaved { .. });
+        let foreign = |k: &ErrorKind| matches!(k, ErrorKind::ForeignSaved);
         let mut out = Placed::blank(rank, &case.x::<T>(0), case.layout)?;
         refused("recomputation", mine.recompute(&rank.queue, &saved, x.view(), out.view_mut()), foreign)?;
         let mut room = ParameterRoom::new(rank, 3)?;
-        let result = mine.backward(&rank.queue, &saved, x.view(), x.view(), out.view_mut(), room.borrow());
+        let result = mine.backward(
+            &rank.queue,
+            &saved,
+            x.view(),
+            Gradients::out_of_place(x.view(), out.view_mut()),
+            room.borrow(),
+        );
         refused("backward", result, foreign)?;
-        ensure!(mine.state(&rank.queue)? == before, "the state has changed");
-        Ok(())
+        same_state(&mine.state(&rank.queue)?, &before)
     })
 }
 
@@ -167,13 +194,13 @@ where
         for (what, state) in unfit(&good) {
             let kind = |k: &ErrorKind| matches!(k, ErrorKind::Length { .. } | ErrorKind::StateTensor { .. });
             refused(what, layer.load_state(&rank.queue, &state), kind)?;
-            ensure!(layer.state(&rank.queue)? == good, "{what}: the state has changed");
+            same_state(&layer.state(&rank.queue)?, &good).map_err(|why| why.at(what))?;
         }
         let mut layer = rank.layer(bare.config(), &bare.state::<T::Param>())?;
         let kind = |k: &ErrorKind| matches!(k, ErrorKind::StateTensor { .. });
         refused("a state for a bare layer", layer.load_state(&rank.queue, &good), kind)?;
         let nothing = |k: &ErrorKind| matches!(k, ErrorKind::NothingToFreeze);
-        refused("freezing a bare layer", layer.set_frozen(&rank.queue, true), nothing)
+        refused("freezing a bare layer", layer.set_frozen(true), nothing)
     })
 }
 
@@ -209,8 +236,8 @@ where
             let case = Case::plain(2, &[], &[2]);
             let mut layer = rank.layer(case.config(), &case.state::<T::Param>())?;
             let values = vec![T::default(); *memory];
-            let input = rank.backend.upload(&rank.queue, &values)?;
-            let mut output = rank.backend.upload(&rank.queue, &values)?;
+            let input = rank.upload(&values)?;
+            let mut output = rank.upload(&values)?;
             let geometry = |(shape, strides, axis, how): &(Vec<usize>, Vec<isize>, usize, usize)| match how {
                 0 => Geometry::channels_first(shape),
                 1 => Geometry::channels_last(shape),
@@ -221,10 +248,7 @@ where
                 geometry(y).and_then(|g| ViewMut::new(<H::Backend as Storage>::mem_mut(&mut output), g));
             if let Err(error) = layer.forward::<T>(&rank.queue, view, out) {
                 ensure!(error.to_string().contains("`bn`"), "the error does not name the layer: {error}");
-                ensure!(
-                    layer.state(&rank.queue)? == case.state(),
-                    "the error has changed the state: {error}"
-                );
+                same_state(&layer.state(&rank.queue)?, &case.state()).map_err(|why| why.at(error))?;
             }
             Ok(())
         })

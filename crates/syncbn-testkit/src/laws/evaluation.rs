@@ -4,12 +4,12 @@
 
 use syncbn_core::{Element, Kernels};
 
-use crate::ensure;
+use crate::bits::{same_bits, same_state, same_steps};
 use crate::expected::{Expected, train};
 use crate::harness::{Harness, need_ranks};
 use crate::outcome::Outcome;
 use crate::property::{CASES, for_all};
-use crate::rank::{Rank, Step, alone, ranks, same};
+use crate::rank::{Rank, Step, alone, ranks};
 use crate::strategies::{Case, case};
 use crate::tensor::Placed;
 
@@ -17,10 +17,7 @@ fn check_frozen<T: Element>(case: &Case, steps: &[Step<T>]) -> Outcome {
     let expected = Expected::frozen(case);
     expected.check_y(&steps.iter().map(|step| step.y.clone()).collect::<Vec<_>>())?;
     expected.check_gradients(steps)?;
-    for step in steps {
-        ensure!(step.state == case.state(), "the state has changed: {:?}", step.state);
-    }
-    Ok(())
+    steps.iter().try_for_each(|step| same_state(&step.state, &case.state()))
 }
 
 /// Evaluation uses the running statistics, changes nothing, and has the gradient `dx = weight invstd dy`.
@@ -50,15 +47,15 @@ where
     let frozen = ranks(harness, case.world_size(), |rank: &Rank<H::Backend>| {
         let (x, dy) = (case.x::<T>(rank.index), case.dy::<T>(rank.index));
         let mut layer = rank.layer(case.config(), &case.state())?;
-        layer.set_frozen(&rank.queue, true)?;
+        layer.set_frozen(true)?;
         let frozen = rank.train(&mut layer, &x, &dy, case.layout)?;
-        layer.set_frozen(&rank.queue, false)?;
+        layer.set_frozen(false)?;
         layer.set_training(false);
         let evaluated = rank.train(&mut layer, &x, &dy, case.layout)?;
-        ensure!(frozen == evaluated, "frozen and evaluating differ");
+        evaluated.same_bits(&frozen).map_err(|why| why.at("evaluating, not frozen"))?;
         layer.set_training(true);
         let thawed = rank.train(&mut layer, &x, &dy, case.layout)?;
-        ensure!(thawed == trained[rank.index], "a thawed layer does not train as before");
+        thawed.same_bits(&trained[rank.index]).map_err(|why| why.at("thawed"))?;
         Ok(frozen)
     })?;
     check_frozen(&case, &frozen)
@@ -107,11 +104,8 @@ where
             if rank.index == 1 { run(rank).map(Some) } else { Ok(None) }
         },
     )?;
-    ensure!(
-        among_others[1].as_ref() == Some(&by_itself),
-        "evaluation among others differs from evaluation alone"
-    );
-    Ok(())
+    let among_others: Vec<_> = among_others.into_iter().flatten().collect();
+    same_steps(&among_others, &[by_itself]).map_err(|why| why.at("among others"))
 }
 
 /// Recomputing an evaluation gives its bits.
@@ -129,9 +123,8 @@ where
             let (saved, y) = rank.forward(&mut layer, &placed, &x)?;
             let mut again = Placed::blank(rank, &x, case.layout)?;
             layer.recompute(&rank.queue, &saved, placed.view(), again.view_mut())?;
-            let equal = again.read(rank)?.values.iter().zip(&y.values).all(|(a, b)| same(*a, *b));
-            ensure!(equal, "the recomputed y has other bits (running statistics: {track})");
-            Ok(())
+            same_bits("the recomputed y", &again.read(rank)?.values, &y.values)
+                .map_err(|why| why.at(format!("running statistics: {track}")))
         })?;
     }
     Ok(())

@@ -8,8 +8,9 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use syncbn_core::{CommErrorKind, Element, Error, ErrorKind, Kernels, Solo};
+use syncbn_core::{CommErrorKind, Element, Error, ErrorKind, Gradients, Kernels, SingleRank};
 
+use crate::bits::same_state;
 use crate::harness::{Ability, Harness, need, need_ranks};
 use crate::outcome::Outcome;
 use crate::rank::{ParameterRoom, Rank, ranks, ranks_of};
@@ -55,15 +56,14 @@ where
                 "not a communicator's error: {error}"
             );
             ensure!(began.elapsed() < Duration::from_secs(30), "the error took {:?}", began.elapsed());
-            ensure!(layer.state(&rank.queue)? == case.state(), "the failure has changed the state");
-            layer.set_communicator(rank.communicator.clone());
+            same_state(&layer.state(&rank.queue)?, &case.state())?;
+            layer.set_group(rank.communicator.clone());
         }
-        layer.set_communicator(Arc::new(Solo));
+        layer.set_group(SingleRank);
         let after = rank.train(&mut layer, &x, &dy, case.layout)?;
-        let mut fresh = rank.layer_in(Arc::new(Solo), case.config(), &case.state())?;
+        let mut fresh = rank.layer_in(SingleRank, case.config(), &case.state())?;
         let expected = rank.train(&mut fresh, &x, &dy, case.layout)?;
-        ensure!(after == expected, "in a new group the layer computes something else");
-        Ok(())
+        after.same_bits(&expected).map_err(|why| why.at("in a new group"))
     })?;
     Ok(())
 }
@@ -88,13 +88,12 @@ where
         let dy = Placed::new(rank, &dy, case.layout)?;
         let mut dx = Placed::blank(rank, &x, case.layout)?;
         let mut room = ParameterRoom::new(rank, 3)?;
-        let (x, dy) = (placed.view(), dy.view());
-        let Err(error) = layer.backward(&rank.queue, &saved, x, dy, dx.view_mut(), room.borrow()) else {
+        let wanted = Gradients::out_of_place(dy.view(), dx.view_mut());
+        let Err(error) = layer.backward(&rank.queue, &saved, placed.view(), wanted, room.borrow()) else {
             return Err(crate::broken!("backward succeeded without rank 1"));
         };
         ensure!(is_communicators(&error, |_| true), "not a communicator's error: {error}");
-        ensure!(layer.state(&rank.queue)? == before, "the failure has changed the state");
-        Ok(())
+        same_state(&layer.state(&rank.queue)?, &before)
     })?;
     Ok(())
 }
@@ -122,7 +121,7 @@ where
             is_communicators(&first, |_| true),
             "the first use does not get the communicator's error: {first}"
         );
-        layer.set_communicator(Arc::new(Solo));
+        layer.set_group(SingleRank);
         let untrusted = |what: &str, error: Option<Error>| match error {
             Some(error) if matches!(*error.kind, ErrorKind::Untrusted) => Ok(()),
             other => Err(crate::broken!("{what} after a late failure: {other:?}")),
@@ -132,12 +131,9 @@ where
         untrusted("recomputation", layer.recompute(&rank.queue, &saved, placed.view(), y.view_mut()).err())?;
         layer.load_state(&rank.queue, &snapshot)?;
         let after = rank.train(&mut layer, &x, &dy, case.layout)?;
-        let mut fresh = rank.layer_in(Arc::new(Solo), case.config(), &case.state())?;
-        ensure!(
-            after == rank.train(&mut fresh, &x, &dy, case.layout)?,
-            "a restored layer computes something else"
-        );
-        Ok(())
+        let mut fresh = rank.layer_in(SingleRank, case.config(), &case.state())?;
+        let expected = rank.train(&mut fresh, &x, &dy, case.layout)?;
+        after.same_bits(&expected).map_err(|why| why.at("after a load"))
     })?;
     Ok(())
 }
@@ -160,8 +156,8 @@ where
         let dy = Placed::new(rank, &dy, case.layout)?;
         let mut dx = Placed::blank(rank, &x, case.layout)?;
         let mut room = ParameterRoom::new(rank, 3)?;
-        let (x, dy) = (placed.view(), dy.view());
-        let Err(error) = layer.backward(&rank.queue, saved, x, dy, dx.view_mut(), room.borrow()) else {
+        let wanted = Gradients::out_of_place(dy.view(), dx.view_mut());
+        let Err(error) = layer.backward(&rank.queue, saved, placed.view(), wanted, room.borrow()) else {
             return Err(crate::broken!("backward through use {} succeeded beside the other", 1 - rank.index));
         };
         ensure!(is_communicators(&error, |_| true), "not a communicator's error: {error}");

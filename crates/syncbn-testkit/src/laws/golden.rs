@@ -72,7 +72,7 @@ impl Golden {
     }
 
     fn config(&self) -> Config {
-        Config { eps: self.eps, momentum: self.momentum, ..Config::new(self.channels) }
+        Config::new(self.channels).with_eps(self.eps).with_momentum(self.momentum)
     }
 
     fn state<P: syncbn_core::Param>(&self) -> State<P> {
@@ -99,7 +99,7 @@ impl Golden {
                 return rank.train(&mut layer, &x, &self.part(dy, &split, rank.index), layout);
             }
             let (_, y) = rank.forward(&mut layer, &Placed::new(rank, &x, layout)?, &x)?;
-            let none = crate::rank::Gradients { dx: y.clone(), d_weight: vec![], d_bias: vec![] };
+            let none = crate::rank::Written { dx: y.clone(), d_weight: vec![], d_bias: vec![] };
             Ok(Step { y, gradients: none, state: layer.state(&rank.queue)? })
         })?;
         let whole = |of: fn(&Step<T>) -> &Tensor<T>| {

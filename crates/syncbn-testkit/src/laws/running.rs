@@ -5,6 +5,7 @@
 use syncbn_core::{Element, Kernels, State};
 
 use crate::bars::check_running;
+use crate::bits::same_state;
 use crate::ensure;
 use crate::expected::{Expected, train};
 use crate::harness::{Harness, need_ranks};
@@ -24,7 +25,7 @@ where
         let steps = train::<H, T>(harness, case)?;
         let expected = Expected::<T>::of(case);
         steps.iter().try_for_each(|step| {
-            ensure!(step.state == steps[0].state, "ranks have different states");
+            same_state(&step.state, &steps[0].state).map_err(|why| why.at("beside rank 0"))?;
             expected.check_state(&step.state)
         })
     })
@@ -41,7 +42,7 @@ where
     for (rank, x) in x.iter_mut().enumerate() {
         *x = x.map(|v| T::from_f64(v.to_f64() + 3.0 * rank as f64));
     }
-    let pooled = oracle::statistics(&Tensor::concat(&x), true);
+    let pooled = oracle::statistics(&Tensor::concat(&x));
     let states = ranks(harness, 4, |rank: &Rank<H::Backend>| {
         let x = &x[rank.index];
         let placed = Placed::new(rank, x, case.layout)?;
@@ -91,7 +92,7 @@ where
     })?;
     let mut sums = [(0.0, 0.0); 3];
     for (i, state) in states.iter().enumerate() {
-        let statistics = oracle::statistics(&batch(i as u64 + 1).x::<T>(0), false);
+        let statistics = oracle::statistics(&batch(i as u64 + 1).x::<T>(0));
         for (c, (sum, channel)) in sums.iter_mut().zip(&statistics).enumerate() {
             sum.0 += channel.mean;
             sum.1 += channel.unbiased();

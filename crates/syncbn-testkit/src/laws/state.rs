@@ -4,6 +4,7 @@
 
 use syncbn_core::{Checkpoint, Dtype, Element, FileDtype, Kernels, Scalar, State};
 
+use crate::bits::{same_state, same_steps};
 use crate::harness::Harness;
 use crate::outcome::Outcome;
 use crate::rank::{Rank, Step, alone, ranks};
@@ -35,7 +36,9 @@ where
                 Ok(steps)
             })
         };
-        ensure!(run(true)? == run(false)?, "the loaded run differs (momentum {momentum:?})");
+        for (got, expected) in run(true)?.iter().zip(&run(false)?) {
+            same_steps(got, expected).map_err(|why| why.at(format!("loaded, momentum {momentum:?}")))?;
+        }
     }
     Ok(())
 }
@@ -51,7 +54,7 @@ where
     let got = alone(harness, |rank: &Rank<H::Backend>| {
         Ok(rank.layer(case.config(), &state)?.state(&rank.queue)?)
     })?;
-    ensure!(got == state, "the state has changed on its way to the device and back");
+    same_state(&got, &state).map_err(|why| why.at("to the device and back"))?;
     let parameters = if T::DTYPE == Dtype::F64 { Dtype::F64 } else { Dtype::F32 };
     ensure!(T::Param::DTYPE == parameters, "parameters of {} are {}", T::DTYPE, T::Param::DTYPE);
     let names = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"];

@@ -4,23 +4,81 @@
 
 use std::any::Any;
 use std::convert::Infallible;
+use std::ops::{Deref, DerefMut, Range};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use syncbn_core::{Backend, Pass, Scalar, Storage};
+use syncbn_core::host_memory::moments_to_message;
+use syncbn_core::statistics::Moments;
+use syncbn_core::{Backend, Dtype, Pass, Scalar, Storage, saved_len};
 
-use super::Plain;
+use super::{Peers, Plain};
 
 /// Memory that many may hold.
 pub(crate) type Shared<T> = Arc<RwLock<Vec<T>>>;
 
-/// Its values.
-pub(super) fn read<T>(memory: &Shared<T>) -> RwLockReadGuard<'_, Vec<T>> {
-    memory.read().unwrap_or_else(PoisonError::into_inner)
+/// A part of such memory; none of it where there are no elements.
+#[derive(Clone)]
+pub(crate) struct Part<'a, T> {
+    of: Option<&'a Shared<T>>,
+    range: Range<usize>,
 }
 
-/// Its values, to be written.
-pub(super) fn write<T>(memory: &Shared<T>) -> RwLockWriteGuard<'_, Vec<T>> {
-    memory.write().unwrap_or_else(PoisonError::into_inner)
+impl<'a, T> Part<'a, T> {
+    pub(crate) fn new(of: &'a Shared<T>, range: Range<usize>) -> Self {
+        Self { of: Some(of), range }
+    }
+
+    fn whole(of: &'a Shared<T>) -> Self {
+        Self::new(of, 0..of.read().unwrap_or_else(PoisonError::into_inner).len())
+    }
+
+    fn shorter(&self) -> Part<'_, T> {
+        Part { of: self.of, range: self.range.clone() }
+    }
+
+    /// Its values.
+    pub(super) fn read(&self) -> Read<'a, T> {
+        let guard = self.of.map(|of| of.read().unwrap_or_else(PoisonError::into_inner));
+        Read { guard, range: self.range.clone() }
+    }
+
+    /// Its values, to be written.
+    pub(super) fn write(&self) -> Write<'a, T> {
+        let guard = self.of.map(|of| of.write().unwrap_or_else(PoisonError::into_inner));
+        Write { guard, range: self.range.clone() }
+    }
+}
+
+pub(super) struct Read<'a, T> {
+    guard: Option<RwLockReadGuard<'a, Vec<T>>>,
+    range: Range<usize>,
+}
+
+impl<T> Deref for Read<'_, T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        self.guard.as_ref().map_or(&[], |guard| &guard[self.range.clone()])
+    }
+}
+
+pub(super) struct Write<'a, T> {
+    guard: Option<RwLockWriteGuard<'a, Vec<T>>>,
+    range: Range<usize>,
+}
+
+impl<T> Deref for Write<'_, T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        self.guard.as_ref().map_or(&[], |guard| &guard[self.range.clone()])
+    }
+}
+
+impl<T> DerefMut for Write<'_, T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        self.guard.as_mut().map_or(&mut [], |guard| &mut guard[self.range.clone()])
+    }
 }
 
 /// What the device has been told to fill, in order: the state of a layer of `f32`, the counter last.
@@ -43,94 +101,100 @@ impl Seen {
     /// Counts a batch more and moves the running mean, the last vector but one, as no kernel may unless it is told to.
     pub(super) fn meddle(&self) {
         let (Some(counter), [.., mean, _]) = (&self.counter, &self.vectors[..]) else { return };
-        write(counter)[0] += 1;
-        write(mean)[0] += 1.0;
+        Part::whole(counter).write()[0] += 1;
+        Part::whole(mean).write()[0] += 1.0;
     }
 }
 
-/// Per channel: count, mean, M2 of one rank; S1/M and S2/M of a group; or the two sums of a backward pass.
-pub(crate) struct Sums {
-    pub(super) count: f64,
-    pub(super) first: Vec<f64>,
-    pub(super) second: Vec<f64>,
-}
-
-impl Sums {
-    /// Times a factor, for groups that cannot add.
-    #[allow(dead_code)] // not every test that includes this file has such a group
-    pub(crate) fn scale(&mut self, factor: f64) {
-        self.count *= factor;
-        self.first.iter_mut().chain(&mut self.second).for_each(|v| *v *= factor);
-    }
-}
-
-#[derive(Clone, Default)]
-pub(crate) struct Saved {
-    pub(super) count: f64,
-    pub(super) mean: Vec<f64>,
-    pub(super) invstd: Vec<f64>,
+/// The moments of one rank, then the message of the group; and the sums of a backward pass.
+pub(crate) struct Workspace {
+    pub(super) params: Dtype,
+    pub(super) moments: Vec<Moments>,
+    pub(super) group: Vec<f64>,
+    pub(super) sums: Vec<f64>,
 }
 
 impl Backend for Plain {
     type Queue = ();
-    type Sums = Sums;
-    type Saved = Saved;
-    type Mem<'a, T: Scalar> = &'a Shared<T>;
-    type MemMut<'a, T: Scalar> = &'a Shared<T>;
+    type Workspace = Workspace;
+    type Saved = Shared<f64>;
+    type Peers = Peers;
+    type Mem<'a, T: Scalar> = Part<'a, T>;
+    type MemMut<'a, T: Scalar> = Part<'a, T>;
     type Error = Infallible;
 
-    fn mem_len<T: Scalar>(mem: &&Shared<T>) -> usize {
-        read(mem).len()
+    fn mem_len<T: Scalar>(mem: &Part<'_, T>) -> usize {
+        mem.range.len()
     }
-    fn mem_mut_len<T: Scalar>(mem: &&Shared<T>) -> usize {
-        read(mem).len()
+    fn mem_mut_len<T: Scalar>(mem: &Part<'_, T>) -> usize {
+        mem.range.len()
     }
-    fn reborrow<'s, T: Scalar>(mem: &'s &Shared<T>) -> &'s Shared<T> {
-        mem
+    fn reborrow<'s, T: Scalar>(mem: &'s Part<'_, T>) -> Part<'s, T> {
+        mem.shorter()
     }
-    fn reborrow_mut<'s, T: Scalar>(mem: &'s mut &Shared<T>) -> &'s Shared<T> {
-        mem
+    fn reborrow_mut<'s, T: Scalar>(mem: &'s mut Part<'_, T>) -> Part<'s, T> {
+        mem.shorter()
     }
-    fn as_mem<'s, T: Scalar>(mem: &'s &Shared<T>) -> &'s Shared<T> {
-        mem
+    fn as_mem<'s, T: Scalar>(mem: &'s Part<'_, T>) -> Part<'s, T> {
+        mem.shorter()
+    }
+    fn empty<'a, T: Scalar>() -> Part<'a, T> {
+        Part { of: None, range: 0..0 }
+    }
+    fn empty_mut<'a, T: Scalar>() -> Part<'a, T> {
+        Self::empty()
     }
 
-    fn sums(&self, (): &(), channels: usize) -> Result<Sums, Infallible> {
-        Ok(Sums { count: 0.0, first: vec![0.0; channels], second: vec![0.0; channels] })
+    fn read<T: Scalar>(&self, (): &(), mem: Part<'_, T>, values: &mut [T]) -> Result<(), Infallible> {
+        values.copy_from_slice(&mem.read());
+        Ok(())
     }
-    fn saved(&self, (): &(), channels: usize) -> Result<Saved, Infallible> {
-        Ok(Saved { count: 0.0, mean: vec![0.0; channels], invstd: vec![0.0; channels] })
+    fn write<T: Scalar>(&self, (): &(), mem: Part<'_, T>, values: &[T]) -> Result<(), Infallible> {
+        if let Some(buffer) = mem.of {
+            self.seen.lock().unwrap_or_else(PoisonError::into_inner).note(buffer);
+        }
+        mem.write().copy_from_slice(values);
+        Ok(())
     }
 
-    fn read_sums(&self, (): &(), pass: Pass, sums: &Sums, message: &mut [f64]) -> Result<(), Infallible> {
-        let channels = sums.first.len();
+    fn workspace(&self, (): &(), channels: usize, params: Dtype) -> Result<Workspace, Infallible> {
+        let moments = vec![Moments::default(); channels];
+        Ok(Workspace { params, moments, group: Vec::new(), sums: vec![0.0; 2 * channels] })
+    }
+    fn saved(&self, (): &(), channels: usize) -> Result<Shared<f64>, Infallible> {
+        self.upload(&(), &vec![0.0; saved_len(channels)])
+    }
+    fn saved_mem(saved: &Shared<f64>) -> Part<'_, f64> {
+        Part::whole(saved)
+    }
+    fn saved_mem_mut(saved: &mut Shared<f64>) -> Part<'_, f64> {
+        Part::whole(saved)
+    }
+
+    fn read_message(
+        &self,
+        (): &(),
+        pass: Pass,
+        workspace: &mut Workspace,
+        message: &mut [f64],
+    ) -> Result<(), Infallible> {
         match pass {
-            Pass::Backward => {
-                message[..channels].copy_from_slice(&sums.first);
-                message[channels..].copy_from_slice(&sums.second);
-            }
-            Pass::Forward => {
-                message[0] = sums.count;
-                for c in 0..channels {
-                    let (mean, m2) = (sums.first[c], sums.second[c]);
-                    message[1 + c] = sums.count * mean;
-                    message[1 + channels + c] = m2 + sums.count * mean * mean;
-                }
-            }
+            Pass::Forward => moments_to_message(&workspace.moments, workspace.params, message),
+            Pass::Backward => message.copy_from_slice(&workspace.sums),
         }
         Ok(())
     }
-    fn write_sums(&self, (): &(), pass: Pass, sums: &mut Sums, message: &[f64]) -> Result<(), Infallible> {
-        let channels = sums.first.len();
-        let message = match pass {
-            Pass::Backward => message,
-            Pass::Forward => {
-                sums.count = message[0];
-                &message[1..]
-            }
-        };
-        sums.first.copy_from_slice(&message[..channels]);
-        sums.second.copy_from_slice(&message[channels..]);
+    fn write_message(
+        &self,
+        (): &(),
+        pass: Pass,
+        workspace: &mut Workspace,
+        message: &[f64],
+    ) -> Result<(), Infallible> {
+        match pass {
+            Pass::Forward => workspace.group = message.to_vec(),
+            Pass::Backward => workspace.sums.copy_from_slice(message),
+        }
         Ok(())
     }
 }
@@ -141,18 +205,10 @@ impl Storage for Plain {
     fn upload<T: Scalar>(&self, (): &(), values: &[T]) -> Result<Shared<T>, Infallible> {
         Ok(Arc::new(RwLock::new(values.to_vec())))
     }
-    fn write<T: Scalar>(&self, (): &(), buffer: &mut Shared<T>, values: &[T]) -> Result<(), Infallible> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).note(buffer);
-        write(buffer).copy_from_slice(values);
-        Ok(())
+    fn mem<T: Scalar>(buffer: &Shared<T>) -> Part<'_, T> {
+        Part::whole(buffer)
     }
-    fn download<T: Scalar>(&self, (): &(), buffer: &Shared<T>) -> Result<Vec<T>, Infallible> {
-        Ok(read(buffer).clone())
-    }
-    fn mem<T: Scalar>(buffer: &Shared<T>) -> &Shared<T> {
-        buffer
-    }
-    fn mem_mut<T: Scalar>(buffer: &mut Shared<T>) -> &Shared<T> {
-        buffer
+    fn mem_mut<T: Scalar>(buffer: &mut Shared<T>) -> Part<'_, T> {
+        Part::whole(buffer)
     }
 }

@@ -3,11 +3,12 @@
 #![allow(dead_code, clippy::unwrap_used, reason = "helpers of several tests, which fail where these do")]
 
 use syncbn_core::{
-    Element, Error, Geometry, Kernels, ParamGradients, Saved, Storage, SyncBatchNorm, View, ViewMut,
+    Backend, Element, Error, Geometry, Gradients, Kernels, ParamGradients, SavedStatistics, Scalar, Storage,
+    SyncBatchNorm, View, ViewMut,
 };
 use syncbn_testkit::report::absent;
-use syncbn_wgpu::wgpu::{self, Device};
-use syncbn_wgpu::{Buffer, Queue, Wgpu};
+use syncbn_wgpu::wgpu::{self, BufferUsages, Device};
+use syncbn_wgpu::{Buffer, Queue, Wgpu, WgpuError};
 
 /// What skipped tests are told of: the file that they are in.
 const TESTS: &str = concat!(env!("CARGO_CRATE_NAME"), "::", env!("CARGO_CRATE_NAME"));
@@ -28,6 +29,12 @@ pub(crate) fn adapter() -> Option<wgpu::Adapter> {
 pub(crate) fn own_device(adapter: &wgpu::Adapter, limits: wgpu::Limits) -> (Device, wgpu::Queue) {
     let descriptor = wgpu::DeviceDescriptor { required_limits: limits, ..Default::default() };
     pollster::block_on(adapter.request_device(&descriptor)).unwrap()
+}
+
+/// A buffer of the application's own.
+pub(crate) fn buffer(wgpu: &Wgpu, size: u64, usage: BufferUsages) -> wgpu::Buffer {
+    let descriptor = wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false };
+    wgpu.device().create_buffer(&descriptor)
 }
 
 /// So many numbers, the same for the same seed.
@@ -59,7 +66,10 @@ where
         Self { wgpu: wgpu.clone(), queue, geometry, x, dy, y, dx }
     }
 
-    pub(crate) fn forward(&mut self, layer: &mut SyncBatchNorm<Wgpu, f32>) -> Result<Saved<Wgpu>, Error> {
+    pub(crate) fn forward(
+        &mut self,
+        layer: &mut SyncBatchNorm<Wgpu, f32>,
+    ) -> Result<SavedStatistics<Wgpu>, Error> {
         let x = View::new(Wgpu::mem(&self.x), self.geometry);
         let y = ViewMut::new(Wgpu::mem_mut(&mut self.y), self.geometry);
         layer.forward(&self.queue, x, y)
@@ -68,17 +78,29 @@ where
     pub(crate) fn backward(
         &mut self,
         layer: &mut SyncBatchNorm<Wgpu, f32>,
-        saved: &Saved<Wgpu>,
+        saved: &SavedStatistics<Wgpu>,
     ) -> Result<(), Error> {
         let x = View::new(Wgpu::mem(&self.x), self.geometry);
         let dy = View::new(Wgpu::mem(&self.dy), self.geometry);
         let dx = ViewMut::new(Wgpu::mem_mut(&mut self.dx), self.geometry);
-        layer.backward(&self.queue, saved, x, dy, dx, ParamGradients::default())
+        let gradients = Gradients::out_of_place(dy, dx);
+        layer.backward(&self.queue, saved, x, gradients, ParamGradients::default())
     }
 
     pub(crate) fn read(&self, buffer: &Buffer<T>) -> Vec<T> {
-        self.wgpu.download(&self.queue, buffer).unwrap()
+        download(&self.wgpu, &self.queue, buffer).unwrap()
     }
+}
+
+/// The values of a buffer.
+pub(crate) fn download<T: Scalar>(
+    wgpu: &Wgpu,
+    queue: &Queue,
+    buffer: &Buffer<T>,
+) -> Result<Vec<T>, WgpuError> {
+    let mut values = vec![T::default(); buffer.len()];
+    wgpu.read(queue, Wgpu::mem(buffer), &mut values)?;
+    Ok(values)
 }
 
 /// The backend's error, in words with its sources.

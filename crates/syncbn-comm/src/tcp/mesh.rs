@@ -1,0 +1,129 @@
+//! Connections between every two ranks of a group.
+//!
+//! Of two ranks, the one that came later in the first group of all dials the other, in every group split from it as well: so an
+//! address that was reached once is reached again.
+//!
+//! Deliberately not here: how ranks learn each other's addresses.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+
+use mio::net::{TcpListener, TcpStream};
+
+use crate::bootstrap::JobToken;
+use crate::bootstrap::connection::{Connection, Net};
+use crate::bootstrap::door::{Door, Expected};
+use crate::bootstrap::exchange::random;
+use crate::bootstrap::knock::{Knock, Progress};
+use crate::bootstrap::wire::{Greeting, Purpose};
+use crate::deadline::Deadline;
+
+/// A group that is to be connected. Ranks are numbered as in the first group of all.
+pub(super) struct Plan<'a> {
+    pub(super) token: &'a JobToken,
+    /// What no other group has.
+    pub(super) group: [u8; 16],
+    /// The ranks of the first group of all.
+    pub(super) world_size: u64,
+    pub(super) rank: u64,
+    /// Where the members before this one listen.
+    pub(super) dialed: BTreeMap<u64, SocketAddr>,
+    /// The members after this one.
+    pub(super) awaited: Vec<u64>,
+}
+
+/// Why there are not all of them.
+#[derive(Debug)]
+pub(super) enum MeshError {
+    System(io::Error),
+    /// These ranks are not connected by the deadline.
+    Missing {
+        missing: Vec<u64>,
+        reason: String,
+    },
+}
+
+impl From<io::Error> for MeshError {
+    fn from(error: io::Error) -> Self {
+        Self::System(error)
+    }
+}
+
+/// A connection to every other member.
+pub(super) fn connect(
+    plan: &Plan<'_>,
+    listeners: Vec<TcpListener>,
+    deadline: Deadline,
+) -> Result<BTreeMap<u64, TcpStream>, MeshError> {
+    let mut net = Net::new()?;
+    let mut door = Door::open(&mut net, listeners, plan.expected())?;
+    let mut knocks = plan.knocks()?;
+    let mut open = BTreeMap::new();
+    let mut ready = Vec::new();
+    while !(knocks.is_empty() && door.is_complete()) {
+        for (rank, mut knock) in std::mem::take(&mut knocks) {
+            match knock.attend(&mut net, &ready) {
+                Progress::Waiting => drop(knocks.insert(rank, knock)),
+                Progress::Welcome => drop(open.insert(rank, knock.into_connection())),
+                Progress::Answered(_) => {
+                    return Err(Plan::failed(vec![rank], "an answer was not expected".into()));
+                }
+                Progress::Refused(refusal) => return Err(Plan::failed(vec![rank], refusal.to_string())),
+            }
+        }
+        door.attend(&mut net, &ready);
+        if deadline.has_passed() {
+            return Err(Plan::some_are_missing(&knocks, door));
+        }
+        if !(knocks.is_empty() && door.is_complete()) {
+            ready = net.wait(deadline)?;
+        }
+    }
+    let awaited = door.into_guests().into_iter().map(|(rank, guest)| (rank, guest.connection));
+    let dialed = open.into_iter().filter_map(|(rank, connection)| Some((rank, connection?)));
+    dialed.chain(awaited).map(|(rank, connection)| Ok((rank, alone(&net, connection)?))).collect()
+}
+
+/// The connection without the net that it was made in.
+fn alone(net: &Net, connection: Connection) -> io::Result<TcpStream> {
+    let mut stream = connection.stream;
+    net.remove(&mut stream)?;
+    Ok(stream)
+}
+
+impl<'a> Plan<'a> {
+    fn expected(&self) -> Expected<'a> {
+        Expected {
+            token: self.token,
+            purpose: Purpose::Link,
+            group: self.group,
+            world_size: self.world_size,
+            host: self.rank,
+            ranks: self.awaited.iter().copied().collect(),
+        }
+    }
+
+    fn knocks(&self) -> io::Result<BTreeMap<u64, Knock<'a>>> {
+        let nonce = random()?;
+        let (purpose, group, world_size, rank) = (Purpose::Link, self.group, self.world_size, self.rank);
+        let knock = |(&host, &address): (&u64, &SocketAddr)| {
+            let greeting = Greeting { purpose, group, world_size, rank, host, card: 0, nonce };
+            let mut knock = Knock::new(self.token, greeting, None);
+            knock.also_at([address]);
+            (host, knock)
+        };
+        Ok(self.dialed.iter().map(knock).collect())
+    }
+
+    fn some_are_missing(knocks: &BTreeMap<u64, Knock<'_>>, door: Door<'_>) -> MeshError {
+        let missing = knocks.keys().copied().chain(door.missing()).collect();
+        let (_, at_the_door) = door.into_guests_and_notes();
+        let tried = knocks.values().map(ToString::to_string);
+        Self::failed(missing, tried.chain(at_the_door).collect::<Vec<_>>().join("; "))
+    }
+
+    fn failed(missing: Vec<u64>, reason: String) -> MeshError {
+        MeshError::Missing { missing, reason }
+    }
+}

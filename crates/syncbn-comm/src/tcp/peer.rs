@@ -1,0 +1,180 @@
+//! One peer: the connection to it, what it has said, and how much of this rank's message it has taken.
+//!
+//! Nothing here waits. Memory is taken for what this rank expects, never for what a peer announces.
+//!
+//! Deliberately not here: other peers, and what follows from what this one says.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::Shutdown;
+
+use mio::net::TcpStream;
+
+use super::frame::{Frame, FrameError, Poison};
+use crate::failure::Step;
+
+/// What is read at once where little is expected.
+const CHUNK: usize = 16 * 1024;
+
+pub(super) struct Peer {
+    pub(super) stream: TcpStream,
+    inbox: Inbox,
+    /// The collective that it is in, if it has said so.
+    pub(super) step: Option<Step>,
+    /// Whether all its numbers for that collective have come.
+    arrived: bool,
+    /// How many bytes of this rank's message have been sent to it.
+    sent: usize,
+    /// Set once it takes part in nothing more: whether it panicked.
+    pub(super) gone: Option<bool>,
+}
+
+/// What a peer has said that concerns the whole group.
+pub(super) enum News {
+    Poison(Poison),
+    /// It sends what no rank sends.
+    Nonsense(FrameError),
+}
+
+impl Peer {
+    pub(super) fn new(stream: TcpStream) -> Self {
+        let inbox = Inbox { buffer: vec![0; CHUNK], start: 0, end: 0, closed: false };
+        Self { stream, inbox, step: None, arrived: false, sent: 0, gone: None }
+    }
+
+    /// Sends as much of the message as there is room for.
+    pub(super) fn push(&mut self, message: &[u8]) {
+        while self.gone.is_none() && self.sent < message.len() {
+            match self.stream.write(&message[self.sent..]) {
+                Ok(sent) => self.sent += sent,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                // It is gone. Its last words may still be unread, and say why.
+                Err(_) => self.sent = message.len(),
+            }
+        }
+    }
+
+    /// Whether the peer has taken the whole message, or never will.
+    pub(super) fn has_taken(&self, message: &[u8]) -> bool {
+        self.gone.is_some() || self.sent == message.len()
+    }
+
+    /// Reads where the peer is, if it has said so.
+    pub(super) fn listen(&mut self) -> Result<(), News> {
+        while self.step.is_none() && self.gone.is_none() {
+            match Frame::parse(self.inbox.bytes()).map_err(News::Nonsense)? {
+                Some((frame, length)) => {
+                    self.inbox.take(length);
+                    match frame {
+                        Frame::Step(step) => self.step = Some(step),
+                        Frame::Leave { panicked } => self.gone = Some(panicked),
+                        Frame::Poison(poison) => return Err(News::Poison(poison)),
+                    }
+                }
+                None if self.inbox.closed => self.gone = Some(false),
+                None if self.inbox.more(&mut self.stream) => {}
+                None => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what comes behind its numbers: it may have given up this collective, of which `completed` came before.
+    pub(super) fn overhear(&mut self, size: usize, completed: u64) -> Result<(), News> {
+        while self.arrived {
+            match Frame::parse(self.inbox.bytes().get(size..).unwrap_or_default()) {
+                Ok(Some((Frame::Poison(poison), _))) if poison.completed == completed => {
+                    return Err(News::Poison(poison));
+                }
+                Ok(None) if !self.inbox.closed && self.inbox.more(&mut self.stream) => {}
+                // Anything else has its time in the next collective.
+                _ => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the numbers that follow; `size` is how many bytes this rank expects.
+    pub(super) fn receive(&mut self, size: usize) {
+        if self.step.is_some() && !self.arrived && self.gone.is_none() {
+            self.arrived = self.inbox.fill(&mut self.stream, size);
+            if !self.arrived && self.inbox.closed {
+                self.gone = Some(false);
+            }
+        }
+    }
+
+    pub(super) fn has_arrived(&self) -> bool {
+        self.arrived
+    }
+
+    /// The numbers that have arrived.
+    pub(super) fn numbers(&self, size: usize) -> &[u8] {
+        self.inbox.bytes().get(..size).unwrap_or_default()
+    }
+
+    /// Makes ready for the next collective.
+    pub(super) fn next(&mut self, size: usize) {
+        self.inbox.take(size);
+        self.step = None;
+        self.arrived = false;
+        self.sent = 0;
+    }
+
+    /// Says last words, if the peer can take them now and is not in the middle of a message; nothing more is sent.
+    pub(super) fn say_last(&mut self, message: &[u8], words: &[u8]) {
+        self.push(message);
+        if self.gone.is_none() && (self.sent == 0 || self.sent == message.len()) {
+            let _ = self.stream.write(words);
+        }
+        let _ = self.stream.shutdown(Shutdown::Write);
+    }
+}
+
+/// Bytes that have come and were not used yet.
+struct Inbox {
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+    closed: bool,
+}
+
+impl Inbox {
+    fn bytes(&self) -> &[u8] {
+        &self.buffer[self.start..self.end]
+    }
+
+    fn take(&mut self, length: usize) {
+        self.start = self.end.min(self.start + length);
+    }
+
+    /// Reads until `wanted` bytes are there; whether they are.
+    fn fill(&mut self, stream: &mut TcpStream, wanted: usize) -> bool {
+        self.make_room(wanted);
+        while self.end - self.start < wanted && !self.closed {
+            match stream.read(&mut self.buffer[self.end..]) {
+                Ok(0) => self.closed = true,
+                Ok(read) => self.end += read,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(_) => self.closed = true,
+            }
+        }
+        self.end - self.start >= wanted
+    }
+
+    /// Reads more than is there; whether anything has come, be it the end.
+    fn more(&mut self, stream: &mut TcpStream) -> bool {
+        self.fill(stream, self.bytes().len() + 1) || self.closed
+    }
+
+    fn make_room(&mut self, wanted: usize) {
+        if self.start + wanted.max(CHUNK) > self.buffer.len() {
+            self.buffer.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
+        if wanted > self.buffer.len() {
+            self.buffer.resize(wanted.next_multiple_of(CHUNK), 0);
+        }
+    }
+}

@@ -1,0 +1,392 @@
+//! TCP ranks, as threads of one process with real sockets: sums, sub-groups, and what each is told when something goes wrong.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a helper that meets something else fails its test")]
+
+mod common;
+
+use std::io::Write;
+use std::net::TcpStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::tcp::{env, free_port, tcp_group};
+use common::{PATIENT, at_once, backward, pass, size};
+use syncbn_comm::{BootstrapError, JobToken, LaunchEnv, TcpCommunicator, threads};
+use syncbn_core::{CollectiveId, CommError, CommErrorKind, HostCommunicator, Pass};
+
+fn group<const N: usize>() -> [TcpCommunicator; N] {
+    tcp_group(N, PATIENT).unwrap().try_into().unwrap()
+}
+
+/// What each rank's body returns.
+fn each<R: Send>(comms: Vec<TcpCommunicator>, body: impl Fn(TcpCommunicator) -> R + Sync) -> Vec<R> {
+    thread::scope(|scope| {
+        let ranks: Vec<_> = comms.into_iter().map(|comm| scope.spawn(|| body(comm))).collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    })
+}
+
+fn sum(comm: &impl HostCommunicator, id: &CollectiveId) -> Result<Vec<f64>, CommError> {
+    let mut values = vec![comm.rank() as f64 + 1.0; id.length];
+    comm.all_reduce_sum(id, &mut values)?;
+    Ok(values)
+}
+
+/// The failure that poisoned the group.
+fn cause(error: &CommError) -> &CommError {
+    match &error.kind {
+        CommErrorKind::Poisoned(cause) => cause,
+        other => panic!("expected a poisoned group, got {other:?}"),
+    }
+}
+
+#[test]
+fn the_bits_are_those_of_thread_ranks() {
+    let part = |rank: usize, i: usize| {
+        [1.0, 1e16, -1e16, 1e-3, f64::NAN, -0.0][(rank + i) % 6] * (1.0 + (rank * 7 + i) as f64 / 9.0)
+    };
+    let body = |comm: &dyn HostCommunicator| {
+        let mut values: Vec<f64> = (0..1000).map(|i| part(comm.rank(), i)).collect();
+        comm.all_reduce_sum(&CollectiveId::new("bits", 1000), &mut values).unwrap();
+        values.into_iter().map(f64::to_bits).collect::<Vec<_>>()
+    };
+    let expected = threads::run(size(5), PATIENT, |comm| body(&comm)).unwrap();
+    assert_eq!(each(tcp_group(5, PATIENT).unwrap(), |comm| body(&comm)), expected);
+}
+
+#[test]
+fn messages_far_longer_than_any_buffer_pass_both_ways_at_once() {
+    let length = 3_000_000;
+    let sums =
+        each(tcp_group(3, PATIENT).unwrap(), |comm| sum(&comm, &CollectiveId::new("long", length)).unwrap());
+    assert!(sums.iter().all(|sum| sum.len() == length && sum.iter().all(|value| *value == 6.0)));
+}
+
+#[test]
+fn thousands_of_sums_of_changing_length_stay_apart_whoever_is_late() {
+    each(tcp_group(4, PATIENT).unwrap(), |comm| {
+        for turn in 0..4000_usize {
+            if turn % 1000 == comm.rank() * 100 {
+                thread::sleep(Duration::from_millis(20));
+            }
+            let id = CollectiveId::new("turn", turn % 7 * 50).with_use(turn as u64, 0);
+            let mut values = vec![(turn * (comm.rank() + 1)) as f64; id.length];
+            comm.all_reduce_sum(&id, &mut values).unwrap();
+            assert!(values.iter().all(|value| *value == (10 * turn) as f64));
+        }
+    });
+}
+
+#[test]
+fn four_ranks_in_two_groups_of_turned_order_and_again_in_two() {
+    let sums = each(tcp_group(4, PATIENT).unwrap(), |comm| {
+        let rank = comm.rank();
+        let half = comm.split(Some(rank as u32 % 2), -(rank as i64)).unwrap().unwrap();
+        assert_eq!((half.rank(), half.world_size().get()), (1 - rank / 2, 2));
+        let pair = half.split(Some(0), half.rank() as i64).unwrap().unwrap();
+        assert_eq!((pair.rank(), pair.world_size().get()), (half.rank(), 2));
+        let none = comm.split((rank == 3).then_some(9), 0).unwrap();
+        assert_eq!(none.map(|alone| (alone.rank(), alone.world_size().get())), (rank == 3).then_some((0, 1)));
+        [&comm, &half, &pair].map(|group| {
+            let mut value = [rank as f64];
+            group.all_reduce_sum(&CollectiveId::new("ranks", 1), &mut value).unwrap();
+            value[0]
+        })
+    });
+    assert_eq!(sums, [[6.0, 2.0, 2.0], [6.0, 4.0, 4.0], [6.0, 2.0, 2.0], [6.0, 4.0, 4.0]]);
+}
+
+#[test]
+fn a_rank_that_leaves_or_panics_is_told_to_its_peers_at_once() {
+    for panics in [false, true] {
+        let [zero, one, two] = group();
+        let errors = at_once(|| {
+            thread::scope(|scope| {
+                let waiting =
+                    [&zero, &two].map(|comm| scope.spawn(|| sum(comm, &backward("bn", 1)).unwrap_err()));
+                thread::sleep(Duration::from_millis(30));
+                let gone = catch_unwind(AssertUnwindSafe(move || {
+                    let _gone = one;
+                    assert!(!panics, "rank 1 gives up");
+                }));
+                assert_eq!(gone.is_err(), panics);
+                waiting.map(|rank| rank.join().unwrap())
+            })
+        });
+        for error in errors {
+            let CommErrorKind::Left { rank: 1, panicked } = error.kind else { panic!("{error}") };
+            assert_eq!((panicked, error.call), (panics, Some(backward("bn", 1))));
+        }
+        for comm in [zero, two] {
+            assert!(matches!(cause(&comm.status().unwrap_err()).kind, CommErrorKind::Left { rank: 1, .. }));
+        }
+    }
+}
+
+#[test]
+fn status_says_that_a_rank_has_left_before_the_next_sum_does() {
+    let [zero, one] = group();
+    assert!(zero.status().is_ok());
+    drop(one);
+    let began = Instant::now();
+    while zero.status().is_ok() {
+        assert!(began.elapsed() < Duration::from_secs(20));
+        thread::sleep(Duration::from_millis(1));
+    }
+    for error in [zero.status().unwrap_err(), sum(&zero, &backward("bn", 1)).unwrap_err()] {
+        assert!(matches!(error.kind, CommErrorKind::Left { rank: 1, panicked: false }), "{error}");
+    }
+}
+
+#[test]
+fn what_was_complete_before_a_rank_left_is_not_lost() {
+    let sums = each(tcp_group(4, PATIENT).unwrap(), |comm| {
+        thread::sleep(Duration::from_millis(40 * comm.rank() as u64));
+        sum(&comm, &backward("bn", 1)).unwrap()
+    });
+    assert_eq!(sums, vec![vec![10.0; 2]; 4]);
+}
+
+#[test]
+fn a_rank_that_does_not_come_is_named_and_learns_it_later() {
+    let timeout = Duration::from_millis(500);
+    let [zero, one, two]: [TcpCommunicator; 3] = tcp_group(3, timeout).unwrap().try_into().unwrap();
+    let began = Instant::now();
+    let errors = thread::scope(|scope| {
+        let waiting = [&zero, &two].map(|comm| scope.spawn(|| sum(comm, &backward("bn", 1)).unwrap_err()));
+        waiting.map(|rank| rank.join().unwrap())
+    });
+    let waited = began.elapsed();
+    assert!(waited >= timeout && waited < timeout + Duration::from_secs(1), "{waited:?}");
+    for error in errors {
+        let CommErrorKind::Timeout { missing, timeout: told } = &error.kind else { panic!("{error}") };
+        assert_eq!((missing.as_slice(), *told), ([1].as_slice(), timeout));
+    }
+    let late = at_once(|| sum(&one, &backward("bn", 1)).unwrap_err());
+    let CommErrorKind::Timeout { missing, .. } = &cause(&late).kind else { panic!("{late}") };
+    assert_eq!(missing, &[1]);
+}
+
+#[test]
+fn a_rank_that_gives_up_is_heard_by_those_who_have_its_numbers_already() {
+    let comms = tcp_group(3, PATIENT).unwrap();
+    let [zero, one, _two]: [TcpCommunicator; 3] = comms.try_into().unwrap();
+    let zero = zero.with_timeout(Duration::from_millis(200));
+    let told = at_once(|| {
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| sum(&one, &backward("bn", 1)).unwrap_err());
+            sum(&zero, &backward("bn", 1)).unwrap_err();
+            waiting.join().unwrap()
+        })
+    });
+    let CommErrorKind::Timeout { missing, .. } = &told.kind else { panic!("{told}") };
+    assert!(missing.contains(&2), "{told}");
+}
+
+#[test]
+fn every_rank_out_of_step_hears_where_another_was() {
+    let forward = pass("bn", Pass::Forward, 4);
+    for other in [
+        backward("bn", 4),
+        pass("bn", Pass::Forward, 5),
+        pass("bm", Pass::Forward, 4),
+        forward.clone().with_use(1, 0),
+        forward.clone().with_use(0, 1),
+        forward.clone().with_layer(1, 0),
+        forward.clone().with_layer(0, 1),
+    ] {
+        let calls = [forward.clone(), forward.clone(), other.clone(), forward.clone()];
+        let errors = at_once(|| {
+            each(tcp_group(4, PATIENT).unwrap(), |comm| {
+                let error = sum(&comm, &calls[comm.rank()]).unwrap_err();
+                // Until all have been told: whoever leaves says so, too.
+                thread::sleep(Duration::from_millis(100));
+                error
+            })
+        });
+        for error in errors {
+            let CommErrorKind::OutOfStep { others } = &error.kind else { panic!("{error}") };
+            assert_eq!(error.call.as_ref(), Some(&calls[error.rank]));
+            assert!(!others.is_empty());
+            for (rank, place) in others {
+                assert_eq!(place, &calls[*rank]);
+                assert_ne!(place, &calls[error.rank]);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_length_that_no_memory_holds_is_an_error_and_takes_none() {
+    let calls = [CollectiveId::new("n", 1), CollectiveId::new("n", 1 << 60)];
+    let errors = at_once(|| {
+        each(tcp_group(2, PATIENT).unwrap(), |comm| {
+            let error = comm.all_reduce_sum(&calls[comm.rank()], &mut [0.0]).unwrap_err();
+            thread::sleep(Duration::from_millis(50));
+            error
+        })
+    });
+    let expected = CommErrorKind::MessageLength { expected: 1 << 60, got: 1 };
+    assert_eq!(format!("{:?}", errors[1].kind), format!("{expected:?}"));
+    assert_eq!(format!("{:?}", cause(&errors[0]).kind), format!("{expected:?}"));
+}
+
+#[test]
+fn a_label_that_is_too_long_to_be_sent_is_an_error_on_every_rank() {
+    let id = CollectiveId::new("x".repeat(1 << 20), 1);
+    let errors = at_once(|| {
+        each(tcp_group(2, PATIENT).unwrap(), |comm| {
+            let mine = if comm.rank() == 0 { id.clone() } else { backward("bn", 1) };
+            let error = sum(&comm, &mine).unwrap_err();
+            thread::sleep(Duration::from_millis(50));
+            error
+        })
+    });
+    assert!(errors[0].to_string().contains("a text of 1048576 bytes"), "{}", errors[0].kind);
+    assert!(cause(&errors[1]).kind.to_string().contains("a text of 1048576 bytes"), "{}", errors[1].kind);
+}
+
+#[test]
+fn a_split_beside_a_sum_is_a_disagreement_on_both_sides() {
+    let errors = at_once(|| {
+        each(tcp_group(2, PATIENT).unwrap(), |comm| {
+            let error = match comm.rank() {
+                0 => sum(&comm, &backward("bn", 2)).unwrap_err(),
+                _ => comm.split(Some(0), 0).unwrap_err(),
+            };
+            thread::sleep(Duration::from_millis(50));
+            error
+        })
+    });
+    for error in errors {
+        assert!(matches!(error.kind, CommErrorKind::Disagree(_)), "{error}");
+        assert!(error.to_string().contains("a split of the group"), "{error}");
+    }
+}
+
+#[test]
+fn a_rank_that_cannot_go_on_poisons_the_group_even_while_others_wait() {
+    let [zero, one] = group();
+    let kind = CommErrorKind::Transport(Arc::new(std::io::Error::other("its device is gone")));
+    let device = CommError { rank: 0, world_size: 2, call: None, late: false, kind };
+    let told = at_once(|| {
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| sum(&one, &backward("bn", 1)).unwrap_err());
+            thread::sleep(Duration::from_millis(30));
+            zero.poison(&device);
+            waiting.join().unwrap()
+        })
+    });
+    assert_eq!(cause(&told).rank, 0);
+    assert!(cause(&told).kind.to_string().contains("its device is gone"), "{told}");
+    assert!(zero.status().is_err() && sum(&zero, &backward("bn", 1)).is_err());
+}
+
+#[test]
+fn another_thread_of_a_waiting_rank_can_poison_its_group() {
+    let [zero, one] = group();
+    let kind = CommErrorKind::Transport(Arc::new(std::io::Error::other("its device is gone")));
+    let device = CommError { rank: 0, world_size: 2, call: None, late: false, kind };
+    at_once(|| {
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| sum(&zero, &backward("bn", 1)).unwrap_err());
+            thread::sleep(Duration::from_millis(30));
+            assert!(zero.status().is_ok());
+            zero.poison(&device);
+            assert!(waiting.join().unwrap().to_string().contains("its device is gone"));
+        });
+    });
+    let told = sum(&one, &backward("bn", 1)).unwrap_err();
+    assert!(cause(&told).kind.to_string().contains("its device is gone"), "{told}");
+}
+
+#[test]
+fn two_threads_of_one_rank_in_a_collective_at_once_are_an_error_not_a_mixed_sum() {
+    let [zero, one] = group();
+    let results = at_once(|| {
+        thread::scope(|scope| {
+            let ranks = [&zero, &zero].map(|comm| scope.spawn(|| sum(comm, &backward("bn", 1)).unwrap_err()));
+            ranks.map(|rank| rank.join().unwrap())
+        })
+    });
+    let disagree = |error: &&CommError| matches!(error.kind, CommErrorKind::Disagree(_));
+    assert_eq!(results.iter().filter(disagree).count(), 1, "{results:?}");
+    let told = sum(&one, &backward("bn", 1)).unwrap_err();
+    assert!(matches!(cause(&told).kind, CommErrorKind::Disagree(_)), "{told}");
+}
+
+#[test]
+fn strangers_disturb_neither_the_making_of_a_group_nor_one_that_runs() {
+    let port = free_port();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut silent = Vec::new();
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                for _ in 0..20 {
+                    if let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) {
+                        let _ = stream.write_all(&[0xa5; 300]);
+                    }
+                    silent.extend(TcpStream::connect(("127.0.0.1", port)));
+                }
+                silent.truncate(200);
+                thread::sleep(Duration::from_millis(5));
+            }
+        });
+        let join = |rank| scope.spawn(move || TcpCommunicator::new(&env(rank, 4, port), PATIENT).unwrap());
+        let mut ranks: Vec<_> = [0, 1, 2].map(join).into();
+        thread::sleep(Duration::from_millis(300));
+        ranks.push(join(3));
+        let comms = ranks.into_iter().map(|rank| rank.join().unwrap()).collect();
+        let sums =
+            each(comms, |comm| (0..200).map(|_| sum(&comm, &backward("bn", 3)).unwrap()[0]).sum::<f64>());
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(sums, [2000.0; 4]);
+    });
+}
+
+#[test]
+fn ranks_of_another_job_or_world_size_do_not_get_in() {
+    let port = free_port();
+    let timeout = Duration::from_millis(700);
+    let began = Instant::now();
+    thread::scope(|scope| {
+        let zero = scope.spawn(|| TcpCommunicator::new(&env(0, 2, port), timeout).unwrap_err());
+        let other = LaunchEnv { token: JobToken::of_secret("theirs"), ..env(1, 2, port) };
+        let other = scope.spawn(move || TcpCommunicator::new(&other, timeout).unwrap_err());
+        let wrong = TcpCommunicator::new(&env(1, 3, port), PATIENT).unwrap_err();
+        assert!(matches!(wrong, BootstrapError::WorldSize { rank: 1, got: 3, expected: 2 }), "{wrong}");
+        assert!(other.join().unwrap().to_string().contains("another job"));
+        let zero = zero.join().unwrap().to_string();
+        assert!(zero.contains("[1]") && zero.contains("another job") && zero.contains("3 ranks"), "{zero}");
+    });
+    assert!(began.elapsed() < timeout + Duration::from_secs(1));
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_rank_that_waits_sleeps() {
+    let [zero, one] = group();
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| {
+            let before = thread_time();
+            sum(&zero, &backward("bn", 1)).unwrap();
+            thread_time().saturating_sub(before)
+        });
+        thread::sleep(Duration::from_secs(1));
+        sum(&one, &backward("bn", 1)).unwrap();
+        let used = waiting.join().unwrap();
+        assert!(used < Duration::from_millis(50), "{used:?} of a second");
+    });
+}
+
+/// The processor time that this thread has used, in the system's ticks of 10 ms.
+#[cfg(target_os = "linux")]
+fn thread_time() -> Duration {
+    let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+    Duration::from_millis(10 * ticks)
+}

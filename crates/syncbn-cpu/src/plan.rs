@@ -1,0 +1,300 @@
+//! How a tensor is cut into pieces of work. The cuts of sums depend on the geometry alone, never on the number of threads: that,
+//! and a fixed order of merging, is why any number of threads gives the same bits.
+//!
+//! Deliberately not here: what is done with a piece.
+
+use std::ops::Range;
+
+use syncbn_core::Geometry;
+
+use crate::vector::STRIP;
+use crate::{CpuError, pool};
+
+/// The elements of one piece of work: enough to be worth a thread's attention, and few enough that a tensor worth
+/// several threads has several.
+const PIECE: usize = 1 << 16;
+
+/// The lanes that rows have sums for: enough for whole vectors, and few enough that the sums stay close to the processor.
+pub(crate) const LANES: usize = 1024;
+
+/// The neighbours that planes are added in: long enough for fetching ahead to pay.
+const RUN: usize = 1 << 14;
+
+/// From this many neighbours on, vectors run along a channel's own. Below, what the last vector of each plane wastes is more than a
+/// vector across channels costs, which has to load coefficients of its own.
+const PLANE: usize = 32;
+
+/// The sizes of a dense tensor, or of some of its channels.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Dims {
+    pub(crate) outer: usize,
+    pub(crate) channels: usize,
+    pub(crate) inner: usize,
+}
+
+impl From<&Geometry> for Dims {
+    fn from(geometry: &Geometry) -> Self {
+        Self { outer: geometry.outer(), channels: geometry.channels(), inner: geometry.inner() }
+    }
+}
+
+impl Dims {
+    pub(crate) fn len(self) -> usize {
+        self.outer * self.channels * self.inner
+    }
+
+    /// Whether vectors run along one channel (a plane) or across channels (a row).
+    pub(crate) fn by_planes(self) -> bool {
+        self.inner >= PLANE
+    }
+
+    /// Whether sums run along planes, too. A sum has to be drawn together at the end of each plane, so that it is cheaper to add
+    /// many short ones across channels first.
+    pub(crate) fn sums_by_planes(self) -> bool {
+        self.by_planes() && (self.inner >= 2 * PLANE || self.outer < 4)
+    }
+}
+
+/// The rows of so many elements that vectors take as one: whole strips, if that is possible, and, in all, about `enough`.
+pub(crate) fn merged_rows(row: usize, enough: usize) -> usize {
+    let whole = STRIP >> row.trailing_zeros().min(STRIP.trailing_zeros());
+    if row > LANES / whole { 1 } else { whole * (enough / (row * whole)).max(1) }
+}
+
+/// A box of elements: of each of the channels the same ones.
+pub(crate) struct Tile {
+    pub(crate) outer: Range<usize>,
+    pub(crate) channels: Range<usize>,
+    pub(crate) inner: Range<usize>,
+    /// The rows that are added as one: 1 where rows do not lie one behind the other.
+    pub(crate) merged_rows: usize,
+}
+
+impl Tile {
+    /// The elements of each channel.
+    pub(crate) fn count(&self) -> f64 {
+        (self.outer.len() * self.inner.len()) as f64
+    }
+}
+
+/// A tensor cut into boxes for a sum per channel: groups of channels, whose elements are cut into `splits` parts.
+pub(crate) struct Tiles {
+    dims: Dims,
+    outer_step: usize,
+    channel_step: usize,
+    inner_step: usize,
+}
+
+impl Tiles {
+    pub(crate) fn new(dims: Dims) -> Self {
+        let Dims { channels, inner, .. } = dims;
+        let inner_step = inner.min(PIECE);
+        // Neighbouring channels share a tile, so that its memory comes in long runs.
+        let run = if dims.sums_by_planes() { RUN } else { LANES };
+        let groups = channels.div_ceil((run / inner_step).clamp(1, channels));
+        let channel_step = channels.div_ceil(groups);
+        let outer_step = (PIECE / (channel_step * inner_step)).max(1);
+        Self { dims, outer_step, channel_step, inner_step }
+    }
+
+    /// The parts into which the elements of each channel are cut; 0 if there are none.
+    pub(crate) fn splits(&self) -> usize {
+        self.dims.outer.div_ceil(self.outer_step) * self.dims.inner.div_ceil(self.inner_step)
+    }
+
+    /// The elements of a channel that a part holds.
+    pub(crate) fn count(&self, split: usize) -> f64 {
+        self.tile(split, 0..1).count()
+    }
+
+    /// Whether blocks of so many channels, each with its own part of every tile, have the same sums. Where short rows are added as
+    /// one, they cannot be cut; and sums across channels have so many lanes.
+    pub(crate) fn can_be_cut(&self, step: usize) -> bool {
+        let whole = step == self.dims.channels || self.merged_rows(self.channel_step) == 1;
+        self.dims.sums_by_planes() || (step <= self.channel_step && whole)
+    }
+
+    /// How many rows of so many channels are added as one.
+    fn merged_rows(&self, channels: usize) -> usize {
+        if channels == self.dims.channels { merged_rows(channels * self.dims.inner, STRIP) } else { 1 }
+    }
+
+    /// The part `split` of these channels.
+    pub(crate) fn tile(&self, split: usize, channels: Range<usize>) -> Tile {
+        let inner_splits = self.dims.inner.div_ceil(self.inner_step);
+        let step = |index: usize, step: usize, end: usize| index * step..(index * step + step).min(end);
+        Tile {
+            outer: step(split / inner_splits, self.outer_step, self.dims.outer),
+            merged_rows: self.merged_rows(channels.len()),
+            channels,
+            inner: step(split % inner_splits, self.inner_step, self.dims.inner),
+        }
+    }
+
+    /// Runs `work` for every tile. `results` has one row of `channels` results per split, and a tile is lent its own.
+    pub(crate) fn for_each<R: Send>(
+        &self,
+        results: &mut [R],
+        work: impl Fn(&Tile, &mut [R]) + Sync,
+    ) -> Result<(), CpuError> {
+        let rows = results.chunks_mut(self.dims.channels).enumerate();
+        let tiles = rows.flat_map(|(split, row)| {
+            let groups = row.chunks_mut(self.channel_step).enumerate();
+            groups.map(move |(group, results)| {
+                let first = group * self.channel_step;
+                (self.tile(split, first..first + results.len()), results)
+            })
+        });
+        pool::for_each(self.dims.len(), tiles, |(tile, results)| {
+            work(&tile, results);
+            Ok(())
+        })
+    }
+}
+
+/// A tensor cut into blocks of neighbouring channels for a whole pass.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Blocks {
+    /// The channels of a block.
+    pub(crate) step: usize,
+    /// Whether a thread copies what it reads to have it in one piece.
+    pub(crate) copied: bool,
+}
+
+/// What a thread reads of a block should take no more than this many bytes, so that a processor's own cache holds it.
+const CACHE: usize = 512 << 10;
+
+/// Above this many bytes, two kernels are as fast.
+const LIMIT: usize = 1 << 20;
+
+/// Memory comes in lines of so many bytes.
+const LINE: usize = 64;
+
+impl Blocks {
+    /// `None` if two kernels do as well: where few channels are too much for a cache, and where there would be too few blocks for
+    /// the threads. `inputs` tensors of `size` bytes an element are read.
+    pub(crate) fn new(dims: Dims, tiles: &Tiles, inputs: usize, size: usize) -> Option<Self> {
+        let Dims { outer, channels, inner } = dims;
+        let row = inner * size;
+        // Blocks of whole lines and strips, where that is possible.
+        let least = if inner < STRIP { LINE.div_ceil(row).next_multiple_of(STRIP) } else { 1 };
+        let channel = (outer * row * inputs).max(1);
+        let most = (if least * channel <= CACHE { CACHE } else { LIMIT }) / channel / least * least;
+        if most == 0 || dims.len() < pool::SERIAL {
+            return None;
+        }
+        let wanted = channels.div_ceil(most).max(4 * pool::threads());
+        let step = channels.div_ceil(wanted).next_multiple_of(least);
+        let enough = channels.div_ceil(step) >= pool::threads();
+        (enough && tiles.can_be_cut(step)).then_some(Self { step, copied: step * row < COPIED })
+    }
+}
+
+/// Shorter runs are copied.
+const COPIED: usize = 1 << 10;
+
+/// Runs `work` for every piece of a tensor's memory, with the offset at which the piece begins. Cuts are between planes or
+/// rows, `period` elements long: that keeps the inner loops whole. Only long planes are cut themselves, if they are `divisible`.
+pub(crate) fn for_each_piece<T: Send>(
+    period: usize,
+    divisible: bool,
+    memory: &mut [T],
+    work: impl Fn(usize, &mut [T]) + Sync,
+) -> Result<(), CpuError> {
+    let piece = if period > PIECE && divisible { PIECE } else { (PIECE / period).max(1) * period };
+    let elements = memory.len();
+    let pieces = memory.chunks_mut(piece).enumerate();
+    pool::for_each(elements, pieces, |(index, chunk)| {
+        work(index * piece, chunk);
+        Ok(())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    fn geometry(outer: usize, channels: usize, inner: usize) -> Geometry {
+        Geometry::channels_first(&[outer, channels, inner]).unwrap()
+    }
+
+    #[test]
+    fn tiles_hold_every_element_once_and_write_each_channel_s_own_result() {
+        for (outer, channels, inner) in [
+            (0, 3, 4),
+            (2, 1, 1),
+            (5, 3, 4),
+            (7, 2100, 1),
+            (3, 1100, 2),
+            (300, 129, 1),
+            (3000, 3, 8),
+            (2, 3, 255),
+            (40_000, 3, 1),
+            (2, 1, PIECE + 1),
+            (1, 2, 2 * PIECE + 5),
+        ] {
+            let geometry = geometry(outer, channels, inner);
+            // One channel, or one position, has its axes merged.
+            let inner = geometry.inner();
+            let dims = Dims::from(&geometry);
+            let tiles = Tiles::new(dims);
+            let seen = Mutex::new(vec![0; geometry.len()]);
+            let mut results = vec![usize::MAX; tiles.splits() * channels];
+            let summed = tiles.for_each(&mut results, |tile, results| {
+                assert_eq!(tile.channels.len(), results.len());
+                let run = tile.channels.len() * tile.inner.len();
+                assert!(tile.outer.len() * run <= PIECE, "{geometry:?}");
+                let most = if dims.sums_by_planes() { RUN } else { LANES };
+                assert!(run <= most || tile.channels.len() == 1, "{geometry:?}");
+                for (channel, result) in tile.channels.clone().zip(results) {
+                    *result = channel;
+                    for outer in tile.outer.clone() {
+                        let plane = (outer * channels + channel) * inner;
+                        let seen = &mut seen.lock().unwrap()[plane..plane + inner];
+                        seen[tile.inner.clone()].iter_mut().for_each(|seen| *seen += 1);
+                    }
+                }
+            });
+            assert_eq!(summed, Ok(()));
+            assert!(seen.into_inner().unwrap().iter().all(|&seen| seen == 1), "{geometry:?}");
+            assert!(results.iter().enumerate().all(|(i, &result)| result == i % channels), "{geometry:?}");
+            let count: f64 = (0..tiles.splits()).map(|split| tiles.count(split)).sum();
+            assert_eq!(count, geometry.per_channel() as f64, "{geometry:?}");
+        }
+    }
+
+    #[test]
+    fn pieces_are_whole_planes_or_rows_but_for_long_planes() {
+        for (period, divisible) in [1, 7, 1000, PIECE / 2 + 1, PIECE, PIECE + 1, 2 * PIECE]
+            .into_iter()
+            .flat_map(|period| [(period, true), (period, false)])
+        {
+            let mut memory = vec![0; 4 * PIECE + 5];
+            let len = memory.len();
+            let mapped = for_each_piece(period, divisible, &mut memory, |start, piece| {
+                if period <= PIECE || !divisible {
+                    assert_eq!(start % period, 0);
+                }
+                assert!(piece.len() <= if divisible { PIECE } else { PIECE.max(period) }, "{period}");
+                assert!(piece.len() > PIECE / 2 || start + piece.len() == len, "{period}");
+                piece.iter_mut().zip(start..).for_each(|(element, at)| *element += at);
+            });
+            assert_eq!(mapped, Ok(()));
+            assert!(memory.into_iter().eq(0..len), "{period}");
+        }
+    }
+
+    #[test]
+    fn short_rows_are_merged_to_whole_strips_and_wide_ones_are_not() {
+        for row in 1..2 * LANES {
+            for enough in [STRIP, 256] {
+                let len = row * merged_rows(row, enough);
+                assert!(len <= LANES.max(row), "{row}");
+                assert!(len.is_multiple_of(STRIP) || row * STRIP > LANES, "{row}");
+                assert!(len > enough / 2 || row * STRIP > LANES, "{row}");
+            }
+        }
+    }
+}

@@ -1,0 +1,74 @@
+// The forward message: per channel, the parts of m mean and of M2 + m mean^2, of which all but the last are products of m with 24 leading
+// bits of mean and of mean^2, and exact. As statistics.rs of the core has it (to_sums, from_sums), which explains it.
+
+// Parts of either sum; a message has PARTS_OF_SUM * 2 numbers a channel.
+#define PARTS_OF_SUM (sizeof(Param) == 8 ? 3 : 2)
+
+// Number `part` of a channel, behind the count.
+__device__ inline long long part_at(long long channels, long long channel, int part) { return 1 + part * channels + channel; }
+
+// high + low, of which high is the rounded value. Products are __dmul_rn: the compiler would fuse others with the sum that follows,
+// and its rounding would be another than the one that is taken apart here.
+struct Double {
+    f64 high, low;
+
+    __device__ void add(f64 value) {
+        f64 sum = high + value, part = sum - high;
+        low += (high - (sum - part)) + (value - part);
+        high = sum;
+    }
+    __device__ void add_product(f64 a, f64 b) {
+        f64 product = __dmul_rn(a, b);
+        f64 rest = fma(a, b, -product);
+        add(product);
+        low += rest;
+    }
+    __device__ f64 value() const { return high + low; }
+};
+
+// Calls `put(part, number)` for the products of the count with the leading bits of the value; returns what is left of the value.
+template <class Put> __device__ inline f64 put_heads(f64 value, f64 count, Put put) {
+    f64 above = 0;
+#pragma unroll
+    for (int head = 1; head < PARTS_OF_SUM; head++) {
+        f64 leading = __longlong_as_double(__double_as_longlong(value) & (-1ll << (53 - 24 * head)));
+        put(head - 1, count * (leading - above));
+        above = leading;
+    }
+    return value - above;
+}
+
+// The message's numbers of a channel from this rank's moments.
+__device__ inline void write_parts(f64* message, long long channels, long long channel, f64 count, f64 mean, f64 m2) {
+    f64 square = __dmul_rn(mean, mean), square_rest = fma(mean, mean, -square);
+    auto write = [&](int part, f64 number) { message[part_at(channels, channel, part)] = number; };
+    f64 rest = put_heads(mean, count, write);
+    write(PARTS_OF_SUM - 1, count * rest);
+    rest = put_heads(square, count, [&](int part, f64 number) { write(PARTS_OF_SUM + part, number); }) + square_rest;
+    write(2 * PARTS_OF_SUM - 1, fma(count, rest, m2));
+}
+
+struct Batch { f64 count, mean, var; };
+
+// The group's statistics of a channel. What it loads, it loads at once: one wait for all.
+__device__ inline Batch read_parts(const f64* message, long long channels, long long channel) {
+    f64 count = message[0], parts[2 * PARTS_OF_SUM];
+#pragma unroll
+    for (int part = 0; part < 2 * PARTS_OF_SUM; part++) parts[part] = message[part_at(channels, channel, part)];
+    f64 per = reciprocal(count);
+    Double sum = {parts[0], 0}, squares = {parts[PARTS_OF_SUM], 0};
+#pragma unroll
+    for (int part = 1; part < PARTS_OF_SUM; part++) {
+        sum.add(parts[part]);
+        squares.add(parts[PARTS_OF_SUM + part]);
+    }
+    f64 mean = divide(sum.value(), count, per);
+    // S1 = M mean + rest, so S2 - S1^2/M = S2 - mean S1 - mean rest, but for rest^2/M, which is too small to matter.
+    squares.add_product(-mean, sum.high);
+    squares.low = fma(-mean, sum.low, squares.low);
+    sum.add_product(-count, mean);
+    f64 rest = sum.value();
+    squares.low = fma(-mean, rest, squares.low);
+    f64 var = squares.value() * per;
+    return {count, fma(rest, per, mean), var < 0 ? 0 : var}; // NaN stays
+}

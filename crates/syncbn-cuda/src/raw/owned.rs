@@ -1,0 +1,163 @@
+//! Device memory that this crate owns, with an account of the streams that use it: it may be used on any stream, and is freed when
+//! nothing on the device can use it any more.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use cudarc::driver::{CudaContext, CudaEvent, CudaStream};
+
+use super::capture::is_capturing;
+use super::driver::{self, DeviceMemory};
+use crate::error::CudaError;
+
+/// Where borrowed memory lies, and what orders its uses.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Region<'a> {
+    pub(crate) pointer: u64,
+    pub(crate) len: usize,
+    /// The context's handle, as a number: compared, never followed.
+    pub(crate) context: usize,
+    pub(crate) order: Order<'a>,
+}
+
+/// What orders the uses of memory on several streams.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Order<'a> {
+    /// There are no elements to be used.
+    Empty,
+    /// The caller has promised it.
+    Promised,
+    /// cudarc: the stream already waits for what came before, and whatever uses the memory records the event, if it is tracked.
+    Event { stream: &'a CudaStream, used: Option<&'a CudaEvent> },
+    /// The memory's own account.
+    Owned(&'a Owned),
+}
+
+/// Device memory, and which streams use it.
+#[derive(Debug)]
+pub(crate) struct Owned {
+    memory: DeviceMemory,
+    uses: Mutex<Uses>,
+    /// A graph may use it at every replay.
+    captured: AtomicBool,
+}
+
+/// The streams that may have work in flight which uses the memory.
+#[derive(Debug, Default)]
+struct Uses {
+    /// The last to write.
+    writer: Option<Arc<CudaStream>>,
+    /// Those that have read since, ordered after the writer.
+    readers: Vec<Arc<CudaStream>>,
+}
+
+/// What a use does with memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Use {
+    Read,
+    Write,
+}
+
+impl Owned {
+    pub(crate) fn new(context: &Arc<CudaContext>, bytes: usize) -> Result<Self, CudaError> {
+        let memory = DeviceMemory::new(context, bytes)?;
+        Ok(Self { memory, uses: Mutex::default(), captured: AtomicBool::new(false) })
+    }
+
+    pub(crate) fn zeroed(stream: &Arc<CudaStream>, bytes: usize) -> Result<Self, CudaError> {
+        let mut owned = Self::new(stream.context(), bytes)?;
+        driver::zero(stream, &mut owned.memory, bytes)?;
+        owned.uses().writer = Some(stream.clone());
+        Ok(owned)
+    }
+
+    /// Its first `len` elements, of whatever type fits.
+    pub(crate) fn region(&self, len: usize) -> Region<'_> {
+        let context = self.memory.context().cu_ctx() as usize;
+        Region { pointer: self.memory.pointer(), len, context, order: Order::Owned(self) }
+    }
+
+    pub(crate) fn pointer(&self) -> u64 {
+        self.memory.pointer()
+    }
+
+    /// Whether a graph may use it.
+    pub(crate) fn is_captured(&self) -> bool {
+        self.captured.load(Ordering::Acquire)
+    }
+
+    /// Orders what this queue is given next after the uses on other streams, and notes it as one.
+    pub(crate) fn order(
+        &self,
+        queue: &Arc<CudaStream>,
+        capturing: bool,
+        intent: Use,
+        what: &'static str,
+    ) -> Result<(), CudaError> {
+        let mut uses = self.uses();
+        if capturing {
+            self.captured.store(true, Ordering::Release);
+        }
+        match intent {
+            Use::Read if uses.streams().any(|stream| is_same(stream, queue)) => {}
+            Use::Read => {
+                uses.writer.iter().try_for_each(|writer| join(queue, writer, capturing, what))?;
+                uses.readers.push(queue.clone());
+            }
+            Use::Write => {
+                let others = uses.streams().filter(|stream| !is_same(stream, queue));
+                others.into_iter().try_for_each(|stream| join(queue, stream, capturing, what))?;
+                uses.readers.clear();
+                if !uses.writer.as_ref().is_some_and(|writer| is_same(writer, queue)) {
+                    uses.writer = Some(queue.clone());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Orders what this queue is given next after the last write. It is not noted: the caller waits for it, and keeps the memory
+    /// borrowed meanwhile.
+    pub(crate) fn order_after_write(
+        &self,
+        queue: &Arc<CudaStream>,
+        what: &'static str,
+    ) -> Result<(), CudaError> {
+        let writer = self.uses().writer.clone().filter(|writer| !is_same(writer, queue));
+        writer.map_or(Ok(()), |writer| join(queue, &writer, false, what))
+    }
+
+    /// The caller has the memory for itself, and has waited for the queue that wrote to it last.
+    pub(crate) fn is_idle(&self) {
+        *self.uses() = Uses::default();
+    }
+
+    fn uses(&self) -> MutexGuard<'_, Uses> {
+        self.uses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Uses {
+    fn streams(&self) -> impl Iterator<Item = &Arc<CudaStream>> {
+        self.readers.iter().chain(&self.writer)
+    }
+}
+
+/// Whether work given to the one is in order with work given to the other. Every context has a default stream of the same handle.
+pub(crate) fn is_same(a: &CudaStream, b: &CudaStream) -> bool {
+    a.cu_stream() == b.cu_stream() && a.context().cu_ctx() == b.context().cu_ctx()
+}
+
+/// Orders the queue after what the other stream has been given. Work outside a capture and work inside cannot wait for each other.
+fn join(
+    queue: &CudaStream,
+    other: &CudaStream,
+    capturing: bool,
+    what: &'static str,
+) -> Result<(), CudaError> {
+    match (capturing, is_capturing(other)?) {
+        (true, false) => Err(CudaError::Uncaptured { what }),
+        (false, true) => Err(CudaError::Capturing),
+        _ => queue.join(other).map_err(CudaError::driver("ordering two streams")),
+    }
+}

@@ -1,0 +1,300 @@
+//! The four kernels, each with what may be wrong with it, and whole passes for ranks that meet inside.
+//!
+//! Deliberately not here: what is right about the formulas, which are core's.
+
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use syncbn_core::backend::{
+    BackwardArgs, ForwardArgs, Grad, GradInputArgs, GradSource, GradSumsArgs, MomentsArgs, NormalizeArgs,
+    RunningMut, Source,
+};
+use syncbn_core::host_memory::{message_to_batch, save_channel, saved_channel};
+use syncbn_core::meeting::{backward_by_kernels, forward_by_kernels};
+use syncbn_core::statistics::{Batch, GradTerms, Moments, Running};
+use syncbn_core::{
+    CollectiveId, Element, Geometry, HostCommunicator, Kernels, Meeting, Param, PassError, bf16,
+};
+
+use super::memory::{Part, Workspace};
+use super::{Flaw, Plain};
+
+type Done = Result<(), Infallible>;
+
+/// What makes one run of [`Flaw::Flickers`] differ from the next.
+static FLICKER: AtomicU32 = AtomicU32::new(0);
+
+fn value<P: Element>(values: Option<&Part<'_, P>>, c: usize, default: f64) -> f64 {
+    values.map_or(default, |values| values.read()[c].to_f64())
+}
+
+impl<T: Element> Kernels<T> for Plain {
+    fn moments(&self, (): &(), args: MomentsArgs<'_, Self, T>) -> Done {
+        let MomentsArgs { x, workspace } = args;
+        let (geometry, x) = (x.geometry(), x.mem().read());
+        self.meddle_if(Flaw::UpdatesBeforeTheSum);
+        assert!(self.flaw != Flaw::PanicsOnEmpty || !geometry.is_empty(), "no elements");
+        let tail = usize::from(self.flaw == Flaw::SkipsTheTail && geometry.per_channel() > 64);
+        let flush = |v: f64| if self.flaw == Flaw::SubnormalsFlushed && v.abs() < 1e-37 { 0.0 } else { v };
+        for c in 0..geometry.channels() {
+            let all = geometry.per_channel() - tail;
+            let values = || self.offsets(geometry, c).take(all).map(|i| flush(x[i].to_f64()));
+            workspace.moments[c] = self.moments_of::<T, _>(geometry.per_channel() as f64, values);
+        }
+        Ok(())
+    }
+
+    fn normalize(&self, (): &(), args: NormalizeArgs<'_, Self, T>) -> Done {
+        let NormalizeArgs { x, mut y, source, weight, bias, eps } = args;
+        let (geometry, x, y_mem) = (*x.geometry(), x.mem().read(), y.mem_mut());
+        let (saved, running) = self.statistics(&geometry, source, eps);
+        if let Some(running) = running
+            && !(self.flaw == Flaw::EmptyRankIsSilent && geometry.is_empty())
+        {
+            self.update(&running, &saved);
+        }
+        let saved = saved.read();
+        let mut y = y_mem.write();
+        let lost = (0..geometry.channels()).any(|c| !saved[c].is_finite());
+        for c in 0..geometry.channels() {
+            let (batch, invstd) = saved_channel(&saved, c);
+            let narrow =
+                |v: f64| if self.flaw == Flaw::ParametersInHalf { bf16::from_f64(v).to_f64() } else { v };
+            let weight = narrow(value(weight.as_ref(), c, 1.0));
+            let scale = invstd * if self.flaw == Flaw::WeightTwice { weight * weight } else { weight };
+            let bias = narrow(value(bias.as_ref(), c, 0.0));
+            let shift = if self.flaw == Flaw::BiasForgotten { 0.0 } else { bias };
+            for i in self.offsets(&geometry, c) {
+                let out = (x[i].to_f64() - batch.mean) * scale + shift;
+                y[i] = T::from_f64(match self.flaw {
+                    Flaw::NanSwallowed if !out.is_finite() => 0.0,
+                    Flaw::NanEverywhere if lost => f64::NAN,
+                    Flaw::Flickers => {
+                        out * (1.0 + 1e-7 * f64::from(FLICKER.fetch_add(1, Ordering::Relaxed) % 3))
+                    }
+                    _ => out,
+                });
+            }
+        }
+        if self.flaw == Flaw::WritesBehindTheTensor && y.len() > geometry.len() {
+            y[geometry.len()] = T::default();
+        }
+        Ok(())
+    }
+
+    fn grad_sums(&self, (): &(), args: GradSumsArgs<'_, Self, T>) -> Done {
+        let GradSumsArgs { x, dy, saved, d_weight, d_bias, workspace } = args;
+        let (geometry, x, dy, saved) = (*x.geometry(), x.mem().read(), dy.mem().read(), saved.read());
+        self.meddle_if(Flaw::UpdatesInBackward);
+        let channels = geometry.channels();
+        for c in 0..channels {
+            let (batch, invstd) = saved_channel(&saved, c);
+            let (mut sum_dy, mut sum_dy_xmu) = (0.0, 0.0);
+            for i in self.offsets(&geometry, c) {
+                let dy = dy[i].to_f64();
+                sum_dy += dy;
+                sum_dy_xmu += dy * (x[i].to_f64() - batch.mean);
+            }
+            (workspace.sums[c], workspace.sums[channels + c]) = (sum_dy, sum_dy_xmu);
+            if let Some(d_weight) = &d_weight {
+                let mut d_weight = d_weight.write();
+                let invstd = if self.flaw == Flaw::DWeightWithoutInvstd { 1.0 } else { invstd };
+                let old = if self.flaw == Flaw::GradientsAdded { d_weight[c].to_f64() } else { 0.0 };
+                d_weight[c] = T::Param::from_f64(self.of_all_ranks(old + sum_dy_xmu * invstd));
+            }
+            if let Some(d_bias) = &d_bias {
+                d_bias.write()[c] = T::Param::from_f64(sum_dy);
+            }
+        }
+        Ok(())
+    }
+
+    fn grad_input(&self, (): &(), args: GradInputArgs<'_, Self, T>) -> Done {
+        let GradInputArgs { x, grad, saved, source, weight } = args;
+        let (geometry, x, saved) = (*x.geometry(), x.mem().read(), saved.read());
+        let (dy, mut dx) = match grad {
+            Grad::OutOfPlace { dy, dx } => (Some(dy), dx),
+            Grad::InPlace(dx) => (None, dx),
+        };
+        let (dy, mut dx) = (dy.as_ref().map(|dy| dy.mem().read()), dx.mem_mut().write());
+        let channels = geometry.channels();
+        for c in 0..channels {
+            let (batch, invstd) = saved_channel(&saved, c);
+            let sums = match source {
+                GradSource::Batch { workspace: Workspace { sums, .. } } => {
+                    Some((sums[c], sums[channels + c]))
+                }
+                GradSource::Frozen => None,
+            };
+            let weight = value(weight.as_ref(), c, 1.0);
+            let mut terms = GradTerms::new(weight, invstd, batch.count, sums);
+            match self.flaw {
+                Flaw::DxWithoutMeanTerm => terms.mean_dy = 0.0,
+                Flaw::DxWithoutSlope => terms.slope = 0.0,
+                Flaw::FrozenDifferentiated if sums.is_none() => terms.mean_dy = 0.1,
+                Flaw::InPlaceReadsLate if dy.is_none() => terms.mean_dy *= 1.001,
+                _ => {}
+            }
+            for i in self.offsets(&geometry, c) {
+                let dy = dy.as_ref().map_or(dx[i], |dy| dy[i]).to_f64();
+                let slope = sums.map_or(0.0, |_| (x[i].to_f64() - batch.mean) * terms.slope);
+                dx[i] = T::from_f64(terms.scale * (dy - terms.mean_dy - slope));
+            }
+        }
+        Ok(())
+    }
+
+    fn forward(
+        &self,
+        queue: &(),
+        args: ForwardArgs<'_, Self, T>,
+        meeting: Meeting<'_, Self>,
+    ) -> Result<(), PassError<Infallible>> {
+        let Meeting::Inside(peers) = meeting else { return forward_by_kernels(self, queue, args, meeting) };
+        let mut sum = |workspace: &mut Workspace| peers.sum(self, workspace);
+        forward_by_kernels(self, queue, args, Meeting::Between(&mut sum))
+    }
+
+    fn backward(
+        &self,
+        queue: &(),
+        args: BackwardArgs<'_, Self, T>,
+        meeting: Meeting<'_, Self>,
+    ) -> Result<(), PassError<Infallible>> {
+        let Meeting::Inside(peers) = meeting else { return backward_by_kernels(self, queue, args, meeting) };
+        let mut sum = |workspace: &mut Workspace| peers.sum(self, workspace);
+        backward_by_kernels(self, queue, args, Meeting::Between(&mut sum))
+    }
+}
+
+impl Plain {
+    /// Where the elements of channel `c` lie.
+    fn offsets(&self, geometry: &Geometry, c: usize) -> impl Iterator<Item = usize> + use<> {
+        let (mut outer, channels, mut inner) = (geometry.outer(), geometry.channels(), geometry.inner());
+        if self.flaw == Flaw::ChannelsLastReadAsFirst && inner == 1 {
+            (outer, inner) = (1, outer);
+        }
+        (0..outer).flat_map(move |o| (0..inner).map(move |i| (o * channels + c) * inner + i))
+    }
+
+    /// The moments of one channel of `count` values.
+    fn moments_of<T: Element, I: Iterator<Item = f64>>(&self, count: f64, values: impl Fn() -> I) -> Moments {
+        let around = |mean: f64| Moments { count, mean, m2: values().map(|x| (x - mean) * (x - mean)).sum() };
+        if self.flaw == Flaw::AccumulatesInHalf && size_of::<T>() == 2 {
+            let add = |sum: T, x: f64| T::from_f64(sum.to_f64() + x);
+            return around(values().fold(T::default(), add).to_f64() / count.max(1.0));
+        }
+        if self.flaw == Flaw::SquaresInF32 {
+            let (mut sum, mut squares) = (0.0_f32, 0.0_f32);
+            values().for_each(|x| (sum, squares) = (sum + x as f32, squares + (x * x) as f32));
+            let mean = f64::from(sum) / count.max(1.0);
+            return Moments { count, mean, m2: f64::from(squares) - count * mean * mean };
+        }
+        // Shifted by the first value, so that a constant's mean is exact.
+        let shift = values().next().unwrap_or(0.0);
+        let parts = if self.flaw == Flaw::SumsByThread { self.threads } else { 1 };
+        let part = |i: usize| values().skip(i).step_by(parts).map(|x| x - shift).sum::<f64>();
+        let mean = shift + (0..parts).map(part).sum::<f64>() / count.max(1.0);
+        match self.flaw {
+            Flaw::EmptyRankGivesNan if count == 0.0 => Moments { count, mean: f64::NAN, m2: f64::NAN },
+            Flaw::MeanInF32 => around(f64::from(mean as f32 + 0.5) - 0.5),
+            _ => around(mean),
+        }
+    }
+
+    /// Where the statistics that a pass is to use lie, and what it is to update.
+    fn statistics<'a, P: Param>(
+        &self,
+        geometry: &Geometry,
+        source: Source<'a, Self, P>,
+        eps: f64,
+    ) -> (Part<'a, f64>, Option<RunningMut<'a, Self, P>>) {
+        match source {
+            Source::Saved { saved, running } => {
+                self.meddle_if(Flaw::UpdatesOnRecomputation);
+                (saved, running)
+            }
+            Source::Frozen { mean, var, saved } => {
+                self.meddle_if(Flaw::UpdatesInEvaluation);
+                let count = if self.flaw == Flaw::FrozenDifferentiated { 1.0 } else { 0.0 };
+                for c in 0..geometry.channels() {
+                    let batch =
+                        Batch { count, mean: value(Some(&mean), c, 0.0), var: value(Some(&var), c, 0.0) };
+                    save_channel(&mut saved.write(), c, batch, (batch.var + eps).sqrt().recip());
+                }
+                (saved, None)
+            }
+            Source::Batch { workspace, group, saved, running } => {
+                for c in 0..geometry.channels() {
+                    let mut batch = self.batch(workspace, group, c);
+                    let invstd = match self.flaw {
+                        _ if batch.count == 0.0 => 0.0,
+                        Flaw::EpsOutsideTheRoot => (batch.var.sqrt() + eps).recip(),
+                        _ => (batch.var + eps).sqrt().recip(),
+                    };
+                    if self.flaw == Flaw::DxWithLocalCount {
+                        batch.count = workspace.moments[c].count;
+                    }
+                    save_channel(&mut saved.write(), c, batch, invstd);
+                }
+                (saved, running)
+            }
+        }
+    }
+
+    /// The statistics of one channel.
+    fn batch(&self, workspace: &Workspace, group: bool, c: usize) -> Batch {
+        let moments = workspace.moments[c];
+        if !group {
+            let less = if self.flaw == Flaw::BesselInTheBatch { 1.0 } else { 0.0 };
+            return Batch { var: moments.m2 / (moments.count - less).max(1.0), ..moments.batch() };
+        }
+        let mut message = workspace.group.clone();
+        if self.flaw == Flaw::LocalCount {
+            message[0] = moments.count;
+        }
+        let batch = message_to_batch(&message, workspace.params, c);
+        match self.flaw {
+            Flaw::NegativeVariance => Batch { var: batch.var - 1e-12 * batch.mean * batch.mean, ..batch },
+            _ => batch,
+        }
+    }
+
+    fn update<P: Param>(&self, running: &RunningMut<'_, Self, P>, saved: &Part<'_, f64>) {
+        let RunningMut { mean, var, num_batches_tracked, momentum, non_finite } = running;
+        let (mut mean, mut var, mut counter) = (mean.write(), var.write(), num_batches_tracked.write());
+        let saved = saved.read();
+        let (count, seen) = (saved[saved.len() - 1], counter[0]);
+        let late = i64::from(self.flaw == Flaw::CumulativeFromZero && momentum.is_none());
+        let momentum =
+            if self.flaw == Flaw::MomentumInverted { momentum.map(|a| 1.0 - a) } else { *momentum };
+        let Some(next) = Running::next(count, seen + late, momentum, *non_finite) else { return };
+        match self.flaw {
+            Flaw::CounterForgotten => {}
+            Flaw::CounterInF32 => counter[0] = next.num_batches_tracked as f32 as i64,
+            _ => counter[0] = next.num_batches_tracked - late,
+        }
+        for c in 0..mean.len() {
+            let mut batch = saved_channel(&saved, c).0;
+            match self.flaw {
+                Flaw::BatchOfOneMovesVariance if count == 1.0 => batch.count = 1e9,
+                Flaw::BiasedRunningVariance => batch.count *= 1e9,
+                _ => {}
+            }
+            mean[c] = P::from_f64(next.mean(mean[c].to_f64(), batch));
+            var[c] = P::from_f64(next.var(var[c].to_f64(), batch));
+        }
+    }
+
+    /// The sum over the ranks of what is each rank's own.
+    fn of_all_ranks(&self, value: f64) -> f64 {
+        let mut values = [value];
+        if self.flaw == Flaw::SumsDWeightOverRanks
+            && let Some(peers) = self.peers.get()
+        {
+            let met = peers.all_reduce_sum(&CollectiveId::new("d_weight", 1), &mut values);
+            assert!(met.is_ok(), "the other ranks did not come");
+        }
+        values[0]
+    }
+}

@@ -1,0 +1,113 @@
+//! An adapter to a framework that owns its tensors and parameters: batch norm as two functions over borrowed memory.
+//!
+//! What forward saves is a tensor like any other here, and a token of a few numbers, so that the framework's graph can keep it as data.
+
+use std::error::Error;
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use syncbn_comm::threads;
+use syncbn_core::functional::{Backward, Forward, Statistics, UpdateRunning};
+use syncbn_core::{
+    Config, FunctionalBatchNorm, Gradients, Group, HostCommunicator as _, NonFinite, RunningMut, SavedRef,
+    SavedToken, ViaHost, View, ViewMut, saved_len,
+};
+use syncbn_cpu::Cpu;
+
+/// The framework's tensor: a shape (N, C, *spatial), and numbers.
+#[derive(Clone, Debug)]
+struct Tensor {
+    shape: Vec<usize>,
+    values: Vec<f32>,
+}
+
+/// What the framework's graph keeps between the two passes.
+struct Context {
+    x: Tensor,
+    saved: Vec<f64>,
+    token: [u64; SavedToken::WORDS],
+}
+
+/// `y`, and what backward needs. It changes nothing: running statistics are moved apart, by [`update`].
+fn forward(
+    norm: &FunctionalBatchNorm<Cpu, f32>,
+    x: &Tensor,
+    weight: &[f32],
+    bias: &[f32],
+) -> Result<(Tensor, Context), Box<dyn Error>> {
+    let mut y = Tensor { shape: x.shape.clone(), values: vec![0.0; x.values.len()] };
+    let mut saved = vec![0.0; saved_len(norm.config().channels)];
+    let args = Forward::new(
+        View::<Cpu, f32>::channels_first(&x.values, &x.shape)?,
+        ViewMut::channels_first(&mut y.values[..], &y.shape)?,
+        Statistics::Group { running: None },
+        &mut saved[..],
+    );
+    let token = norm.forward(&(), args.affine(Some(weight), Some(bias)))?.to_words();
+    Ok((y, Context { x: x.clone(), saved, token }))
+}
+
+/// The gradients of x, weight and bias; the last two over this rank's elements.
+fn backward(
+    norm: &FunctionalBatchNorm<Cpu, f32>,
+    context: &Context,
+    weight: &[f32],
+    dy: &Tensor,
+) -> Result<(Tensor, Vec<f32>, Vec<f32>), Box<dyn Error>> {
+    let mut dx = Tensor { shape: dy.shape.clone(), values: vec![0.0; dy.values.len()] };
+    let (mut d_weight, mut d_bias) = (vec![0.0; weight.len()], vec![0.0; weight.len()]);
+    let gradients = Gradients::out_of_place(
+        View::<Cpu, f32>::channels_first(&dy.values, &dy.shape),
+        ViewMut::channels_first(&mut dx.values[..], &dx.shape),
+    )?;
+    let x = View::channels_first(&context.x.values[..], &context.x.shape)?;
+    let args = Backward::new(saved_of(context)?, x, gradients)
+        .weight(Some(weight))
+        .parameters(Some(&mut d_weight), Some(&mut d_bias));
+    norm.backward(&(), args)?;
+    Ok((dx, d_weight, d_bias))
+}
+
+/// Moves running statistics by what a forward pass has saved.
+fn update(
+    norm: &FunctionalBatchNorm<Cpu, f32>,
+    context: &Context,
+    [mean, var]: [&mut [f32]; 2],
+    count: &mut i64,
+) -> Result<(), Box<dyn Error>> {
+    let num_batches_tracked = std::slice::from_mut(count);
+    let (momentum, non_finite) = (norm.config().momentum, NonFinite::Propagate);
+    let running = RunningMut { mean, var, num_batches_tracked, momentum, non_finite };
+    Ok(norm.update_running(&(), UpdateRunning::new(saved_of(context)?, running))?)
+}
+
+fn saved_of(context: &Context) -> Result<SavedRef<'_, Cpu>, Box<dyn Error>> {
+    let token = SavedToken::from_words(context.token).ok_or("no token of a forward pass")?;
+    Ok(SavedRef { token, mem: &context.saved })
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let two = NonZeroUsize::new(2).ok_or("no ranks")?;
+    let ranks = threads::run(two, Duration::from_secs(10), |comm| {
+        let first = 6.0 * comm.rank() as f32;
+        let run = || -> Result<_, Box<dyn Error>> {
+            let group = Group::new(ViaHost(comm));
+            let norm = FunctionalBatchNorm::<Cpu, f32>::new("norm", Config::new(2), Cpu, &(), group)?;
+            let x = Tensor { shape: vec![3, 2], values: (0..6).map(|i| first + i as f32).collect() };
+            let (weight, bias) = ([1.0, 2.0], [0.0, 0.5]);
+            let (y, context) = forward(&norm, &x, &weight, &bias)?;
+            let (dx, d_weight, d_bias) = backward(&norm, &context, &weight, &y)?;
+            let (mut mean, mut var, mut count) = ([0.0; 2], [1.0; 2], 0);
+            update(&norm, &context, [&mut mean, &mut var], &mut count)?;
+            Ok((y, dx, d_weight, d_bias, mean, count))
+        };
+        run().map_err(|error| error.to_string())
+    })?;
+    let ranks = ranks.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let mean = ranks[0].4;
+    assert!((mean[0] - 0.5).abs() < 1e-6 && (mean[1] - 0.6).abs() < 1e-6, "a tenth of 5 and 6: {mean:?}");
+    assert!(ranks.iter().all(|rank| rank.4 == mean && rank.5 == 1), "ranks agree");
+    let sum: f32 = ranks.iter().flat_map(|rank| &rank.1.values).sum();
+    assert!(sum.abs() < 1e-5, "over both ranks, dx has sum 0: {sum}");
+    Ok(())
+}
