@@ -1,5 +1,5 @@
-//! A ResNet of PyTorch's: loaded, evaluated and written back. `tests/pytorch/resnet.py` made its files, and takes the one that is
-//! written here.
+//! A residual network of PyTorch's: loaded, evaluated and written back. `tests/pytorch/resnet.py` made its files, and takes the one
+//! that is written here.
 
 use std::collections::BTreeMap;
 use std::path::Path;
