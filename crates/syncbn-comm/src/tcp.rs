@@ -268,6 +268,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// For tests that try the frames' parser with bytes of their own: the bytes of the frame that these begin with, written again.
+#[doc(hidden)]
+#[must_use]
+pub fn reparse(bytes: &[u8]) -> Option<Vec<u8>> {
+    let (frame, _) = frame::Frame::parse(bytes).ok()??;
+    let mut again = Vec::new();
+    frame.write(&mut again).ok()?;
+    Some(again)
+}
+
 /// A transport's failure.
 fn transport(error: impl std::error::Error + Send + Sync + 'static) -> CommErrorKind {
     CommErrorKind::Transport(Arc::new(error))
