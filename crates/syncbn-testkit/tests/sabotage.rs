@@ -3,7 +3,7 @@
 //! A law that lets its flaw pass is worth nothing; so is one that fails the same backend without the flaw, which
 //! `conformance.rs` rules out.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot be set up fails")]
 
 mod plain;
 
@@ -231,6 +231,41 @@ fn a_backend_that_claims_to_meet_its_peers_and_does_not() {
         GroupFlaw::MeetsInside,
         forward::any_split_of_a_batch_gives_the_y_of_the_whole::<Broken, f32>,
     );
+}
+
+/// What a law says of a flaw.
+fn text(flaw: Flaw, law: Law) -> String {
+    match law(&Broken::new(flaw, GroupFlaw::None)) {
+        Err(Verdict::Broken(why)) => why,
+        other => panic!("the law lets {flaw:?} pass: {other:?}"),
+    }
+}
+
+/// The number behind these words.
+fn number(text: &str, words: &str) -> f64 {
+    let at = text.find(words).unwrap_or_else(|| panic!("no {words:?} in: {text}")) + words.len();
+    let digits =
+        text[at..].trim_start().split(|c: char| c != 'e' && c != '-' && c != '.' && !c.is_ascii_digit());
+    digits.into_iter().next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_wrong_y_tells_its_case_and_whether_the_mean_or_the_variance_is_off() {
+    let law = forward::a_mean_of_1e4_with_a_deviation_of_1_costs_no_digits::<Broken, f32>;
+    let (mean, var) = ("the mean were off by", "the variance by");
+    let of_mean = text(Flaw::MeanInF32, law);
+    assert!(of_mean.contains("channels-first [8, 5, 33, 31] with samples split [8]"), "{of_mean}");
+    assert!(number(&of_mean, mean).abs() > 100.0 * number(&of_mean, var).abs(), "{of_mean}");
+    let of_var = text(Flaw::BesselInTheBatch, law);
+    assert!(number(&of_var, var).abs() > 100.0 * number(&of_var, mean).abs(), "{of_var}");
+}
+
+#[test]
+fn other_bits_are_told_by_index_and_both_values() {
+    let law = running::training_may_leave_running_statistics_untouched::<Broken, f32>;
+    let why = text(Flaw::KeepsNoCount, law);
+    assert!(why.contains("dx differs in ") && why.contains("the first at index "), "{why}");
+    assert!(why.contains("(0x") && why.contains(", expected "), "{why}");
 }
 
 #[test]
