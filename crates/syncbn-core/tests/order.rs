@@ -1,176 +1,17 @@
-//! What core asks of a backend, and in which order: a backend that computes nothing notes what it is asked, and fails where told.
+//! What core asks of a backend, and in which order, and what it makes of a refusal.
 //!
-//! Deliberately not here: numbers.
+//! Deliberately not here: what a failure means for the group (see `meetings.rs`).
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot be set up fails")]
 
-use std::mem::take;
-use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex};
+mod clerk;
 
-use syncbn_core::backend::{GradInputArgs, GradSumsArgs, NormalizeArgs};
-use syncbn_core::{
-    Backend, Call, CommError, Communicator, Config, Error, ErrorKind, Geometry, Kernels, ParamGradients,
-    Pass, Saved, Scalar, Stage, Storage, SyncBatchNorm, View, ViewMut,
-};
+use clerk::{Clerk, Layer, Refusal, backward, forward, layer, read, recompute};
+use syncbn_core::{Error, ErrorKind, Geometry, Gradients, ParamGradients, SavedStatistics, Stage};
 
-#[derive(Clone, Default)]
-struct Clerk(Arc<Mutex<Notes>>);
-
-#[derive(Default)]
-struct Notes {
-    asked: Vec<&'static str>,
-    refuses: Option<&'static str>,
-}
-
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[error("no {0} today")]
-struct Refusal(&'static str);
-
-impl Clerk {
-    fn note(&self, what: &'static str) -> Result<(), Refusal> {
-        let mut notes = self.0.lock().unwrap();
-        notes.asked.push(what);
-        if notes.refuses == Some(what) { Err(Refusal(what)) } else { Ok(()) }
-    }
-
-    fn asked(&self) -> Vec<&'static str> {
-        take(&mut self.0.lock().unwrap().asked)
-    }
-
-    fn refuse(&self, what: Option<&'static str>) {
-        self.0.lock().unwrap().refuses = what;
-    }
-}
-
-impl Backend for Clerk {
-    type Queue = ();
-    type Sums = ();
-    type Saved = ();
-    // Nobody reads or writes it, so memory is its length.
-    type Mem<'a, T: Scalar> = usize;
-    type MemMut<'a, T: Scalar> = usize;
-    type Error = Refusal;
-
-    fn mem_len<T: Scalar>(mem: &usize) -> usize {
-        *mem
-    }
-    fn mem_mut_len<T: Scalar>(mem: &usize) -> usize {
-        *mem
-    }
-    fn reborrow<T: Scalar>(mem: &usize) -> usize {
-        *mem
-    }
-    fn reborrow_mut<T: Scalar>(mem: &mut usize) -> usize {
-        *mem
-    }
-    fn as_mem<T: Scalar>(mem: &usize) -> usize {
-        *mem
-    }
-    fn sums(&self, (): &(), _: usize) -> Result<(), Refusal> {
-        self.note("sums")
-    }
-    fn saved(&self, (): &(), _: usize) -> Result<(), Refusal> {
-        self.note("saved")
-    }
-    fn read_sums(&self, (): &(), _: Pass, (): &(), _: &mut [f64]) -> Result<(), Refusal> {
-        self.note("read_sums")
-    }
-    fn write_sums(&self, (): &(), _: Pass, (): &mut (), _: &[f64]) -> Result<(), Refusal> {
-        self.note("write_sums")
-    }
-    fn flush(&self, (): &()) -> Result<(), Refusal> {
-        self.note("flush")
-    }
-}
-
-impl Storage for Clerk {
-    type Buffer<T: Scalar> = Vec<T>;
-
-    fn upload<T: Scalar>(&self, (): &(), values: &[T]) -> Result<Vec<T>, Refusal> {
-        self.note("upload").map(|()| values.to_vec())
-    }
-    fn write<T: Scalar>(&self, (): &(), _: &mut Vec<T>, _: &[T]) -> Result<(), Refusal> {
-        self.note("write")
-    }
-    fn download<T: Scalar>(&self, (): &(), buffer: &Vec<T>) -> Result<Vec<T>, Refusal> {
-        self.note("download").map(|()| buffer.clone())
-    }
-    fn mem<T: Scalar>(buffer: &Vec<T>) -> usize {
-        buffer.len()
-    }
-    fn mem_mut<T: Scalar>(buffer: &mut Vec<T>) -> usize {
-        buffer.len()
-    }
-}
-
-impl Kernels<f32> for Clerk {
-    fn prepare(&self, (): &(), _: &Geometry) -> Result<(), Refusal> {
-        self.note("prepare")
-    }
-    fn moments(&self, (): &(), _: View<'_, Self, f32>, (): &mut ()) -> Result<(), Refusal> {
-        self.note("moments")
-    }
-    fn normalize(&self, (): &(), _: NormalizeArgs<'_, Self, f32>) -> Result<(), Refusal> {
-        self.note("normalize")
-    }
-    fn grad_sums(&self, (): &(), _: GradSumsArgs<'_, Self, f32>) -> Result<(), Refusal> {
-        self.note("grad_sums")
-    }
-    fn grad_input(&self, (): &(), _: GradInputArgs<'_, Self, f32>) -> Result<(), Refusal> {
-        self.note("grad_input")
-    }
-}
-
-/// Notes the sum among the kernels.
-struct Group(Clerk);
-
-impl Communicator<Clerk> for Group {
-    fn rank(&self) -> usize {
-        1
-    }
-    fn world_size(&self) -> NonZeroUsize {
-        NonZeroUsize::MIN.saturating_add(2)
-    }
-    fn all_reduce_sum(&self, call: &Call, _: &Clerk, (): &(), (): &mut ()) -> Result<(), CommError> {
-        let sum = if call.pass == Pass::Forward { "sum forward" } else { "sum backward" };
-        self.0.note(sum).unwrap();
-        Ok(())
-    }
-    fn status(&self) -> Result<(), CommError> {
-        Ok(())
-    }
-}
-
-type Layer = SyncBatchNorm<Clerk, f32>;
-
-fn layer(clerk: &Clerk) -> Result<Layer, Error> {
-    Layer::new("bn", Config::new(2), clerk.clone(), &(), Arc::new(Group(clerk.clone())))
-}
-
-fn read() -> View<'static, Clerk, f32> {
-    View::channels_first(4, &[2, 2]).unwrap()
-}
-
-fn written() -> ViewMut<'static, Clerk, f32> {
-    ViewMut::channels_first(4, &[2, 2]).unwrap()
-}
-
-fn forward(layer: &mut Layer) -> Result<Saved<Clerk>, Error> {
-    layer.forward(&(), read(), written())
-}
-
-fn recompute(layer: &Layer, saved: &Saved<Clerk>) -> Result<(), Error> {
-    layer.recompute(&(), saved, read(), written())
-}
-
-fn backward(layer: &mut Layer, saved: &Saved<Clerk>) -> Result<(), Error> {
-    layer.backward(&(), saved, read(), read(), written(), ParamGradients::default())
-}
-
-fn backward_parameters(layer: &mut Layer, saved: &Saved<Clerk>, weight: bool, bias: bool) {
+fn backward_parameters(layer: &mut Layer, saved: &SavedStatistics<Clerk>, weight: bool, bias: bool) {
     let wanted = ParamGradients { weight: weight.then_some(2), bias: bias.then_some(2) };
-    layer.backward_parameters(&(), saved, read(), read(), wanted).unwrap();
+    layer.backward(&(), saved, read(), Gradients::parameters_only(read()), wanted).unwrap();
 }
 
 #[test]
@@ -218,7 +59,7 @@ fn prepare_reaches_the_backend() {
     refused(layer.prepare::<f32>(&(), &geometry), Stage::Preparation, "prepare");
 }
 
-/// A backend's refusal is an error of its stage, with the layer's name and the refusal itself as its source.
+/// A backend's refusal is an error of its stage, with the layer's name and the refusal itself in its kind.
 fn refused<R>(result: Result<R, Error>, at: Stage, what: &'static str) {
     let Err(error) = result else { panic!("{what} was refused, and the pass succeeded") };
     assert_eq!((&*error.layer, error.rank, error.world_size), ("bn", 1, 3));
@@ -258,20 +99,20 @@ fn a_refusal_ends_the_pass_and_names_its_stage() {
 #[test]
 fn memory_that_the_device_does_not_give_or_fill_is_named() {
     let clerk = Clerk::default();
-    for what in ["upload", "sums"] {
+    for what in ["upload", "workspace"] {
         clerk.refuse(Some(what));
         refused(layer(&clerk), Stage::Allocation, what);
     }
     clerk.refuse(None);
     let mut layer = layer(&clerk).unwrap();
     let state = layer.state(&()).unwrap();
-    clerk.refuse(Some("download"));
-    refused(layer.state(&()), Stage::Download, "download");
+    clerk.refuse(Some("read"));
+    refused(layer.state(&()), Stage::Download, "read");
     clerk.refuse(Some("write"));
     refused(layer.load_state(&(), &state), Stage::Upload, "write");
     clerk.refuse(None);
-    let untrusted = forward(&mut layer).unwrap_err();
-    assert!(matches!(*untrusted.kind, ErrorKind::Untrusted), "half a state was loaded: {untrusted}");
+    let half = forward(&mut layer).unwrap_err();
+    assert!(matches!(*half.kind, ErrorKind::HalfLoaded), "half a state was loaded: {half}");
     layer.load_state(&(), &state).unwrap();
     forward(&mut layer).unwrap();
 }

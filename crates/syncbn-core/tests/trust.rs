@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use example_backend::Plain;
 use syncbn_core::{
-    Backend, Call, CommError, CommErrorKind, Communicator, Config, Error, ErrorKind, Solo, SyncBatchNorm,
-    View, ViewMut,
+    Backend, CollectiveId, CommError, CommErrorKind, Communicator, Config, Error, ErrorKind, Numbers, Pass,
+    SingleRank, SyncBatchNorm, View, ViewMut,
 };
 
 /// A group of two, as a device's own: what went wrong shows late, in the status or in the next sum.
@@ -36,14 +36,31 @@ impl Communicator<Plain> for Group {
     fn world_size(&self) -> NonZeroUsize {
         NonZeroUsize::MIN.saturating_add(1)
     }
-    fn all_reduce_sum(
+    fn sum_workspace(
         &self,
-        _: &Call,
+        id: &CollectiveId,
+        pass: Pass,
+        plain: &Plain,
+        (): &(),
+        workspace: &mut <Plain as Backend>::Workspace,
+    ) -> Result<(), CommError> {
+        answer(&self.sum_fails)?;
+        let mut message = vec![0.0; id.length];
+        let Ok(()) = plain.read_message(&(), pass, workspace, &mut message);
+        let Ok(()) = plain.write_message(&(), pass, workspace, &message);
+        Ok(())
+    }
+    fn sum_numbers(
+        &self,
+        _: &CollectiveId,
         _: &Plain,
         (): &(),
-        _: &mut <Plain as Backend>::Sums,
+        _: Numbers<'_, Plain>,
     ) -> Result<(), CommError> {
         answer(&self.sum_fails)
+    }
+    fn poison(&self, _: &CommError) {
+        self.status_fails.store(true, Ordering::SeqCst);
     }
     fn status(&self) -> Result<(), CommError> {
         answer(&self.status_fails)
@@ -88,7 +105,7 @@ fn a_layer_that_has_summed_is_lost_in_a_new_group_though_nobody_has_asked() {
     let mut layer = layer(&group);
     forward(&mut layer).unwrap();
     group.status_fails.store(true, Ordering::SeqCst);
-    layer.set_communicator(Arc::new(Solo));
+    layer.set_group(SingleRank);
     is_lost(&mut layer);
 }
 
@@ -117,7 +134,7 @@ fn a_layer_that_has_not_summed_keeps_its_state_whatever_becomes_of_the_group() {
     for layer in [&mut unused, &mut evaluated] {
         layer.state(&()).unwrap();
         fails_late(forward(layer));
-        layer.set_communicator(Arc::new(Solo));
+        layer.set_group(SingleRank);
         forward(layer).unwrap();
     }
 }
@@ -126,7 +143,7 @@ fn a_layer_that_has_not_summed_keeps_its_state_whatever_becomes_of_the_group() {
 fn a_layer_that_has_summed_well_keeps_its_state_in_a_new_group() {
     let mut layer = layer(&Arc::new(Group::default()));
     forward(&mut layer).unwrap();
-    layer.set_communicator(Arc::new(Solo));
+    layer.set_group(SingleRank);
     forward(&mut layer).unwrap();
     assert_eq!(layer.state(&()).unwrap().num_batches_tracked, Some(2));
 }

@@ -28,14 +28,14 @@ pub(crate) fn alone<T: Number>(args: BackwardArgs<'_, Cpu, T>, blocks: Blocks) -
     let dims = Dims::from(x.geometry());
     let tiles = Tiles::new(dims);
     let (dy, dx) = match &mut gradients {
-        Gradients::OutOfPlace { dy, dx } => (Input::Apart(*dy.mem()), dx.mem_mut()),
+        Gradients::OutOfPlace { dy, dx } => (Input::Apart(dy.mem()), dx.mem_mut()),
         Gradients::InPlace(dy) => (Input::Output, dy.mem_mut()),
         Gradients::ParametersOnly { .. } => return Ok(()),
     };
     let Workspace { sums, partials, .. } = workspace;
     let of_channels = scratch(partials, dims.channels, "sums of channels")?;
     let weight = |channel: usize| weight.map_or(1.0, |weight| weight[channel].to_f64());
-    block::for_each(dims, blocks, [Input::Apart(*x.mem()), dy], dx, of_channels, |block, sums| {
+    block::for_each(dims, blocks, [Input::Apart(x.mem()), dy], dx, of_channels, |block, sums| {
         let first = block.channels.start;
         grad_sums::of_block(&tiles, &block, |channel| saved_channel(saved, first + channel).0.mean, sums)?;
         let coefficients = Coefficients::new(block.own_dims(), |channel| {

@@ -14,8 +14,8 @@ use crate::map::{Coefficients, Formula, Input, Run, Runs};
 use crate::memory::scratch;
 use crate::number::Number;
 use crate::plan::{Blocks, Dims, Tile, Tiles};
-use crate::vector::{STRIP, with_vectors};
-use crate::{CpuError, pool, prefetch};
+use crate::vector::with_vectors;
+use crate::{CpuError, pool};
 
 /// Some of a tensor's channels: where they are read, and where they are written.
 pub(crate) struct Block<'a, T, const N: usize> {
@@ -27,8 +27,6 @@ pub(crate) struct Block<'a, T, const N: usize> {
     /// The block's channels within the inputs.
     held: Range<usize>,
     output: ArrayViewMut3<'a, T>,
-    /// From one sample of the output to the next.
-    output_stride: usize,
 }
 
 /// Runs `work` for every block, and lends it its own of the `results`, one per channel.
@@ -41,24 +39,22 @@ pub(crate) fn for_each<T: Number, R: Send, const N: usize>(
     work: impl Fn(Block<'_, T, N>, &mut [R]) -> Result<(), CpuError> + Sync,
 ) -> Result<(), CpuError> {
     let sizes = (dims.outer, dims.channels, dims.inner);
-    let mut output = ArrayViewMut3::from_shape(sizes, &mut output[..dims.len()]).map_err(CpuError::shape)?;
+    let mut output = ArrayViewMut3::from_shape(sizes, &mut output[..dims.len()])
+        .map_err(|cause| CpuError::shape(&cause))?;
     let outputs = output.axis_chunks_iter_mut(Axis(1), blocks.step);
     let parts = outputs.zip(results.chunks_mut(blocks.step)).enumerate();
     pool::for_each(dims.len(), parts, |(index, (output, results))| {
         let first = index * blocks.step;
         let channels = first..first + results.len();
-        match whole(inputs).filter(|_| !blocks.copied) {
-            Some(inputs) => {
-                let (held, output_stride) = (channels.clone(), dims.channels * dims.inner);
-                work(Block { channels, dims, inputs, held, output, output_stride }, results)
-            }
+        match whole(inputs) {
+            Some(inputs) => work(Block { held: channels.clone(), channels, dims, inputs, output }, results),
             None => copied(dims, channels, inputs, output, |block| work(block, results)),
         }
     })
 }
 
 /// The inputs, if all of them lie in memory of their own.
-fn whole<'a, T, const N: usize>(inputs: [Input<'a, T>; N]) -> Option<[&'a [T]; N]> {
+fn whole<T, const N: usize>(inputs: [Input<'_, T>; N]) -> Option<[&[T]; N]> {
     let mut slices = [&[][..]; N];
     for (slice, input) in slices.iter_mut().zip(inputs) {
         let Input::Apart(memory) = input else { return None };
@@ -85,21 +81,16 @@ impl<T: Number, const N: usize> Block<'_, T, N> {
         formula: impl Formula<N, K>,
     ) {
         let (stride, first) = (self.dims.channels * self.dims.inner, self.held.start * self.dims.inner);
-        let near = prefetch::elements::<T>();
-        let length = self.channels.len() * self.dims.inner;
-        // Where a run is short, what is written next lies in those to come.
-        let distance = if length < near { near / length * self.output_stride } else { near };
-        let runs = self.output.outer_iter_mut().enumerate().filter_map(|(index, rows)| {
+        let each = self.output.outer_iter_mut().enumerate().filter_map(|(index, rows)| {
             // Neighbouring channels of one sample have no gaps between them.
             Some(Run { inputs_at: index * stride + first, begin: 0, output: rows.into_slice()? })
         });
         let inputs = self.inputs.map(Input::Apart);
-        with_vectors(Runs { coefficients, inputs, runs, distance, formula });
+        with_vectors(Runs { coefficients, inputs, each, formula });
     }
 }
 
-/// Copies the block's inputs to memory that this thread uses for every block: the short runs of a wide row would get in each
-/// other's way in the cache, and the output may be one of the inputs.
+/// Copies the block's inputs to memory that this thread uses for every block, since one of them is overwritten.
 fn copied<T: Number, const N: usize>(
     dims: Dims,
     channels: Range<usize>,
@@ -120,35 +111,21 @@ fn copied<T: Number, const N: usize>(
                 Input::Apart(memory) => {
                     let first = channels.start * dims.inner;
                     let rows = memory[..dims.len()].chunks(stride);
-                    copy_rows(rows.map(|row| &row[first..first + run]), stride, target);
+                    copy_rows(rows.map(|row| &row[first..first + run]), target);
                 }
-                Input::Output => {
-                    copy_rows(output.outer_iter().filter_map(|row| row.to_slice()), stride, target)
-                }
+                Input::Output => copy_rows(output.outer_iter().filter_map(|row| row.to_slice()), target),
             }
             (*copy, rest) = (target, others);
         }
-        let held_channels = 0..held.channels;
-        work(Block {
-            held: held_channels,
-            channels,
-            dims: held,
-            inputs: copies,
-            output,
-            output_stride: stride,
-        })
+        work(Block { held: 0..held.channels, channels, dims: held, inputs: copies, output })
     })
 }
 
-/// Puts rows one behind the other, of which each begins `stride` elements behind the one before.
-fn copy_rows<'a, T: Number>(rows: impl Iterator<Item = &'a [T]>, stride: usize, target: &mut [T]) {
+/// Puts rows one behind the other.
+fn copy_rows<'a, T: Number>(rows: impl Iterator<Item = &'a [T]>, target: &mut [T]) {
     let mut rest = target;
     for row in rows {
         let (target, others) = rest.split_at_mut(row.len());
-        let distance = (prefetch::elements::<T>() / row.len()).max(1) * stride;
-        for strip in row.as_chunks::<STRIP>().0 {
-            prefetch::ahead(strip, distance);
-        }
         target.copy_from_slice(row);
         rest = others;
     }
@@ -242,8 +219,7 @@ mod tests {
     /// Every block that [`Blocks::new`] may choose, and some that it would not for so small a tensor.
     fn blocks(dims: Dims) -> Vec<Blocks> {
         let tiles = Tiles::new(dims);
-        let steps = (1..=dims.channels).filter(|&step| tiles.can_be_cut(step));
-        steps.flat_map(|step| [false, true].map(|copied| Blocks { step, copied })).collect()
+        (1..=dims.channels).filter(|&step| tiles.can_be_cut(step)).map(|step| Blocks { step }).collect()
     }
 
     fn whole_passes_have_the_bits_of_two_kernels<T: Number>()

@@ -39,7 +39,7 @@ pub enum CpuError {
 }
 
 impl CpuError {
-    pub(crate) fn shape(cause: ndarray::ShapeError) -> Self {
+    pub(crate) fn shape(cause: &ndarray::ShapeError) -> Self {
         Self::Shape { cause: cause.to_string() }
     }
 

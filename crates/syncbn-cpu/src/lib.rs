@@ -36,6 +36,7 @@ mod plan;
 mod pool;
 mod prefetch;
 mod reduce;
+mod slice;
 mod vector;
 
 use syncbn_core::backend::{

@@ -85,9 +85,8 @@ pub(crate) fn map<T: Number, const N: usize, const K: usize>(
 ) -> Result<(), CpuError> {
     let divisible = matches!(coefficients, Coefficients::Planes { .. });
     for_each_piece(coefficients.period(), divisible, &mut output[..dims.len()], |start, output| {
-        let runs = iter::once(Run { inputs_at: start, begin: start, output });
-        let distance = prefetch::elements::<T>();
-        with_vectors(Runs { coefficients, inputs, runs, distance, formula });
+        let each = iter::once(Run { inputs_at: start, begin: start, output });
+        with_vectors(Runs { coefficients, inputs, each, formula });
     })
 }
 
@@ -104,9 +103,7 @@ pub(crate) struct Run<'a, T> {
 pub(crate) struct Runs<'a, T, const N: usize, const K: usize, R, F> {
     pub(crate) coefficients: &'a Coefficients<K>,
     pub(crate) inputs: [Input<'a, T>; N],
-    pub(crate) runs: R,
-    /// How far ahead of an element that is written memory is asked for.
-    pub(crate) distance: usize,
+    pub(crate) each: R,
     pub(crate) formula: F,
 }
 
@@ -118,10 +115,10 @@ where
 {
     #[inline(always)]
     fn run<V: Vector>(self, set: V::Set) {
-        let Self { coefficients, inputs, runs, distance, formula } = self;
-        for Run { inputs_at, begin, output } in runs {
+        let Self { coefficients, inputs, each, formula } = self;
+        for Run { inputs_at, begin, output } in each {
             let inputs = inputs.map(|input| input.cut(inputs_at, output.len()));
-            let piece = Piece { begin, inputs, output, distance, formula };
+            let piece = Piece { begin, inputs, output, formula };
             match coefficients {
                 Coefficients::Planes { len, channels } => piece.planes::<V, K>(set, *len, channels),
                 Coefficients::Rows { len, strips } => piece.rows::<V, K>(set, *len, strips),
@@ -135,7 +132,6 @@ struct Piece<'a, T, const N: usize, F> {
     begin: usize,
     inputs: [Input<'a, T>; N],
     output: &'a mut [T],
-    distance: usize,
     formula: F,
 }
 
@@ -146,13 +142,13 @@ impl<T: Number, const N: usize, F> Piece<'_, T, N, F> {
     where
         F: Formula<N, K>,
     {
-        let Self { begin, inputs, output, distance, formula } = self;
+        let Self { begin, inputs, output, formula } = self;
         let (mut at, mut within, mut channel) = (0, begin % len, begin / len % channels.len());
         while at < output.len() {
             let end = output.len().min(at + len - within);
             let inputs = inputs.map(|input| input.cut(at, end - at));
             let coefficients = vectors(set, channels[channel], V::splat);
-            plane(set, inputs, &mut output[at..end], coefficients, distance, formula);
+            plane(set, inputs, &mut output[at..end], coefficients, formula);
             (at, within) = (end, 0);
             channel = if channel + 1 == channels.len() { 0 } else { channel + 1 };
         }
@@ -164,7 +160,7 @@ impl<T: Number, const N: usize, F> Piece<'_, T, N, F> {
     where
         F: Formula<N, K>,
     {
-        let Self { begin: _, inputs, output, distance, formula } = self;
+        let Self { begin: _, inputs, output, formula } = self;
         for (i, output) in output.chunks_mut(len).enumerate() {
             let inputs = inputs.map(|input| input.cut(i * len, output.len()));
             run(
@@ -173,7 +169,6 @@ impl<T: Number, const N: usize, F> Piece<'_, T, N, F> {
                 output,
                 #[inline(always)]
                 |i| vectors(set, strips[i].each_ref(), V::from_f64),
-                distance,
                 formula,
             );
         }
@@ -187,12 +182,11 @@ fn plane<T: Number, V: Vector, const N: usize, const K: usize>(
     inputs: [Input<'_, T>; N],
     output: &mut [T],
     coefficients: [V; K],
-    distance: usize,
     formula: impl Formula<N, K>,
 ) {
     let rest = output.len() % STRIP;
     let Some(last) = output.last_chunk::<STRIP>().filter(|_| rest > 0) else {
-        return run(set, inputs, output, |_| coefficients, distance, formula);
+        return run(set, inputs, output, |_| coefficients, formula);
     };
     // Before anything is written: an input may lie in the output's memory.
     let strips = inputs.map(|input| match input {
@@ -202,7 +196,7 @@ fn plane<T: Number, V: Vector, const N: usize, const K: usize>(
     let values = vectors(set, strips, T::widen);
     let whole = output.len() - rest;
     let inputs = inputs.map(|input| input.cut(0, whole));
-    run(set, inputs, &mut output[..whole], |_| coefficients, distance, formula);
+    run(set, inputs, &mut output[..whole], |_| coefficients, formula);
     if let Some(last) = output.last_chunk_mut() {
         *last = T::narrow(formula.of(values, coefficients));
     }
@@ -215,10 +209,9 @@ fn run<T: Number, V: Vector, const N: usize, const K: usize>(
     inputs: [Input<'_, T>; N],
     output: &mut [T],
     coefficients: impl Fn(usize) -> [V; K],
-    distance: usize,
     formula: impl Formula<N, K>,
 ) {
-    let near = prefetch::elements::<T>();
+    let distance = prefetch::elements::<T>();
     let (strips, rest) = output.as_chunks_mut::<STRIP>();
     let whole = strips.len();
     let sources = inputs.map(|input| match input {
@@ -229,7 +222,7 @@ fn run<T: Number, V: Vector, const N: usize, const K: usize>(
         prefetch::ahead(output, distance);
         let strips = sources.map(|source| match source {
             Some(strips) => {
-                prefetch::ahead(&strips[i], near);
+                prefetch::ahead(&strips[i], distance);
                 &strips[i]
             }
             None => &*output,
@@ -340,8 +333,7 @@ mod tests {
                     Runs {
                         coefficients,
                         inputs,
-                        runs: iter::once(Run { inputs_at: 0, begin: 0, output: &mut output[..] }),
-                        distance: 8,
+                        each: iter::once(Run { inputs_at: 0, begin: 0, output: &mut output[..] }),
                         formula: Combination,
                     },
                 );

@@ -157,41 +157,36 @@ impl Tiles {
 pub(crate) struct Blocks {
     /// The channels of a block.
     pub(crate) step: usize,
-    /// Whether a thread copies what it reads to have it in one piece.
-    pub(crate) copied: bool,
 }
 
 /// What a thread reads of a block should take no more than this many bytes, so that a processor's own cache holds it.
 const CACHE: usize = 512 << 10;
 
-/// Above this many bytes, two kernels are as fast.
+/// Where a single channel takes more than that, this much is as good as two kernels at least.
 const LIMIT: usize = 1 << 20;
 
-/// Memory comes in lines of so many bytes.
-const LINE: usize = 64;
+/// Memory is read and written in runs of at least so many bytes: each may lie on a page of its own.
+const SHORTEST: usize = 1 << 10;
 
 impl Blocks {
-    /// `None` if two kernels do as well: where few channels are too much for a cache, and where there would be too few blocks for
-    /// the threads. `inputs` tensors of `size` bytes an element are read.
+    /// `None` where two kernels do better: across channels, whose blocks would be short runs on very many pages; where few
+    /// channels are too much for a cache; and where there would be fewer blocks than threads. `inputs` tensors of `size` bytes
+    /// an element are read.
     pub(crate) fn new(dims: Dims, tiles: &Tiles, inputs: usize, size: usize) -> Option<Self> {
-        let Dims { outer, channels, inner } = dims;
-        let row = inner * size;
-        // Blocks of whole lines and strips, where that is possible.
-        let least = if inner < STRIP { LINE.div_ceil(row).next_multiple_of(STRIP) } else { 1 };
-        let channel = (outer * row * inputs).max(1);
-        let most = (if least * channel <= CACHE { CACHE } else { LIMIT }) / channel / least * least;
-        if most == 0 || dims.len() < pool::SERIAL {
+        if !dims.by_planes() || dims.len() < pool::SERIAL {
             return None;
         }
-        let wanted = channels.div_ceil(most).max(4 * pool::threads());
-        let step = channels.div_ceil(wanted).next_multiple_of(least);
-        let enough = channels.div_ceil(step) >= pool::threads();
-        (enough && tiles.can_be_cut(step)).then_some(Self { step, copied: step * row < COPIED })
+        let plane = dims.inner * size;
+        let channel = dims.outer * plane * inputs;
+        let least = SHORTEST.div_ceil(plane);
+        let fitting = (if least * channel <= CACHE { CACHE } else { LIMIT }) / channel;
+        let most = if dims.sums_by_planes() { fitting } else { fitting.min(tiles.channel_step) };
+        let wanted = dims.channels.div_ceil(most.max(1)).max(4 * pool::threads());
+        let step = dims.channels.div_ceil(wanted).max(least);
+        let enough = dims.channels.div_ceil(step) >= pool::threads();
+        (step <= most && enough && tiles.can_be_cut(step)).then_some(Self { step })
     }
 }
-
-/// Shorter runs are copied.
-const COPIED: usize = 1 << 10;
 
 /// Runs `work` for every piece of a tensor's memory, with the offset at which the piece begins. Cuts are between planes or
 /// rows, `period` elements long: that keeps the inner loops whole. Only long planes are cut themselves, if they are `divisible`.
@@ -295,6 +290,31 @@ mod tests {
                 assert!(len.is_multiple_of(STRIP) || row * STRIP > LANES, "{row}");
                 assert!(len > enough / 2 || row * STRIP > LANES, "{row}");
             }
+        }
+    }
+
+    #[test]
+    fn blocks_fit_a_cache_and_leave_no_thread_without_one() {
+        for (shape, inputs) in [[8, 64, 12544], [8, 256, 3136], [32, 512, 196], [64, 300, 49], [1, 4096, 40]]
+            .into_iter()
+            .flat_map(|shape| [(shape, 1), (shape, 2)])
+        {
+            let dims = Dims::from(&geometry(shape[0], shape[1], shape[2]));
+            let tiles = Tiles::new(dims);
+            let blocks = Blocks::new(dims, &tiles, inputs, 4).unwrap();
+            let channel = dims.outer * dims.inner * 4 * inputs;
+            assert!(
+                blocks.step * channel <= if blocks.step == 1 { LIMIT } else { CACHE },
+                "{dims:?} {blocks:?}"
+            );
+            assert!(dims.channels.div_ceil(blocks.step) >= pool::threads(), "{dims:?} {blocks:?}");
+            assert!(blocks.step * dims.inner * 4 >= SHORTEST, "{dims:?} {blocks:?}");
+        }
+        for [outer, channels, inner] in
+            [[8, 64, 100_000], [100_000, 64, 1], [1, 1, 100_000], [2, 64, 64], [4096, 256, 1]]
+        {
+            let dims = Dims::from(&geometry(outer, channels, inner));
+            assert!(Blocks::new(dims, &Tiles::new(dims), 1, 4).is_none(), "{dims:?}");
         }
     }
 }

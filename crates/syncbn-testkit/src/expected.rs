@@ -5,10 +5,10 @@
 use syncbn_core::{Element, Kernels, State};
 
 use crate::bars::{check_dx, check_parameter_gradients, check_running, check_y};
-use crate::harness::Harness;
+use crate::harness::{Harness, Join};
 use crate::oracle::{self, Affine, Channel, GradSums};
 use crate::outcome::Outcome;
-use crate::rank::{Rank, Step, ranks};
+use crate::rank::{Rank, Step, ranks_of};
 use crate::strategies::Case;
 use crate::tensor::Tensor;
 use crate::{broken, ensure};
@@ -26,7 +26,21 @@ pub fn train_on<H: Harness, T: Element>(harness: &H, case: &Case, x: &[Tensor<T>
 where
     H::Backend: Kernels<T>,
 {
-    ranks(harness, case.world_size(), |rank: &Rank<H::Backend>| {
+    let world_size = case.world_size().try_into()?;
+    train_in(harness, harness.group(world_size), case, x)
+}
+
+/// The same in another group than the harness's.
+pub fn train_in<H: Harness, T: Element>(
+    harness: &H,
+    group: Vec<Join<H::Backend>>,
+    case: &Case,
+    x: &[Tensor<T>],
+) -> Outcome<Vec<Step<T>>>
+where
+    H::Backend: Kernels<T>,
+{
+    ranks_of(harness, group, |rank: &Rank<H::Backend>| {
         let mut layer = rank.layer(case.config(), &case.state())?;
         rank.train(&mut layer, &x[rank.index], &case.dy::<T>(rank.index), case.layout)
     })
@@ -61,7 +75,15 @@ impl<T: Element> Expected<T> {
     #[must_use]
     pub fn on(case: &Case, x: &[Tensor<T>]) -> Self {
         let statistics = oracle::statistics(&Tensor::concat(x));
-        Self::with(case, x, &case.all(Case::dy::<T>), statistics, true)
+        Self::with(case, case.state(), (x, &case.all(Case::dy::<T>)), statistics, true)
+    }
+
+    /// With the statistics of the whole batch, for a layer of another state.
+    #[must_use]
+    pub fn given(case: &Case, before: State<T::Param>) -> Self {
+        let x = case.all(Case::x::<T>);
+        let statistics = oracle::statistics(&Tensor::concat(&x));
+        Self::with(case, before, (&x, &case.all(Case::dy::<T>)), statistics, true)
     }
 
     /// With fixed statistics.
@@ -76,7 +98,8 @@ impl<T: Element> Expected<T> {
             ..Channel::default()
         };
         let statistics = mean.iter().zip(&var).map(fixed).collect();
-        Self::with(case, &case.all(Case::x::<T>), &case.all(Case::dy::<T>), statistics, false)
+        let (x, dy) = (case.all(Case::x::<T>), case.all(Case::dy::<T>));
+        Self::with(case, case.state(), (&x, &dy), statistics, false)
     }
 
     /// Of one rank of the case, with the statistics of its own batch.
@@ -84,17 +107,17 @@ impl<T: Element> Expected<T> {
     pub fn local(case: &Case, rank: usize) -> Self {
         let (x, dy) = (case.x::<T>(rank), case.dy::<T>(rank));
         let statistics = oracle::statistics(&x);
-        Self::with(case, &[x], &[dy], statistics, true)
+        Self::with(case, case.state(), (&[x], &[dy]), statistics, true)
     }
 
     fn with(
         case: &Case,
-        x: &[Tensor<T>],
-        dy: &[Tensor<T>],
+        before: State<T::Param>,
+        (x, dy): (&[Tensor<T>], &[Tensor<T>]),
         statistics: Vec<Channel>,
         differentiate: bool,
     ) -> Self {
-        let (eps, before) = (case.eps, case.state::<T::Param>());
+        let eps = case.eps;
         let affine = Affine::new(case.channels, before.weight.as_ref(), before.bias.as_ref());
         let xhat: Vec<_> = x.iter().map(|x| oracle::xhat(x, &statistics, eps)).collect();
         let sums: Vec<_> = xhat.iter().zip(dy).map(|(xhat, dy)| oracle::grad_sums(xhat, dy)).collect();
@@ -105,6 +128,13 @@ impl<T: Element> Expected<T> {
         let seen = before.num_batches_tracked.unwrap_or_default() + 1;
         let share = case.momentum.unwrap_or(1.0 / seen as f64);
         Self { case: case.to_string(), eps, before, share, affine, statistics, xhat, sums, dx }
+    }
+
+    /// Are these the batch's y, gradients and running statistics?
+    pub fn check(&self, steps: &[Step<T>]) -> Outcome {
+        self.check_y(&steps.iter().map(|step| step.y.clone()).collect::<Vec<_>>())?;
+        self.check_gradients(steps)?;
+        steps.iter().try_for_each(|step| self.check_state(&step.state))
     }
 
     /// Are these the y of the batch?

@@ -6,9 +6,10 @@
 
 use std::fmt;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::sync::Arc;
 
-use syncbn_core::{Backend, Communicator, Storage};
+use syncbn_core::{Backend, Communicator, Scalar, Storage};
 
 use crate::outcome::{Outcome, Verdict};
 use crate::threads;
@@ -42,6 +43,25 @@ pub trait Harness: Clone + Send + Sync + 'static {
     /// process, summing in host memory.
     fn group(&self, world_size: NonZeroUsize) -> Vec<Join<Self::Backend>> {
         threads::group(world_size)
+    }
+
+    /// A part of a buffer, where the device's memory has parts that a view can be made of. Laws about tensors in the middle of a larger
+    /// buffer need it, and are skipped without.
+    fn part<T: Scalar>(
+        buffer: &<Self::Backend as Storage>::Buffer<T>,
+        range: Range<usize>,
+    ) -> Option<<Self::Backend as Backend>::Mem<'_, T>> {
+        let _ = (buffer, range);
+        None
+    }
+
+    /// The same, to be written.
+    fn part_mut<T: Scalar>(
+        buffer: &mut <Self::Backend as Storage>::Buffer<T>,
+        range: Range<usize>,
+    ) -> Option<<Self::Backend as Backend>::MemMut<'_, T>> {
+        let _ = (buffer, range);
+        None
     }
 
     /// The same device with other settings that must not change a bit of any result: a number of threads, for instance.
@@ -81,7 +101,7 @@ pub enum Ability {
     Subnormals,
     /// Squares of data near 1e30 fit the accumulator.
     WideRange,
-    /// The group of [`Harness::group`] compares its ranks' [`Call`](syncbn_core::Call)s, and refuses those that differ: a group in
+    /// The group of [`Harness::group`] compares its ranks' [`CollectiveId`](syncbn_core::CollectiveId)s, and refuses those that differ: a group in
     /// host memory can, one that sums in a device's memory does not see its peers' calls.
     ComparesCalls,
     /// A group adds in the order of its ranks, so that its sums have the same bits in every library and on every network. One that

@@ -115,6 +115,18 @@ macro_rules! __laws_of_type {
                 after_a_late_failure_a_state_has_to_be_loaded,
                 ranks_that_go_back_in_another_order_all_fail,
             ]);
+            $crate::__laws!($harness, $type, kernels: [
+                a_whole_pass_alone_gives_the_bits_of_its_kernels,
+                whole_passes_with_a_sum_between_give_the_bits_of_their_kernels,
+                a_mean_far_above_its_deviation_is_as_exact_over_64_ranks_as_on_one,
+            ]);
+            $crate::__laws!($harness, $type, functional: [
+                borrowed_memory_gives_the_bits_of_owned,
+                what_is_saved_can_be_taken_apart_and_made_again,
+                running_statistics_can_be_moved_apart,
+                weight_and_bias_need_not_come_together,
+                parts_of_larger_buffers_are_read_and_written_alone,
+            ]);
             $crate::__laws!($harness, $type, layouts: [
                 every_number_of_axes_works_in_both_layouts,
                 x_and_dy_in_any_pair_of_layouts_are_right_or_refused,

@@ -106,7 +106,7 @@ impl<T: Copy> Tensor<T> {
     }
 
     /// The tensor of this one's shape whose memory holds these values.
-    fn filled_from(&self, layout: Layout, memory: &[T]) -> Self {
+    pub(crate) fn filled_from(&self, layout: Layout, memory: &[T]) -> Self {
         let (channels, positions) = (self.channels, self.positions());
         Self::from_fn(self.samples, channels, &self.spatial, |n, c, s| match layout {
             Layout::ChannelsFirst => memory[(n * channels + c) * positions + s],
@@ -143,6 +143,12 @@ impl<B: Storage, T: Element> Placed<B, T> {
     /// Room for a tensor of the same shape, filled with what no result is.
     pub fn blank(rank: &Rank<B>, like: &Tensor<T>, layout: Layout) -> Outcome<Self> {
         Self::new(rank, &like.map(|_| T::from_f64(FILLER)), layout)
+    }
+
+    /// C.
+    #[must_use]
+    pub fn channels(&self) -> usize {
+        self.like.channels
     }
 
     /// Borrowed to be read.

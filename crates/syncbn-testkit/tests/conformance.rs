@@ -3,8 +3,10 @@
 mod plain;
 
 use std::num::NonZeroUsize;
+use std::ops::Range;
 
-use plain::{Flaw, Plain};
+use plain::{Flaw, Part, Plain, Shared};
+use syncbn_core::Scalar;
 use syncbn_testkit::{Harness, Join, Opened, Unavailable};
 
 /// With this number of threads.
@@ -19,6 +21,12 @@ impl Harness for PlainHarness {
     }
     fn open(&self, _: usize) -> Result<Opened<Plain>, Unavailable> {
         Ok((Plain::new(Flaw::None).with_threads(self.0), ()))
+    }
+    fn part<T: Scalar>(buffer: &Shared<T>, range: Range<usize>) -> Option<Part<'_, T>> {
+        Some(Part::new(buffer, range))
+    }
+    fn part_mut<T: Scalar>(buffer: &mut Shared<T>, range: Range<usize>) -> Option<Part<'_, T>> {
+        Some(Part::new(buffer, range))
     }
     fn variants(&self) -> Vec<Self> {
         vec![Self(3), Self(8)]

@@ -6,12 +6,13 @@
 mod plain;
 
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use plain::{Flaw, Plain};
+use plain::{Flaw, Part, Plain, Shared};
 use syncbn_comm::{ThreadComm, ThreadGroup};
-use syncbn_core::{CollectiveId, CommError, HostCommunicator, Membership, ViaHost, f16};
+use syncbn_core::{CollectiveId, CommError, HostCommunicator, Membership, Scalar, ViaHost, f16};
 use syncbn_testkit::laws::{
     backward, collectives, determinism, evaluation, failures, forward, layouts, running,
 };
@@ -60,6 +61,12 @@ impl Harness for Broken {
             })
         };
         group().into_iter().zip(group()).map(join).collect()
+    }
+    fn part<T: Scalar>(buffer: &Shared<T>, range: Range<usize>) -> Option<Part<'_, T>> {
+        Some(Part::new(buffer, range))
+    }
+    fn part_mut<T: Scalar>(buffer: &mut Shared<T>, range: Range<usize>) -> Option<Part<'_, T>> {
+        Some(Part::new(buffer, range))
     }
     fn variants(&self) -> Vec<Self> {
         vec![Self { threads: 3, ..self.clone() }]

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use common::{adapter, buffer, download, gpu, numbers, own_device};
 use syncbn_core::backend::MomentsArgs;
-use syncbn_core::{Backend, Dtype, Geometry, Kernels, Storage, View};
+use syncbn_core::{Backend, Dtype, Geometry, Kernels, Pass, Storage, View};
 use syncbn_wgpu::wgpu::{self, BufferUsages, CommandEncoderDescriptor, Limits};
 use syncbn_wgpu::{Mem, Queue, Wgpu, WgpuError};
 
@@ -113,6 +113,23 @@ fn a_queue_of_another_instance_or_device_is_refused() {
         let (_device, queue) = own_device(adapter, Limits::default());
         let error = Wgpu::new(device.clone(), queue).unwrap_err();
         assert!(matches!(error, WgpuError::ForeignQueue), "{error}");
+    }
+}
+
+#[test]
+fn a_workspace_of_another_instance_is_refused() {
+    let (Some(mine), Some(other)) = (gpu(), of_another_instance()) else { return };
+    let queue = mine.queue();
+    let mut foreign = other.workspace(&other.queue(), 3, Dtype::F32).unwrap();
+    let values = mine.upload(&queue, &numbers(24, 0.7)).unwrap();
+    let x = View::<Wgpu, f32>::new(Wgpu::mem(&values), geometry()).unwrap();
+    let errors = [
+        mine.moments(&queue, MomentsArgs { x, workspace: &mut foreign }).unwrap_err(),
+        mine.read_message(&queue, Pass::Backward, &mut foreign, &mut [0.0; 6]).unwrap_err(),
+        mine.write_message(&queue, Pass::Backward, &mut foreign, &[0.0; 6]).unwrap_err(),
+    ];
+    for error in errors {
+        assert!(matches!(error, WgpuError::ForeignWorkspace), "{error}");
     }
 }
 

@@ -91,13 +91,18 @@ fn a_message_resolves_what_the_device_does() {
     // A variance of 1/4 at a mean of 2^24, which one sum of squares would lose.
     let x: Vec<f32> = (0..LEN).map(|i| if i % 2 == 0 { 16_777_214.0 } else { 16_777_215.0 }).collect();
     let x = wgpu.upload(&queue, &x).unwrap();
-    let mut workspace = wgpu.workspace(&queue, 3, Dtype::F32).unwrap();
-    moments(&wgpu, &queue, &x, &mut workspace);
-    let mut message = [0.0; 13];
-    wgpu.read_message(&queue, Pass::Forward, &mut workspace, &mut message).unwrap();
-    let sums = Moments { count: 8.0, mean: 16_777_214.5, m2: 2.0 }.to_sums::<4>();
+    message_of::<4>(&wgpu, &queue, &x, Dtype::F32);
+    message_of::<6>(&wgpu, &queue, &x, Dtype::F64);
+}
+
+fn message_of<const K: usize>(wgpu: &Wgpu, queue: &Queue, x: &Buffer<f32>, params: Dtype) {
+    let mut workspace = wgpu.workspace(queue, 3, params).unwrap();
+    moments(wgpu, queue, x, &mut workspace);
+    let mut message = vec![0.0; Pass::Forward.message_len(3, params)];
+    wgpu.read_message(queue, Pass::Forward, &mut workspace, &mut message).unwrap();
+    let sums = Moments { count: 8.0, mean: 16_777_214.5, m2: 2.0 }.to_sums::<K>();
     for c in 0..3 {
-        let got: [f64; 4] = std::array::from_fn(|k| message[1 + 3 * k + c]);
+        let got: [f64; K] = std::array::from_fn(|k| message[1 + 3 * k + c]);
         assert_eq!((message[0], got), (8.0, sums));
         let batch = Batch::from_sums(message[0], got);
         assert_eq!((batch.mean, batch.var), (16_777_214.5, 0.25));

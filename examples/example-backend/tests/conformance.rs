@@ -1,6 +1,9 @@
 //! Every law of the test kit, on the example backend.
 
+use std::ops::Range;
+
 use example_backend::Plain;
+use syncbn_core::Scalar;
 use syncbn_testkit::{Harness, Opened, Unavailable};
 
 #[derive(Clone)]
@@ -15,6 +18,14 @@ impl Harness for PlainHarness {
 
     fn open(&self, _rank: usize) -> Result<Opened<Plain>, Unavailable> {
         Ok((Plain, ()))
+    }
+
+    fn part<T: Scalar>(buffer: &Vec<T>, range: Range<usize>) -> Option<&[T]> {
+        Some(&buffer[range])
+    }
+
+    fn part_mut<T: Scalar>(buffer: &mut Vec<T>, range: Range<usize>) -> Option<&mut [T]> {
+        Some(&mut buffer[range])
     }
 }
 

@@ -24,10 +24,7 @@ where
 {
     let case = &case.clone().within(harness.max_world_size());
     let steps = train::<H, T>(harness, case)?;
-    let expected = Expected::of(case);
-    expected.check_y(&outputs(&steps))?;
-    expected.check_gradients(&steps)?;
-    steps.iter().try_for_each(|step| expected.check_state(&step.state))
+    Expected::of(case).check(&steps)
 }
 
 /// Any split of any batch, uneven and empty ones included, gives the y of the whole batch on one rank.
@@ -101,10 +98,7 @@ where
     let mut x = case.all(Case::x::<T>);
     x[1] = x[1].map(|x| T::from_f64(50.0 * x.to_f64()));
     let steps = train_on(harness, &case, &x)?;
-    let expected = Expected::on(&case, &x);
-    expected.check_y(&outputs(&steps))?;
-    expected.check_gradients(&steps)?;
-    steps.iter().try_for_each(|step| expected.check_state(&step.state))
+    Expected::on(&case, &x).check(&steps)
 }
 
 /// (N, C) with one sample a rank, the plainest shape and the smallest batch.

@@ -14,9 +14,9 @@ use syncbn_comm::ThreadComm;
 pub(crate) use flaw::Flaw;
 #[allow(unused_imports)] // not every test that includes this file has such a group
 pub(crate) use inside::{Peers, group as inside_group};
-#[allow(unused_imports)] // nor such parts
-pub(crate) use memory::Part;
 use memory::Seen;
+#[allow(unused_imports)] // nor such parts
+pub(crate) use memory::{Part, Shared};
 
 /// The device.
 #[derive(Clone, Debug)]

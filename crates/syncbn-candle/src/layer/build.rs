@@ -1,0 +1,161 @@
+//! Layers from a `VarBuilder`, and from candle's own and back.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_nn::{BatchNorm, Init, VarBuilder};
+use syncbn_core::FunctionalBatchNorm;
+use syncbn_cpu::Cpu;
+
+use super::SyncBatchNorm;
+use crate::SyncBatchNormConfig;
+use crate::error::{Error, of_layer};
+use crate::group::Group;
+use crate::op::Passes;
+use crate::running::Running;
+
+const BUILD: &str = "construction";
+
+/// Candle's `batch_norm` over a group. The variables have the names of candle's and PyTorch's: `weight`, `bias`,
+/// `running_mean`, `running_var`, `num_batches_tracked`.
+///
+/// They are `f64` where the `VarBuilder` is, and else `f32`, also for activations of `f16` and `bf16`. A file without
+/// `num_batches_tracked`, as candle's own layer writes it, is read with 0. Layers of one group are made in the same order on every
+/// rank.
+///
+/// # Errors
+///
+/// Settings out of range, a device or type without kernels, and what the `VarBuilder` reports.
+#[allow(clippy::needless_pass_by_value)] // as candle's own layers take it
+pub fn sync_batch_norm(
+    channels: usize,
+    config: impl Into<SyncBatchNormConfig>,
+    vb: VarBuilder<'_>,
+    group: &Group,
+) -> Result<SyncBatchNorm> {
+    let (config, name) = (config.into(), vb.prefix());
+    let dtype = match vb.dtype() {
+        DType::F64 => DType::F64,
+        DType::F32 | DType::F16 | DType::BF16 => DType::F32,
+        got => return Err(not_a_param(&name, "the VarBuilder", got)),
+    };
+    // Settings are checked before variables are made.
+    let passes = passes(&name, channels, config, dtype, vb.device(), group)?;
+    let vb = vb.to_dtype(dtype);
+    let get = |name, value| vb.get_with_hints(channels, name, Init::Const(value));
+    let weight = config.affine.then(|| get("weight", 1.0)).transpose()?;
+    let bias = config.affine.then(|| get("bias", 0.0)).transpose()?;
+    let running = || -> Result<Running> {
+        Ok(Running {
+            mean: Var::from_tensor(&get("running_mean", 0.0)?)?,
+            var: Var::from_tensor(&get("running_var", 1.0)?)?,
+            num_batches_tracked: counter(&vb)?,
+        })
+    };
+    let running = config.track_running_stats.then(running).transpose()?;
+    let placeholder = Tensor::zeros(1, dtype, vb.device())?;
+    Ok(SyncBatchNorm { passes, config, group: group.clone(), weight, bias, running, placeholder })
+}
+
+fn counter(vb: &VarBuilder<'_>) -> Result<Var> {
+    const NAME: &str = "num_batches_tracked";
+    match vb.get_with_hints_dtype((), NAME, Init::Const(0.0), DType::I64) {
+        Err(_) if !vb.contains_tensor(NAME) => Var::zeros((), DType::I64, vb.device()),
+        found => Var::from_tensor(&found?),
+    }
+}
+
+fn passes(
+    name: &str,
+    channels: usize,
+    config: SyncBatchNormConfig,
+    dtype: DType,
+    device: &Device,
+    group: &Group,
+) -> Result<Arc<Passes<Cpu>>> {
+    if !config.remove_mean {
+        let what = "remove_mean is off, and a batch norm subtracts the mean";
+        return Err(unsupported(BUILD, name, what));
+    }
+    if !device.is_cpu() {
+        let (layer, expected, got) = (name.into(), "the CPU", device.location());
+        return Err(Error::Device { operation: BUILD, layer, expected, got }.into());
+    }
+    let core = config.to_core(channels);
+    let passes = match dtype {
+        DType::F32 => FunctionalBatchNorm::new(name, core, Cpu, &(), group.cpu.clone()).map(Passes::F32),
+        DType::F64 => FunctionalBatchNorm::new(name, core, Cpu, &(), group.cpu.clone()).map(Passes::F64),
+        got => return Err(not_a_param(name, "the running statistics", got)),
+    };
+    passes.map(Arc::new).map_err(of_layer)
+}
+
+impl SyncBatchNorm {
+    /// Candle's layer over a group. Weight, bias and running statistics are the same variables, where they are variables; the
+    /// counter starts at 0.
+    pub fn from_candle(layer: &BatchNorm, name: &str, group: &Group) -> Result<Self> {
+        let (mean, var) = (layer.running_mean(), layer.running_var());
+        let config = SyncBatchNormConfig {
+            eps: layer.eps(),
+            momentum: Some(layer.momentum()),
+            affine: layer.weight_and_bias().is_some(),
+            // Candle shows this setting nowhere else.
+            remove_mean: !format!("{layer:?}").contains("remove_mean: false"),
+            ..SyncBatchNormConfig::default()
+        };
+        let (dtype, device, channels) = (mean.dtype(), mean.device(), mean.elem_count());
+        let passes = passes(name, channels, config, dtype, device, group)?;
+        let (weight, bias) = layer.weight_and_bias().unzip();
+        let tensors = [("weight", weight), ("bias", bias), ("running_var", Some(var))];
+        for (tensor, value) in tensors.into_iter().filter_map(|(name, value)| Some((name, value?))) {
+            if value.dtype() != dtype {
+                let (layer, expected) = (name.into(), "the type of running_mean");
+                return Err(
+                    Error::Dtype { operation: BUILD, layer, tensor, expected, got: value.dtype() }.into()
+                );
+            }
+        }
+        let running = Running {
+            mean: Var::from_tensor(mean)?,
+            var: Var::from_tensor(var)?,
+            num_batches_tracked: Var::zeros((), DType::I64, device)?,
+        };
+        if !running.are_distinct() {
+            return Err(unsupported(BUILD, name, "running mean and variance are one variable"));
+        }
+        let placeholder = Tensor::zeros(1, dtype, device)?;
+        let (weight, bias) = (weight.cloned(), bias.cloned());
+        Ok(Self { passes, config, group: group.clone(), weight, bias, running: Some(running), placeholder })
+    }
+
+    /// The layer as candle's own, with the same variables: for code that takes no other.
+    ///
+    /// # Errors
+    ///
+    /// Candle has no cumulative average and no layer without running statistics.
+    pub fn to_candle(&self) -> Result<BatchNorm> {
+        const OPERATION: &str = "conversion to candle's";
+        let missing = |what| unsupported(OPERATION, self.name(), what);
+        let running = self.running.as_ref().ok_or_else(|| missing("it has no running statistics"))?;
+        let momentum =
+            self.config.momentum.ok_or_else(|| missing("its running statistics are cumulative averages"))?;
+        let (mean, var) = (running.mean.as_tensor().clone(), running.var.as_tensor().clone());
+        let (channels, eps) = (mean.elem_count(), self.config.eps);
+        match (&self.weight, &self.bias) {
+            (Some(weight), Some(bias)) => {
+                let (weight, bias) = (weight.clone(), bias.clone());
+                BatchNorm::new_with_momentum(channels, mean, var, weight, bias, eps, momentum)
+            }
+            _ => BatchNorm::new_no_bias_with_momentum(channels, mean, var, eps, momentum),
+        }
+    }
+}
+
+fn unsupported(operation: &'static str, layer: &str, what: &'static str) -> candle_core::Error {
+    Error::Unsupported { operation, layer: layer.into(), what }.into()
+}
+
+fn not_a_param(layer: &str, tensor: &'static str, got: DType) -> candle_core::Error {
+    let expected = "f32 or f64";
+    Error::Dtype { operation: BUILD, layer: layer.into(), tensor, expected, got }.into()
+}

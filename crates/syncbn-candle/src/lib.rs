@@ -1,0 +1,30 @@
+#![doc = include_str!("../README.md")]
+//!
+//! # Map
+//!
+//! `layer` is the layer, `op` one use of it in candle's graph, `cpu` the kernels' calls, `running` the running statistics.
+//! `gradients` and `state` are what a data-parallel trainer needs besides.
+//!
+//! Deliberately not here: kernels, which are the backends', and models.
+
+#![forbid(unsafe_code)]
+
+mod config;
+mod cpu;
+mod digest;
+mod error;
+mod gradients;
+mod group;
+mod layer;
+mod memory;
+mod op;
+mod running;
+mod state;
+
+pub use config::SyncBatchNormConfig;
+pub use error::{Difference, Error};
+pub use gradients::{Reduction, all_reduce_gradients};
+pub use group::Group;
+pub use layer::{EvalBatchNorm, SyncBatchNorm, sync_batch_norm};
+pub use op::Saved;
+pub use state::{broadcast_state, check_state, sorted_vars};

@@ -1,0 +1,174 @@
+//! What a data-parallel trainer needs besides the layer: gradients and variables over ranks.
+
+use crate::common::{CPU, drawn, ranks, values};
+use candle_core::{DType, Tensor, Var};
+use candle_nn::{Init, VarMap};
+use syncbn_candle::{
+    Difference, Error, Reduction, all_reduce_gradients, broadcast_state, check_state, sorted_vars,
+};
+use syncbn_core::CommErrorKind;
+
+/// Variables of several types, with values that depend on the rank.
+fn vars(rank: usize) -> VarMap {
+    let vars = VarMap::new();
+    for (at, (name, dtype)) in
+        [("b", DType::F64), ("a", DType::F32), ("d", DType::BF16), ("c", DType::F16)].into_iter().enumerate()
+    {
+        vars.get((3, 2 + at), name, Init::Const(1.0), dtype, &CPU).unwrap();
+        vars.clone().set_one(name, drawn(&[3, 2 + at], dtype, (7 * rank + at) as u64)).unwrap();
+    }
+    vars.get((), "count", Init::Const(0.0), DType::I64, &CPU).unwrap();
+    vars.clone().set_one("count", Tensor::new(-5 - rank as i64, &CPU).unwrap()).unwrap();
+    vars
+}
+
+fn bits(vars: &VarMap) -> Vec<Vec<u64>> {
+    sorted_vars(vars)
+        .iter()
+        .map(|var| match var.dtype() {
+            DType::I64 => vec![var.to_scalar::<i64>().unwrap().cast_unsigned()],
+            _ => values(var).into_iter().map(f64::to_bits).collect(),
+        })
+        .collect()
+}
+
+#[test]
+fn broadcast_state_gives_every_rank_rank_0s_bits() {
+    let states = ranks(3, |group| {
+        let vars = vars(group.rank());
+        if group.rank() == 0 {
+            let odd = [[f64::NAN, -0.0], [f64::INFINITY, 1e-310], [1.0 / 3.0, -1.0]];
+            vars.clone().set_one("b", Tensor::new(&odd, &CPU)?)?;
+        }
+        let before = bits(&vars);
+        broadcast_state(&vars, group)?;
+        check_state_of_equals(&vars, group);
+        Ok((before, bits(&vars)))
+    });
+    for (_, after) in &states {
+        assert_eq!(after, &states[0].0);
+    }
+}
+
+fn check_state_of_equals(vars: &VarMap, group: &syncbn_candle::Group) {
+    check_state(vars, group).unwrap();
+}
+
+#[test]
+fn check_state_names_each_variable_that_differs_and_its_rank() {
+    let found = ranks(3, |group| {
+        let vars = vars(0);
+        if group.rank() == 1 {
+            vars.clone().set_one("count", Tensor::new(0_i64, &CPU)?)?;
+        }
+        if group.rank() == 2 {
+            let zeros = Tensor::new(&[[-0.0_f32, 0.0, 0.0]; 3], &CPU)?;
+            vars.clone().set_one("a", zeros)?;
+        }
+        let error = check_state(&vars, group).unwrap_err();
+        match Error::find(&error) {
+            Some(Error::StateDiffers(found)) => Ok(found.clone()),
+            _ => Err(error),
+        }
+    });
+    let difference = |rank, variable: &str| Difference { rank, variable: variable.into() };
+    for found in found {
+        assert_eq!(found, [difference(1, "count"), difference(2, "a")]);
+    }
+}
+
+#[test]
+fn models_that_differ_are_told_on_every_rank() {
+    let told = ranks(2, |group| {
+        let vars = vars(0);
+        if group.rank() == 1 {
+            vars.get(1, "another", Init::Const(0.0), DType::F32, &CPU)?;
+        }
+        let before = bits(&vars);
+        let error = broadcast_state(&vars, group).unwrap_err();
+        assert_eq!(bits(&vars), before);
+        Ok(is_out_of_step(&error))
+    });
+    assert_eq!(told, [true, true]);
+}
+
+fn is_out_of_step(error: &candle_core::Error) -> bool {
+    matches!(Error::find(error), Some(Error::Group { source, .. }) if matches!(source.kind, CommErrorKind::OutOfStep { .. }))
+}
+
+#[test]
+fn gradients_are_summed_or_averaged_and_keep_their_types() {
+    for (reduction, divisor) in [(Reduction::Sum, 1.0), (Reduction::Mean, 2.0)] {
+        let outcomes = ranks(2, |group| {
+            let vars = sorted_vars(&vars(0));
+            let scale = (group.rank() + 1) as f64;
+            // d(sum(s v^2 / 2)) = s v, for all but the counter, which is used by nothing.
+            let mut loss = Tensor::zeros((), DType::F64, &CPU)?;
+            for var in vars.iter().filter(|var| var.dtype().is_float()) {
+                loss = (loss + (var.sqr()?.to_dtype(DType::F64)?.sum_all()? * (scale / 2.0))?)?;
+            }
+            let mut grads = loss.backward()?;
+            all_reduce_gradients(&mut grads, &vars, group, reduction)?;
+            for var in &vars {
+                let Some(grad) = grads.get(var) else {
+                    assert_eq!(var.dtype(), DType::I64);
+                    continue;
+                };
+                assert_eq!((grad.dims(), grad.dtype()), (var.dims(), var.dtype()));
+                let half = if matches!(var.dtype(), DType::F16 | DType::BF16) { 2e-2 } else { 1e-6 };
+                for (grad, value) in values(grad).into_iter().zip(values(var)) {
+                    let expected = 3.0 * value / divisor;
+                    assert!((grad - expected).abs() <= half * expected.abs(), "{grad} {expected}");
+                }
+            }
+            Ok(vars.iter().filter_map(|var| grads.get(var).map(values)).collect::<Vec<_>>())
+        });
+        assert_eq!(outcomes[0].len(), 4);
+        assert_eq!(outcomes[0], outcomes[1]);
+    }
+}
+
+#[test]
+fn more_gradients_than_a_bucket_holds_are_all_summed() {
+    let sums = ranks(2, |group| {
+        let vars =
+            [1 << 21, 1 << 21, 5, (1 << 22) + 3, 7].map(|len| Var::full_of(len, group.rank() as f32 + 1.0));
+        let mut loss = Tensor::zeros((), DType::F32, &CPU)?;
+        for var in &vars {
+            loss = (loss + (var.sum_all()? * (group.rank() + 1) as f64)?)?;
+        }
+        let mut grads = loss.backward()?;
+        all_reduce_gradients(&mut grads, &vars, group, Reduction::Sum)?;
+        Ok(vars.iter().all(|var| values(grads.get(var).unwrap()).iter().all(|&grad| grad == 3.0)))
+    });
+    assert_eq!(sums, [true, true]);
+}
+
+trait FullOf {
+    fn full_of(len: usize, value: f32) -> Var;
+}
+
+impl FullOf for Var {
+    fn full_of(len: usize, value: f32) -> Var {
+        Var::from_vec(vec![value; len], len, &CPU).unwrap()
+    }
+}
+
+#[test]
+fn variables_in_another_order_or_without_gradient_are_told_on_every_rank() {
+    type Change = fn(&mut Vec<Var>);
+    let changes: [Change; 2] = [|vars| vars.swap(0, 1), |vars| vars[0] = Var::full_of(6, 1.0)];
+    for change in changes {
+        let told = ranks(2, |group| {
+            let mut vars = vec![Var::full_of(6, 1.0), Var::full_of(3, 1.0)];
+            let loss = (vars[0].sum_all()? + vars[1].sum_all()?)?;
+            if group.rank() == 1 {
+                change(&mut vars);
+            }
+            let mut grads = loss.backward()?;
+            let error = all_reduce_gradients(&mut grads, &vars, group, Reduction::Sum).unwrap_err();
+            Ok(is_out_of_step(&error))
+        });
+        assert_eq!(told, [true, true]);
+    }
+}

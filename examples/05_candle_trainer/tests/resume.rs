@@ -1,0 +1,46 @@
+//! A run that was interrupted and continued has the bits of one that was not.
+#![allow(clippy::unwrap_used)]
+
+use std::num::NonZeroUsize;
+
+use candle_core::DType;
+use candle_trainer::data::digits;
+use candle_trainer::resnet::Size;
+use candle_trainer::trainer::{Outcome, Settings, Way, train};
+use syncbn_candle::sorted_vars;
+
+fn bits(outcome: &Outcome) -> Vec<Vec<u64>> {
+    let bits = |var: &candle_core::Var| {
+        let values = var.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1::<f64>().unwrap();
+        values.into_iter().map(f64::to_bits).collect()
+    };
+    sorted_vars(&outcome.vars).iter().map(bits).collect()
+}
+
+#[test]
+fn a_run_that_was_interrupted_and_continued_has_the_bits_of_one_that_was_not() {
+    let (training, test) = digits(DType::F32).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("run.safetensors");
+    let whole = Settings {
+        way: Way::Sync,
+        ranks: NonZeroUsize::new(2).unwrap(),
+        samples: 32,
+        epochs: 2,
+        size: Size { width: 4, blocks: 1 },
+        rate: 0.05,
+        seed: 1,
+        dtype: DType::F32,
+        checkpoint: None,
+        resume: None,
+        stop_after: None,
+    };
+    let run = |settings: &Settings| train(settings, (&training, &test), |_| ()).unwrap();
+    let uninterrupted = run(&whole);
+    let first = run(&Settings { checkpoint: Some(file.clone()), stop_after: Some(1), ..whole.clone() });
+    let second = run(&Settings { resume: Some(file), ..whole });
+    assert_ne!(bits(&first), bits(&uninterrupted));
+    assert_eq!(bits(&second), bits(&uninterrupted));
+    assert_eq!([first.losses, second.losses].concat(), uninterrupted.losses);
+    assert_eq!(second.accuracies[..], uninterrupted.accuracies[1..]);
+}
