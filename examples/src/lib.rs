@@ -22,6 +22,7 @@ pub mod digits;
 pub mod layers;
 pub mod network;
 pub mod parity;
+pub mod processes;
 pub mod report;
 pub mod table;
 #[cfg(feature = "wgpu")]

@@ -45,3 +45,18 @@ fn one_rank_is_refused() {
     assert!(!output.status.success());
     assert!(String::from_utf8_lossy(&output.stderr).contains("nothing to synchronise with"));
 }
+
+#[test]
+fn ranks_that_are_processes_find_what_ranks_that_are_threads_find() {
+    let folder = tempfile::tempdir().unwrap();
+    let report = |ranks: &[&str]| {
+        let (json, svg) = (folder.path().join("demo.json"), folder.path().join("loss.svg"));
+        let files = ["--json", json.to_str().unwrap(), "--svg", svg.to_str().unwrap()];
+        let output = demo(&[ranks, &files].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(String::from_utf8_lossy(&output.stdout).matches("holds:").count(), 4);
+        fs::read_to_string(json).unwrap()
+    };
+    // As many as learn digits as threads: every number is the same.
+    assert_eq!(report(&["--processes", "8"]), report(&["--ranks", "8"]));
+}

@@ -4,6 +4,7 @@
 //! `SYNCBN_CASES` multiplies the number of inputs, which is 300,000: with 40 it is twelve million.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
+#![allow(clippy::cast_sign_loss, reason = "a number of cases is not negative")]
 
 use cap::Cap;
 use syncbn_comm::tcp::reparse;

@@ -186,6 +186,30 @@ fn a_rank_that_gives_up_is_heard_by_those_who_have_its_numbers_already() {
 }
 
 #[test]
+fn a_rank_that_gives_up_in_the_middle_of_a_message_is_heard_by_those_who_read_it_later() {
+    let [zero, one, two]: [TcpCommunicator; 3] = tcp_group(3, PATIENT).unwrap().try_into().unwrap();
+    // More than the system keeps for a peer that does not read.
+    let long = CollectiveId::new("long", 16_000_000);
+    at_once(|| {
+        thread::scope(|scope| {
+            let first = scope.spawn(|| {
+                let error = sum(&zero, &long).unwrap_err();
+                drop(zero);
+                error
+            });
+            thread::sleep(Duration::from_millis(500));
+            drop(one);
+            let left =
+                |error: &CommError| matches!(error.kind, CommErrorKind::Left { rank: 1, panicked: false });
+            let error = first.join().unwrap();
+            assert!(left(&error), "{error}");
+            let error = sum(&two, &long).unwrap_err();
+            assert!(left(&error), "{error}");
+        });
+    });
+}
+
+#[test]
 fn every_rank_out_of_step_hears_where_another_was() {
     let forward = pass("bn", Pass::Forward, 4);
     for other in [

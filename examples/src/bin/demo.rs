@@ -10,6 +10,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 use syncbn_examples::device::Device;
+use syncbn_examples::processes::{self, Process};
 use syncbn_examples::{Result, demo, device};
 
 /// Batch norm on one process, on local ranks and on synchronised ranks, side by side.
@@ -24,6 +25,9 @@ struct Args {
     /// Ranks of the toy model, each with one sample; at least 2. Threads: 4 if absent. NCCL: as many as there are.
     #[arg(long, value_parser = at_least_two)]
     ranks: Option<NonZeroUsize>,
+    /// Starts this program as so many processes, each a rank, connected by TCP; at least 2.
+    #[arg(long, value_parser = at_least_two, conflicts_with_all = ["comm", "ranks"])]
+    processes: Option<NonZeroUsize>,
     /// Writes what was found to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -65,14 +69,14 @@ fn main() -> ExitCode {
 
 fn run(args: Args) -> Result<()> {
     match (args.backend, args.comm) {
-        (Backend::Cpu, Comm::Threads) => show(&device::Host, args),
+        (Backend::Cpu, Comm::Threads) => show_host(device::Host, args),
         (Backend::Cpu | Backend::Wgpu, Comm::Nccl) => Err("NCCL needs `--backend cuda`".into()),
         #[cfg(feature = "cuda")]
         (Backend::Cuda, comm) => on_gpus(comm, args),
         #[cfg(not(feature = "cuda"))]
         (Backend::Cuda, _) => Err("this demo was built without the feature `cuda`".into()),
         #[cfg(feature = "wgpu")]
-        (Backend::Wgpu, Comm::Threads) => show(&syncbn_examples::wgpu::Gpu::new()?, args),
+        (Backend::Wgpu, Comm::Threads) => show_host(syncbn_examples::wgpu::Gpu::new()?, args),
         #[cfg(not(feature = "wgpu"))]
         (Backend::Wgpu, Comm::Threads) => Err("this demo was built without the feature `wgpu`".into()),
     }
@@ -82,11 +86,20 @@ fn run(args: Args) -> Result<()> {
 fn on_gpus(comm: Comm, args: Args) -> Result<()> {
     use syncbn_examples::cuda::{Gpus, NcclProcess, NcclThreads};
     if comm == Comm::Threads {
-        return show(&Gpus::new()?, args);
+        return show_host(Gpus::new()?, args);
     }
     match NcclProcess::new()? {
         Some(process) => show(&process, args),
         None => show(&NcclThreads::new()?, args),
+    }
+}
+
+/// Runs the demo on threads, or on processes where they are asked for.
+fn show_host<D: Device>(device: D, args: Args) -> Result<()> {
+    match args.processes {
+        None => show(&device, args),
+        Some(_) if processes::is_rank()? => show(&Process::join(device)?, args),
+        Some(number) => processes::start(number),
     }
 }
 

@@ -17,8 +17,8 @@ use super::wire::{Greeting, Purpose, Refusal, Reply};
 use super::{BootstrapError, LaunchEnv};
 use crate::deadline::Deadline;
 
-/// How long ranks that did come are given to hear that others did not.
-const LAST_WORDS: Duration = Duration::from_millis(200);
+/// How long ranks that did come are given to hear that others did not, and which.
+const LAST_WORDS: Duration = Duration::from_millis(400);
 
 /// Gives rank 0's bytes to all ranks, and returns them. Every rank calls it; `bytes` are asked for on rank 0 alone.
 ///
@@ -94,6 +94,7 @@ impl<'a> Meeting<'a> {
         let mut knock = Knock::new(&self.env.token, self.greeting(card), Some(len));
         let mut ready = Vec::new();
         let mut reached = None;
+        let last_words = Deadline::after(self.timeout.saturating_add(LAST_WORDS));
         loop {
             if reached.is_none() {
                 knock.also_at(resolver.attend());
@@ -107,11 +108,13 @@ impl<'a> Meeting<'a> {
                 },
                 Progress::Refused(refusal) => return Err(self.refused(refusal)),
             }
-            if self.deadline.has_passed() {
+            // Rank 0 has the same deadline, and knows who is missing.
+            let deadline = if reached.is_some() { last_words } else { self.deadline };
+            if deadline.has_passed() {
                 let reason = resolver.failure.unwrap_or_else(|| knock.to_string());
                 return Err(self.no_answer(reason));
             }
-            ready = net.wait(self.deadline).map_err(system)?;
+            ready = net.wait(deadline).map_err(system)?;
         }
     }
 

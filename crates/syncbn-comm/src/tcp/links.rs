@@ -255,7 +255,7 @@ impl Links {
 
     fn say_last(&mut self, words: &[u8]) {
         for peer in self.peers.iter_mut().flatten() {
-            peer.say_last(&self.message, words);
+            peer.say_last(&self.message, words, self.timeout);
         }
     }
 

@@ -29,7 +29,7 @@ pub(super) struct Plan<'a> {
     pub(super) rank: u64,
     /// Where the members before this one listen.
     pub(super) dialed: BTreeMap<u64, SocketAddr>,
-    /// The members after this one.
+    /// The members after this one, in order.
     pub(super) awaited: Vec<u64>,
 }
 
@@ -100,7 +100,7 @@ impl<'a> Plan<'a> {
             group: self.group,
             world_size: self.world_size,
             host: self.rank,
-            ranks: self.awaited.iter().copied().collect(),
+            ranks: self.awaited.clone(),
         }
     }
 

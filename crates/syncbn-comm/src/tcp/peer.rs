@@ -4,10 +4,13 @@
 //!
 //! Deliberately not here: other peers, and what follows from what this one says.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
+use std::thread;
+use std::time::Duration;
 
 use mio::net::TcpStream;
+use socket2::SockRef;
 
 use super::frame::{Frame, FrameError, Poison};
 use crate::failure::Step;
@@ -121,13 +124,33 @@ impl Peer {
         self.sent = 0;
     }
 
-    /// Says last words, if the peer can take them now and is not in the middle of a message; nothing more is sent.
-    pub(super) fn say_last(&mut self, message: &[u8], words: &[u8]) {
+    /// Says last words, after the rest of the message if the peer is in the middle of it; nothing more is sent or read.
+    ///
+    /// A peer that does not read now hears them when it does, within `patience`: nobody here waits for it.
+    pub(super) fn say_last(&mut self, message: &[u8], words: &[u8], patience: Duration) {
         self.push(message);
-        if self.gone.is_none() && (self.sent == 0 || self.sent == message.len()) {
-            let _ = self.stream.write(words);
+        if self.gone.is_some() {
+            return;
         }
-        let _ = self.stream.shutdown(Shutdown::Write);
+        let rest = if self.sent == 0 { &[] } else { &message[self.sent..] };
+        let bytes = [rest, words].concat();
+        let said = self.stream.write(&bytes).unwrap_or(0);
+        if said == bytes.len() || self.linger(bytes[said..].to_vec(), patience).is_err() {
+            let _ = self.stream.shutdown(Shutdown::Write);
+        }
+    }
+
+    /// Sends the rest from a thread of its own, which ends when the peer has it, is gone, or reads nothing for too long.
+    fn linger(&self, rest: Vec<u8>, patience: Duration) -> io::Result<()> {
+        let stream: std::net::TcpStream = SockRef::from(&self.stream).try_clone()?.into();
+        stream.set_nonblocking(false)?;
+        stream.set_write_timeout(Some(patience.max(Duration::from_millis(1))))?;
+        let say = move || {
+            // If it cannot be said, the peer hears that this rank has left.
+            let _ = (&stream).write_all(&rest);
+            let _ = stream.shutdown(Shutdown::Write);
+        };
+        thread::Builder::new().name("syncbn last words".into()).spawn(say).map(drop)
     }
 }
 

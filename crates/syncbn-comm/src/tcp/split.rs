@@ -78,13 +78,15 @@ impl TcpCommunicator {
         let dialed = before
             .into_iter()
             .filter_map(|(member, port)| Some((member.first_rank, SocketAddr::new(member.host?, port))));
+        let mut awaited: Vec<u64> = after.into_iter().map(|(member, _)| member.first_rank).collect();
+        awaited.sort_unstable();
         Plan {
             token: &self.members.token,
             group: code.first_chunk().copied().unwrap_or_default(),
             world_size: self.members.first_size,
             rank: own,
             dialed: dialed.collect(),
-            awaited: after.into_iter().map(|(member, _)| member.first_rank).collect(),
+            awaited,
         }
     }
 
