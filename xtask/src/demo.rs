@@ -2,7 +2,7 @@
 //!
 //! Deliberately not here: their options; `cargo xtask demo --help` shows them.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use crate::cargo::{backend_feature, cargo, run};
 
@@ -14,7 +14,24 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run_demo(args: &Args) -> Result<()> {
-    run_bin("--bin=demo", args)
+    let Some((framework, others)) = framework(&args.args) else { return run_bin("--bin=demo", args) };
+    ensure!(framework == "candle", "no framework `{framework}`, expected candle");
+    let program = ["run", "--quiet", "--locked", "--package=candle-trainer", "--", "demo"].map(String::from);
+    run(&mut cargo(program.into_iter().chain(others)))
+}
+
+/// What `--framework` names, and the arguments without it.
+fn framework(args: &[String]) -> Option<(String, Vec<String>)> {
+    const NAME: &str = "--framework";
+    let at = args.iter().position(|arg| arg.split('=').next() == Some(NAME))?;
+    let mut others = args.to_vec();
+    let arg = others.remove(at);
+    let named = match arg.split_once('=') {
+        Some((_, named)) => named.to_owned(),
+        None if at < others.len() => others.remove(at),
+        None => String::new(),
+    };
+    Some((named, others))
 }
 
 pub(crate) fn run_accuracy(args: &Args) -> Result<()> {

@@ -12,7 +12,7 @@ use candle_trainer::trainer::{Settings, Way};
 use candle_trainer::{Result, demo, speed};
 use clap::{Parser, Subcommand};
 
-/// A ResNet on handwritten digits, trained by candle on several ranks with batch norm over all of them.
+/// A residual network on handwritten digits, trained by candle on several ranks with batch norm over all of them.
 #[derive(Parser)]
 struct Args {
     #[command(subcommand)]
