@@ -28,6 +28,13 @@ struct Context {
     token: [u64; SavedToken::WORDS],
 }
 
+/// The gradients of one backward pass.
+struct Grads {
+    dx: Tensor,
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+}
+
 /// `y`, and what backward needs. It changes nothing: running statistics are moved apart, by [`update`].
 fn forward(
     norm: &FunctionalBatchNorm<Cpu, f32>,
@@ -53,7 +60,7 @@ fn backward(
     context: &Context,
     weight: &[f32],
     dy: &Tensor,
-) -> Result<(Tensor, Vec<f32>, Vec<f32>), Box<dyn Error>> {
+) -> Result<Grads, Box<dyn Error>> {
     let mut dx = Tensor { shape: dy.shape.clone(), values: vec![0.0; dy.values.len()] };
     let (mut d_weight, mut d_bias) = (vec![0.0; weight.len()], vec![0.0; weight.len()]);
     let gradients = Gradients::out_of_place(
@@ -65,7 +72,7 @@ fn backward(
         .weight(Some(weight))
         .parameters(Some(&mut d_weight), Some(&mut d_bias));
     norm.backward(&(), args)?;
-    Ok((dx, d_weight, d_bias))
+    Ok(Grads { dx, weight: d_weight, bias: d_bias })
 }
 
 /// Moves running statistics by what a forward pass has saved.
@@ -96,18 +103,22 @@ fn main() -> Result<(), Box<dyn Error>> {
             let x = Tensor { shape: vec![3, 2], values: (0..6).map(|i| first + i as f32).collect() };
             let (weight, bias) = ([1.0, 2.0], [0.0, 0.5]);
             let (y, context) = forward(&norm, &x, &weight, &bias)?;
-            let (dx, d_weight, d_bias) = backward(&norm, &context, &weight, &y)?;
+            let grads = backward(&norm, &context, &weight, &y)?;
             let (mut mean, mut var, mut count) = ([0.0; 2], [1.0; 2], 0);
             update(&norm, &context, [&mut mean, &mut var], &mut count)?;
-            Ok((y, dx, d_weight, d_bias, mean, count))
+            Ok((grads, mean, count))
         };
         run().map_err(|error| error.to_string())
     })?;
     let ranks = ranks.into_iter().collect::<Result<Vec<_>, _>>()?;
-    let mean = ranks[0].4;
+    let (_, mean, _) = ranks[0];
     assert!((mean[0] - 0.5).abs() < 1e-6 && (mean[1] - 0.6).abs() < 1e-6, "a tenth of 5 and 6: {mean:?}");
-    assert!(ranks.iter().all(|rank| rank.4 == mean && rank.5 == 1), "ranks agree");
-    let sum: f32 = ranks.iter().flat_map(|rank| &rank.1.values).sum();
-    assert!(sum.abs() < 1e-5, "over both ranks, dx has sum 0: {sum}");
+    let agree = |(_, running, count): &(Grads, [f32; 2], i64)| *running == mean && *count == 1;
+    assert!(ranks.iter().all(agree), "ranks have the same running statistics");
+    // The loss is sum(y^2) / 2: it does not change with x, and twice as much with a weight of 2.
+    let total = |of: &dyn Fn(&Grads) -> f32| ranks.iter().map(|(grads, ..)| of(grads)).sum::<f32>();
+    assert!(total(&|grads| grads.dx.values.iter().sum()).abs() < 1e-4, "over both ranks, dx has sum 0");
+    assert!((total(&|grads| grads.weight[1]) - 12.0).abs() < 1e-3, "weight times the number of samples");
+    assert!((total(&|grads| grads.bias[1]) - 3.0).abs() < 1e-3, "bias times the number of samples");
     Ok(())
 }
