@@ -39,13 +39,13 @@ struct Network {
     #[arg(long, default_value = "8")]
     ranks: NonZeroUsize,
     /// Samples of a rank in a step.
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 1)]
     samples: usize,
     /// Passes over the samples.
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 3)]
     epochs: usize,
-    /// Channels of the first stage.
-    #[arg(long, default_value_t = 16)]
+    /// Channels of the first stage; He et al. have 16.
+    #[arg(long, default_value_t = 8)]
     width: usize,
     /// Blocks of each stage; 3 make a ResNet-20.
     #[arg(long, default_value_t = 3)]
