@@ -2,7 +2,10 @@
 
 #![allow(clippy::unwrap_used)] // tests panic
 
+use std::ops::Range;
+
 use rayon::ThreadPoolBuilder;
+use syncbn_core::Scalar;
 use syncbn_cpu::Cpu;
 use syncbn_testkit::{Harness, Opened, Unavailable};
 
@@ -21,6 +24,14 @@ impl Harness for CpuHarness {
 
     fn open(&self, _rank: usize) -> Result<Opened<Cpu>, Unavailable> {
         Ok((Cpu, ()))
+    }
+
+    fn part<T: Scalar>(buffer: &Vec<T>, range: Range<usize>) -> Option<&[T]> {
+        Some(&buffer[range])
+    }
+
+    fn part_mut<T: Scalar>(buffer: &mut Vec<T>, range: Range<usize>) -> Option<&mut [T]> {
+        Some(&mut buffer[range])
     }
 
     fn variants(&self) -> Vec<Self> {
