@@ -151,8 +151,8 @@ impl Found {
             ),
             (format!("local ranks are at least 5 % below: {of_local}"), single - local >= 0.05),
             (
-                format!("after 200 steps in f64 two ranks are one process, to 1e-9: {parity:.1e}"),
-                *parity <= 1e-9,
+                format!("after 200 steps in f64 two ranks are one process, to 1e-12: {parity:.1e}"),
+                *parity <= 1e-12,
             ),
             (
                 format!("forward is at least 3 times as fast as candle_nn: {:.1}", speed.forward),
