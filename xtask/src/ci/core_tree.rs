@@ -3,12 +3,12 @@
 //!
 //! Deliberately not here: dev-dependencies, which no user builds.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use anyhow::{Context, Result, ensure};
-use cargo_metadata::{DependencyKind, Metadata, Node, PackageId};
+use anyhow::{Context, Result, bail, ensure};
+use cargo_metadata::{DependencyKind, Metadata, Package};
 
-use crate::cargo::metadata;
+use crate::cargo::{cargo, metadata};
 
 const CORE: &str = "syncbn-core";
 const ALWAYS: [&str; 2] = ["half", "thiserror"];
@@ -35,30 +35,29 @@ fn check_direct(metadata: &Metadata) -> Result<()> {
 }
 
 fn check_links(metadata: &Metadata) -> Result<()> {
-    let nodes = &metadata.resolve.as_ref().context("no dependency graph")?.nodes;
-    let nodes: BTreeMap<&PackageId, &Node> = nodes.iter().map(|node| (&node.id, node)).collect();
-    let core =
-        metadata.workspace_packages().into_iter().find(|package| package.name == CORE).context(CORE)?;
-    let mut seen = BTreeSet::new();
-    let mut waiting = vec![&core.id];
-    while let Some(id) = waiting.pop() {
-        if seen.insert(id) {
-            let node = nodes.get(id).with_context(|| format!("{id} is not in the dependency graph"))?;
-            waiting.extend(
-                node.deps.iter().filter(|dependency| is_built(dependency)).map(|dependency| &dependency.pkg),
-            );
+    let tree = built_packages()?;
+    for package in metadata.packages.iter().filter(|package| tree.contains(&name_and_version(package))) {
+        if let Some(library) = &package.links {
+            bail!("{CORE}'s tree holds {}, which links {library}", package.name);
         }
     }
-    for id in &seen {
-        if let Some(library) = &metadata[*id].links {
-            anyhow::bail!("{CORE}'s tree holds {}, which links {library}", metadata[*id].name);
-        }
-    }
-    let names: Vec<_> = seen.iter().map(|id| metadata[*id].name.as_str()).collect();
-    eprintln!("{CORE}'s tree, with all features: {}", names.join(" "));
+    eprintln!("{CORE}'s tree, with all features: {}", Vec::from_iter(tree).join(", "));
     Ok(())
 }
 
-fn is_built(dependency: &cargo_metadata::NodeDep) -> bool {
-    dependency.dep_kinds.iter().any(|kind| kind.kind != DependencyKind::Development)
+/// What is built for core alone. The workspace's own graph would not do: there, other crates switch features on in what core depends on.
+fn built_packages() -> Result<BTreeSet<String>> {
+    let options =
+        ["--locked", "--all-features", "--edges=no-dev", "--target=all", "--prefix=none", "--no-dedupe"];
+    let output = cargo(["tree", "--package", CORE, "--format={p}"].into_iter().chain(options)).output()?;
+    ensure!(output.status.success(), "cargo tree failed: {}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout)?;
+    let package = |line: &str| line.split(' ').take(2).collect::<Vec<_>>().join(" ");
+    let tree: BTreeSet<String> = text.lines().map(package).collect();
+    ensure!(!tree.is_empty(), "{CORE} has no tree");
+    Ok(tree)
+}
+
+fn name_and_version(package: &Package) -> String {
+    format!("{} v{}", package.name, package.version)
 }
