@@ -146,7 +146,7 @@ fn a_printed_chain_says_everything_once() {
         (communicator(CommErrorKind::Transport(Arc::new(device()))), "the device is lost", true),
         (communicator(CommErrorKind::Unsent(Arc::new(device()))), "the device is lost", true),
         (communicator(CommErrorKind::Poisoned(Arc::new(poisoned))), "the device is lost", false),
-        (ErrorKind::Shape { tensor: Tensor::X, source: axes }, "has 1 axes", false),
+        (ErrorKind::Shape { tensor: Tensor::X, source: axes }, "number of axes", false),
         (ErrorKind::Config(Config::new(0).validate().unwrap_err()), "channels is 0", false),
         (ErrorKind::SumLeftOut, "without the sum over the ranks", false),
     ] {
