@@ -1,13 +1,13 @@
 // Per channel: count, mean and M2 of this rank's x, of each split apart; statistics.wgsl merges the splits.
 //
-// Chains of a hundred elements or so, shifted by their first, are summed in f32; chains, threads and splits are merged in
+// Chains of a hundred elements or so, shifted by one of their own, are summed in f32; chains, threads and splits are merged in
 // pairs of f32, about a reference: see members.wgsl. No float atomics: the order is fixed, so every run gives the same bits.
 
 @group(0) @binding(0) var<storage, read> x: array<Stored>;
 // Two for a split of a channel: (mean, M2), each high and low; then (count, exponent).
 @group(0) @binding(1) var<storage, read_write> partials: array<vec4<f32>>;
 
-// A few elements, about the first of them.
+// A few elements, about one of them.
 struct Chain {
     loads: u32,
     shift: Part,
@@ -29,14 +29,19 @@ fn part_of(word: Word, k: u32, exponent: PartWhole, native: bool) -> Part {
     return bitcast<Part>(bits);
 }
 
+fn begin(chain: ptr<function, Chain>, shift: Part) {
+    (*chain).shift = shift;
+    (*chain).sum = Part(0.0);
+    (*chain).squares = Part(0.0);
+}
+
+// The middle one: an outlier would make every difference to it as large as itself, and their squares would lose their digits.
+fn middle(a: Part, b: Part, c: Part) -> Part {
+    return max(min(a, b), min(max(a, b), c));
+}
+
 fn take(chain: ptr<function, Chain>, word: Word, exponent: PartWhole, native: bool) {
-    let x = part_of(word, 0u, exponent, native);
-    if (*chain).loads == 0u {
-        (*chain).shift = first(x);
-        (*chain).sum = Part(0.0);
-        (*chain).squares = Part(0.0);
-    }
-    take_part(chain, x);
+    take_part(chain, part_of(word, 0u, exponent, native));
     if PARTS == 2u {
         take_part(chain, part_of(word, 1u, exponent, native));
     }
@@ -120,6 +125,11 @@ fn moments(
                 native = make_room(&taken, &chain, highest(largest));
             }
             let exponent = spread(taken.exponent);
+            if chain.loads == 0u {
+                let x = part_of(a, 0u, exponent, native);
+                let others = array<Part, 2>(part_of(b, 0u, exponent, native), part_of(c, 0u, exponent, native));
+                begin(&chain, middle(first(x), first(others[0]), first(others[1])));
+            }
             take(&chain, a, exponent, native);
             take(&chain, b, exponent, native);
             take(&chain, c, exponent, native);
@@ -130,7 +140,11 @@ fn moments(
             if SCALES {
                 native = make_room(&taken, &chain, highest(largest_of(word)));
             }
-            take(&chain, word, spread(taken.exponent), native);
+            let exponent = spread(taken.exponent);
+            if chain.loads == 0u {
+                begin(&chain, first(part_of(word, 0u, exponent, native)));
+            }
+            take(&chain, word, exponent, native);
         }
         if chain.loads + 4u > CHAIN {
             empty_into(&taken, &chain);
