@@ -98,7 +98,8 @@ impl SavedToken {
         let geometry = match layout {
             0 => Geometry::channels_first(&sizes),
             1 => {
-                sizes.get_mut(1..)?.rotate_left(1);
+                let spatial_and_channels = sizes.get_mut(1..).filter(|axes| !axes.is_empty())?;
+                spatial_and_channels.rotate_left(1);
                 Geometry::channels_last(&sizes)
             }
             _ => return None,

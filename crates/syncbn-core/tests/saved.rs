@@ -54,6 +54,8 @@ proptest! {
 
 #[test]
 fn nonsense_is_no_token() {
+    assert_eq!(SavedToken::from_words(words(0, 1, &[0])), None, "one axis, channels-last");
+    assert_eq!(SavedToken::from_words(words(0, 1, &[])), None, "no axes, channels-last");
     let good = words(0, 0, &[2, 3, 4]);
     assert!(SavedToken::from_words(good).is_some());
     let with = |at: usize, value: u64| {
