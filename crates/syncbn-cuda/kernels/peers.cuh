@@ -21,7 +21,8 @@ struct Control {
     unsigned last;    // the last pass that is over: written by the kernel that waits, read by the kernel that sends
     unsigned current; // the pass under way: written by the kernel that sends, read by the kernel that waits
     unsigned failed;
-    unsigned unused;
+    unsigned unused[13];
+    // Behind it, two packets for each channel: what the first blocks of a forward pass have made of the ranks' numbers.
 };
 
 // In the host's memory: why this rank has failed. Which ranks have not come is asked of the inbox, by the host.
@@ -29,6 +30,7 @@ struct Report {
     unsigned stop; // the host's: whoever waits gives up
     unsigned done; // the rest is written
     u64 call[3];   // identity, use, step
+    u64 number;    // of the pass
     u64 elsewhere; // 1 + the rank that is in another call; 0 where some rank has not come in time
     u64 other[3];  // where that rank is
 };
@@ -69,7 +71,7 @@ __device__ inline Packet load_packet(const uint4* at) {
 __device__ inline Control load_control(const Peers& peers) {
     Control control;
     asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(control.last), "=r"(control.current), "=r"(control.failed), "=r"(control.unused)
+                 : "=r"(control.last), "=r"(control.current), "=r"(control.failed), "=r"(control.unused[0])
                  : "l"(peers.control)
                  : "memory");
     return control;
@@ -128,7 +130,8 @@ __device__ inline void tell(Report* report) {
     __threadfence_system();
     *(volatile unsigned*)&report->done = 1;
 }
-__device__ inline void tell_call(const Peers& peers) {
+__device__ inline void tell_call(const Peers& peers, unsigned number) {
+    peers.report->number = number;
     for (int word = 0; word < 3; word++) peers.report->call[word] = peers.call[word];
 }
 
@@ -158,7 +161,7 @@ struct Receiver {
             if (since == 0) since = now;
             if (now - since < peers.timeout) continue;
             if (fails_first(peers)) {
-                tell_call(peers);
+                tell_call(peers, number);
                 tell(peers.report);
             }
             return false;
@@ -186,6 +189,20 @@ struct Receiver {
         return true;
     }
 
+    // A channel's two results, which blocks that begin late find where an earlier one has left them: it spares them the ranks' numbers.
+    __device__ void leave(const Peers& peers, long long channel, f64 first, f64 second) const {
+        uint4* at = (uint4*)(peers.control + 1) + 2 * channel;
+        store_packet(at, number, __double_as_longlong(first));
+        store_packet(at + 1, number, __double_as_longlong(second));
+    }
+    __device__ bool find(const Peers& peers, long long channel, f64& first, f64& second) const {
+        const uint4* at = (const uint4*)(peers.control + 1) + 2 * channel;
+        Packet a = load_packet(at), b = load_packet(at + 1);
+        first = __longlong_as_double(a.bits());
+        second = __longlong_as_double(b.bits());
+        return a.is_of(number) && b.is_of(number);
+    }
+
     // Whether a rank has come to the same call.
     __device__ bool agrees(const Peers& peers, int from) const {
         const uint4* slot = slot_of(peers, peers.rank, from, number);
@@ -197,7 +214,7 @@ struct Receiver {
         const uint4* const where[3] = {slot + IDENTITY, slot + USE, slot + STEP};
         f64 call[3];
         if (!wait(peers, where, call) || !fails_first(peers)) return false;
-        tell_call(peers);
+        tell_call(peers, number);
         for (int word = 0; word < 3; word++) peers.report->other[word] = __double_as_longlong(call[word]);
         peers.report->elsewhere = from + 1;
         tell(peers.report);

@@ -183,9 +183,9 @@ fn ranks_in_different_calls_are_told_where_the_others_are() {
         let snapshot = rig.layer.state(&rig.queue).unwrap();
         let saved = rig.forward();
         if rig.rank() == 1 {
-            drop(rig.forward())
+            drop(rig.forward());
         } else {
-            rig.backward(&saved)
+            rig.backward(&saved);
         }
         let (error, elapsed) = first_failure(&mut rig);
         assert!(elapsed < Duration::from_secs(1), "{elapsed:?}");

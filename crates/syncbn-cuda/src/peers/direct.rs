@@ -10,7 +10,7 @@ use crate::device::Cuda;
 use crate::error::CudaError;
 use crate::raw::driver::{self, DeviceMemory};
 use crate::raw::params::{MOST_RANKS, PeersParams, Report};
-use crate::raw::peers::{Inbox, Mapped, ReportPage, peek};
+use crate::raw::peers::{Inbox, Mapped, ReportPage};
 
 /// Bytes of a packet, which carries one number.
 const PACKET: usize = 16;
@@ -19,8 +19,8 @@ const HEADER: usize = 8;
 /// Layers with more channels meet through the communicator beneath.
 const MOST_CHANNELS: usize = 8192;
 const SLOT: usize = HEADER + 2 * MOST_CHANNELS;
-/// `Control` of peers.cuh.
-const CONTROL: usize = 16;
+/// `Control` of peers.cuh, and the packets behind it.
+const CONTROL: usize = 64 + 2 * MOST_CHANNELS * PACKET;
 
 /// The bytes of an inbox: two slots for each rank.
 pub(super) const fn inbox_bytes(ranks: usize) -> usize {
@@ -132,7 +132,7 @@ impl Direct {
     fn explain(&self, report: &Report) -> CommError {
         let elsewhere = usize::try_from(report.elsewhere).ok().and_then(|rank| rank.checked_sub(1));
         let kind = match (elsewhere, self.call(report.other)) {
-            (None, _) => match self.missing() {
+            (None, _) => match self.missing(report.number) {
                 Ok(missing) => CommErrorKind::Timeout { missing, timeout: self.timeout },
                 Err(error) => CommErrorKind::Transport(Arc::new(error)),
             },
@@ -144,15 +144,14 @@ impl Direct {
         self.error(self.call(report.call), true, kind)
     }
 
-    /// The ranks of which nothing has come in the pass under way: a device's copy of a few bytes, beside the streams of the layers.
-    fn missing(&self) -> Result<Vec<usize>, CudaError> {
-        let [_, current, ..] = peek(self.cuda.context(), &self.control, 0)?;
+    /// The ranks of which nothing has come in the pass of this number: copies of a few bytes, beside the streams of the layers.
+    fn missing(&self, number: u64) -> Result<Vec<usize>, CudaError> {
         let ranks = self.links.len();
         let mut missing = Vec::new();
         for rank in 0..ranks {
-            let slot = (current as usize % 2) * ranks + rank;
-            let [_, number, ..] = self.inbox.peek(slot * SLOT * PACKET)?;
-            if number != current {
+            let slot = (number % 2) as usize * ranks + rank;
+            let [_, of_pass, ..] = self.inbox.peek(slot * SLOT * PACKET)?;
+            if u64::from(of_pass) != number {
                 missing.push(rank);
             }
         }

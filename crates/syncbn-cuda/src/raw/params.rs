@@ -161,6 +161,8 @@ pub(crate) struct Report {
     pub(crate) done: u32,
     /// Identity, use, step.
     pub(crate) call: [u64; 3],
+    /// Of the pass.
+    pub(crate) number: u64,
     /// 1 + the rank that is in another call, or 0.
     pub(crate) elsewhere: u64,
     pub(crate) other: [u64; 3],

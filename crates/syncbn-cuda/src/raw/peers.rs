@@ -50,9 +50,19 @@ impl Inbox {
     }
 
     /// The packet at this place, in bytes, as it is now.
+    ///
+    /// # Errors
+    ///
+    /// Those of the driver, after a kernel that has failed among them.
     pub(crate) fn peek(&self, at: usize) -> Result<[u32; 4], CudaError> {
-        let Some(memory) = &self.memory else { return Ok([0; 4]) };
-        peek(memory.context(), memory, at)
+        let mut words = [0; 4];
+        let Some(memory) = &self.memory else { return Ok(words) };
+        let _relaxed = RelaxedCapture::begin()?;
+        let stream = memory.context().new_stream().map_err(CudaError::driver("making a stream"))?;
+        // SAFETY: callers ask for places within the memory, which is on the stream's device. Kernels write it in whole words, so that
+        // what is read is a value that was there.
+        unsafe { driver::download(&stream, memory.pointer() + at as u64, &mut words) }?;
+        Ok(words)
     }
 
     fn context(&self) -> Option<&Arc<CudaContext>> {
@@ -98,21 +108,6 @@ impl Drop for Inbox {
 fn inboxes() -> MutexGuard<'static, HashMap<u64, Weak<Inbox>>> {
     static INBOXES: LazyLock<Mutex<HashMap<u64, Weak<Inbox>>>> = LazyLock::new(Mutex::default);
     lock(&INBOXES)
-}
-
-/// 16 bytes of memory from this place on, while kernels may write there.
-pub(crate) fn peek(
-    context: &Arc<CudaContext>,
-    memory: &DeviceMemory,
-    at: usize,
-) -> Result<[u32; 4], CudaError> {
-    let _relaxed = RelaxedCapture::begin()?;
-    let stream = context.new_stream().map_err(CudaError::driver("making a stream"))?;
-    let mut words = [0; 4];
-    // SAFETY: callers ask for places within the memory, which is on the stream's device. Kernels write it in whole words, so that
-    // what is read is a value that was there.
-    unsafe { driver::download(&stream, memory.pointer() + at as u64, &mut words) }?;
-    Ok(words)
 }
 
 /// Another process's inbox, mapped into this one.
