@@ -39,10 +39,10 @@ __device__ inline Batch own_batch(const NormalizeArgs& args, long long channel) 
 }
 
 #if PEERS
-// The group's statistics, from what every rank has sent; whether all have.
+// The group's statistics, from what every rank has sent; whether all have, in this call.
 __device__ inline bool receive_batch(const Peers& peers, const Receiver& receiver, long long channel, Batch& batch) {
     f64 count = 0, parts[2 * PARTS_OF_SUM];
-    bool came = receiver.for_ranks<true>(peers, channel, [&](int rank, f64 mean, f64 m2, f64 of_rank) {
+    bool came = receiver.for_counted_ranks(peers, channel, [&](int rank, f64 mean, f64 m2, f64 of_rank) {
         count = rank == 0 ? of_rank : count + of_rank;
         put_parts(of_rank, mean, m2, [&](int part, f64 number) {
             parts[part] = rank == 0 ? number : parts[part] + number;
@@ -135,10 +135,6 @@ __device__ void own_state(const NormalizeArgs& args PEERS_REFERENCE) {
     Receiver receiver(peers);
     if (channel == 0) end_pass(peers, receiver.number);
     if (channel >= channels) return;
-    // Before anything is written: what comes from another call is no news of this one.
-    for (int from = 0; from < peers.ranks; from++) {
-        if (!receiver.agrees(peers, from)) return;
-    }
     Batch batch;
     if (!receive_batch(peers, receiver, channel, batch)) return;
     Statistics s(args, batch);
@@ -227,11 +223,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 #if PEERS
     Receiver receiver(peers);
     affine.finish(args, place, [&](long long channel) {
-        Batch batch = {0, 0, 0};
         f64 mean, invstd;
-        if (receiver.find(peers, channel, mean, invstd)) return Statistics(mean, invstd);
-        receive_batch(peers, receiver, channel, batch);
-        return Statistics(args, batch);
+        receiver.find(peers, channel, mean, invstd);
+        return Statistics(mean, invstd);
     });
 #else
     affine.finish(args, place, [&](long long channel) { return Statistics(args, channel); });

@@ -141,9 +141,10 @@ struct Receiver {
 
     __device__ Receiver(const Peers& peers) { number = load_control(peers).current; }
 
-    // Waits for the packets at N places; whether they have come. What is kept of them, `values`, is their bits. Nothing here is a
-    // call of a function: it would cost the kernels around it their registers.
-    template <int N> __device__ bool wait(const Peers& peers, const uint4* const (&at)[N], f64 (&values)[N]) const {
+    // Waits for the packets at N places; whether they have come, and every rank of which something has come is in this call. Nothing
+    // here is a call of a function: it would cost the kernels around it their registers.
+    template <bool COMPARES, int N>
+    __device__ bool wait(const Peers& peers, const uint4* const (&at)[N], f64 (&values)[N]) const {
         u64 since = 0;
 #pragma unroll 1
         for (unsigned look = 1;; look++) {
@@ -156,7 +157,7 @@ struct Receiver {
             }
             if (all) return true;
             if (look % 256 != 0) continue;
-            if (load_control(peers).failed != 0 || *(volatile unsigned*)&peers.report->stop != 0) return false;
+            if (is_over(peers) || (COMPARES && !compare(peers))) return false;
             u64 now = nanoseconds();
             if (since == 0) since = now;
             if (now - since < peers.timeout) continue;
@@ -168,64 +169,97 @@ struct Receiver {
         }
     }
 
-    // Calls `add(from, first, second, count)` with a channel's numbers of each rank, in the order of the ranks; whether all have come.
-    template <bool COUNTED, class Add>
-    __device__ bool for_ranks(const Peers& peers, long long channel, Add add) const {
+    // Whether this rank has failed, or was told to give up.
+    __device__ static bool is_over(const Peers& peers) {
+        return load_control(peers).failed != 0 || *(volatile unsigned*)&peers.report->stop != 0;
+    }
+
+    // Calls `add(from, first, second)` with a channel's numbers of each rank, in the order of the ranks; whether all have come.
+    template <class Add> __device__ bool for_ranks(const Peers& peers, long long channel, Add add) const {
 #pragma unroll 1
         for (int from = 0; from < peers.ranks; from++) {
-            const uint4 *slot = slot_of(peers, peers.rank, from, number), *own = slot + HEADER + 2 * channel;
-            if constexpr (COUNTED) {
-                const uint4* const at[3] = {own, own + 1, slot + COUNT};
-                f64 values[3];
-                if (!wait(peers, at, values)) return false;
-                add(from, values[0], values[1], values[2]);
-            } else {
-                const uint4* const at[2] = {own, own + 1};
-                f64 values[2];
-                if (!wait(peers, at, values)) return false;
-                add(from, values[0], values[1], 0);
-            }
+            const uint4* own = slot_of(peers, peers.rank, from, number) + HEADER + 2 * channel;
+            const uint4* const at[2] = {own, own + 1};
+            f64 values[2];
+            if (!wait<false>(peers, at, values)) return false;
+            add(from, values[0], values[1]);
         }
         return true;
     }
 
-    // A channel's two results, which blocks that begin late find where an earlier one has left them: it spares them the ranks' numbers.
+    // The same with each rank's count, and only if all ranks are in this call. Two ranks at a time: their packets are waited for at
+    // once. An odd one is read twice.
+    template <class Add> __device__ bool for_counted_ranks(const Peers& peers, long long channel, Add add) const {
+        bool agree = true;
+#pragma unroll 1
+        for (int from = 0; from < peers.ranks; from += 2) {
+            int next = min(from + 1, peers.ranks - 1);
+            const uint4 *a = slot_of(peers, peers.rank, from, number), *b = slot_of(peers, peers.rank, next, number);
+            long long first = HEADER + 2 * channel, second = first + 1;
+            const uint4* const at[8] = {
+                a + first, a + second, a + COUNT, a + HASH, b + first, b + second, b + COUNT, b + HASH,
+            };
+            f64 values[8];
+            if (!wait<true>(peers, at, values)) return false;
+            agree = agree && is_ours(peers, values[3]) && is_ours(peers, values[7]);
+            add(from, values[0], values[1], values[2]);
+            if (next > from) add(next, values[4], values[5], values[6]);
+        }
+        return agree || compare(peers);
+    }
+
+    __device__ static bool is_ours(const Peers& peers, f64 hash) {
+        return (u64)__double_as_longlong(hash) == peers.hash;
+    }
+
+    // Whether every rank of which something has come is in this call.
+    __device__ bool compare(const Peers& peers) const {
+        for (int from = 0; from < peers.ranks; from++) {
+            const uint4* slot = slot_of(peers, peers.rank, from, number);
+            Packet hash = load_packet(slot + HASH);
+            if (!hash.is_of(number) || hash.bits() == peers.hash) continue;
+            // What says where it is was sent with the hash.
+            const uint4* const where[3] = {slot + IDENTITY, slot + USE, slot + STEP};
+            f64 call[3];
+            if (!wait<false>(peers, where, call) || !fails_first(peers)) return false;
+            tell_call(peers, number);
+            for (int word = 0; word < 3; word++) peers.report->other[word] = __double_as_longlong(call[word]);
+            peers.report->elsewhere = from + 1;
+            tell(peers.report);
+            return false;
+        }
+        return true;
+    }
+
+    // A channel's two results, which the first blocks of a forward pass leave for all others. Blocks are started in the order of their
+    // numbers, so those that leave them run.
     __device__ void leave(const Peers& peers, long long channel, f64 first, f64 second) const {
         uint4* at = (uint4*)(peers.control + 1) + 2 * channel;
         store_packet(at, number, __double_as_longlong(first));
         store_packet(at + 1, number, __double_as_longlong(second));
     }
+    // Waits for them; whether they were left.
     __device__ bool find(const Peers& peers, long long channel, f64& first, f64& second) const {
         const uint4* at = (const uint4*)(peers.control + 1) + 2 * channel;
-        Packet a = load_packet(at), b = load_packet(at + 1);
-        first = __longlong_as_double(a.bits());
-        second = __longlong_as_double(b.bits());
-        return a.is_of(number) && b.is_of(number);
-    }
-
-    // Whether a rank has come to the same call.
-    __device__ bool agrees(const Peers& peers, int from) const {
-        const uint4* slot = slot_of(peers, peers.rank, from, number);
-        const uint4* const at[1] = {slot + HASH};
-        f64 hash[1];
-        if (!wait(peers, at, hash)) return false;
-        if (__double_as_longlong(hash[0]) == peers.hash) return true;
-        // What says where it is was sent with the hash.
-        const uint4* const where[3] = {slot + IDENTITY, slot + USE, slot + STEP};
-        f64 call[3];
-        if (!wait(peers, where, call) || !fails_first(peers)) return false;
-        tell_call(peers, number);
-        for (int word = 0; word < 3; word++) peers.report->other[word] = __double_as_longlong(call[word]);
-        peers.report->elsewhere = from + 1;
-        tell(peers.report);
-        return false;
+#pragma unroll 1
+        for (unsigned look = 1;; look++) {
+            Packet a = load_packet(at), b = load_packet(at + 1);
+            first = __longlong_as_double(a.bits());
+            second = __longlong_as_double(b.bits());
+            if (a.is_of(number) && b.is_of(number)) return true;
+            if (look % 256 == 0 && is_over(peers)) return false;
+        }
     }
 };
 
 // The part of the block that waits for every rank, in a pass in which no thread of it has another: the pass is over then.
 __device__ inline void meet_ranks(const Peers& peers) {
     Receiver receiver(peers);
-    if (threadIdx.x < peers.ranks) receiver.agrees(peers, threadIdx.x);
+    if (threadIdx.x < peers.ranks) {
+        f64 hash[1];
+        const uint4* const at[1] = {slot_of(peers, peers.rank, threadIdx.x, receiver.number) + HASH};
+        if (receiver.wait<false>(peers, at, hash) && !Receiver::is_ours(peers, hash[0])) receiver.compare(peers);
+    }
     __syncthreads();
     if (threadIdx.x == 0) end_pass(peers, receiver.number);
 }

@@ -168,7 +168,7 @@ fn a_rank_that_does_not_come_is_named_in_time_and_the_state_can_be_restored() {
         assert!(elapsed < timeout + Duration::from_secs(1), "{elapsed:?}");
         let cause = root(&error);
         assert!(matches!(&cause.kind, CommErrorKind::Timeout { missing, .. } if *missing == [1]), "{error}");
-        assert!(cause.late && error.to_string().contains("forward pass of layer `bn`"), "{error}");
+        assert!(cause.late && error.to_string().contains("forward of layer `bn`"), "{error}");
         trains_on(&mut rig, &snapshot);
     });
 }
