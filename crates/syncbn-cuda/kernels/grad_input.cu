@@ -90,7 +90,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     Receiver receiver(peers);
     affine.finish(args, place, [&](long long channel) {
         Pair sums = {0, 0};
-        receiver.for_ranks(peers, channel, [&](int rank, f64 first, f64 second) {
+        receiver.for_ranks<false>(peers, channel, [&](int rank, f64 first, f64 second, f64) {
             sums = rank == 0 ? Pair{first, second} : Pair{sums.first + first, sums.second + second};
         });
         return sums;

@@ -39,18 +39,18 @@ __device__ inline Batch own_batch(const NormalizeArgs& args, long long channel) 
 }
 
 #if PEERS
-// The group's statistics, from what every rank has sent; whether all have, in this call.
-__device__ inline bool receive_batch(const Peers& peers, const Receiver& receiver, long long channel, Batch& batch) {
-    f64 count = 0, parts[2 * PARTS_OF_SUM];
-    bool came = receiver.for_counted_ranks(peers, channel, [&](int rank, f64 mean, f64 m2, f64 of_rank) {
+// The sums of the ranks' messages of a channel.
+struct Sums {
+    f64 count, parts[2 * PARTS_OF_SUM];
+
+    // In the order of the ranks.
+    __device__ void add(int rank, f64 mean, f64 m2, f64 of_rank) {
         count = rank == 0 ? of_rank : count + of_rank;
         put_parts(of_rank, mean, m2, [&](int part, f64 number) {
             parts[part] = rank == 0 ? number : parts[part] + number;
         });
-    });
-    if (came) batch = batch_of(count, parts);
-    return came;
-}
+    }
+};
 #endif
 
 struct Statistics {
@@ -135,9 +135,10 @@ __device__ void own_state(const NormalizeArgs& args PEERS_REFERENCE) {
     Receiver receiver(peers);
     if (channel == 0) end_pass(peers, receiver.number);
     if (channel >= channels) return;
-    Batch batch;
-    if (!receive_batch(peers, receiver, channel, batch)) return;
-    Statistics s(args, batch);
+    Sums sums;
+    auto add = [&](int rank, f64 mean, f64 m2, f64 count) { sums.add(rank, mean, m2, count); };
+    if (!receiver.for_agreeing_ranks(peers, channel, add)) return;
+    Statistics s(args, batch_of(sums.count, sums.parts));
     receiver.leave(peers, channel, s.mean, s.invstd);
 #else
     if (channel >= channels) return;
@@ -221,11 +222,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 
     wait_for_previous_kernel();
 #if PEERS
+    // Blocks of columns have many channels, and are few: they make the statistics for themselves. To blocks of rows, which are many and
+    // need their registers, the first blocks leave them.
     Receiver receiver(peers);
     affine.finish(args, place, [&](long long channel) {
+#if COLUMNS
+        Sums sums;
+        auto add = [&](int rank, f64 mean, f64 m2, f64 count) { sums.add(rank, mean, m2, count); };
+        bool came = receiver.for_ranks<true>(peers, channel, add);
+        return Statistics(args, came ? batch_of(sums.count, sums.parts) : Batch{0, 0, 0});
+#else
         f64 mean, invstd;
         receiver.find(peers, channel, mean, invstd);
         return Statistics(mean, invstd);
+#endif
     });
 #else
     affine.finish(args, place, [&](long long channel) { return Statistics(args, channel); });

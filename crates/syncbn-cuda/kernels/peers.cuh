@@ -174,22 +174,23 @@ struct Receiver {
         return load_control(peers).failed != 0 || *(volatile unsigned*)&peers.report->stop != 0;
     }
 
-    // Calls `add(from, first, second)` with a channel's numbers of each rank, in the order of the ranks; whether all have come.
-    template <class Add> __device__ bool for_ranks(const Peers& peers, long long channel, Add add) const {
+    // Calls `add(from, first, second, count)` with a channel's numbers of each rank, in the order of the ranks, and its count where a
+    // pass has one; whether all have come.
+    template <bool COUNTED, class Add> __device__ bool for_ranks(const Peers& peers, long long channel, Add add) const {
 #pragma unroll 1
         for (int from = 0; from < peers.ranks; from++) {
-            const uint4* own = slot_of(peers, peers.rank, from, number) + HEADER + 2 * channel;
-            const uint4* const at[2] = {own, own + 1};
-            f64 values[2];
+            const uint4 *slot = slot_of(peers, peers.rank, from, number), *own = slot + HEADER + 2 * channel;
+            const uint4* const at[3] = {own, own + 1, COUNTED ? slot + COUNT : own};
+            f64 values[3];
             if (!wait<false>(peers, at, values)) return false;
-            add(from, values[0], values[1]);
+            add(from, values[0], values[1], values[2]);
         }
         return true;
     }
 
-    // The same with each rank's count, and only if all ranks are in this call. Two ranks at a time: their packets are waited for at
-    // once. An odd one is read twice.
-    template <class Add> __device__ bool for_counted_ranks(const Peers& peers, long long channel, Add add) const {
+    // The same with counts, and only if all ranks are in this call. Two ranks at a time: their packets are waited for at once. An odd
+    // one is read twice.
+    template <class Add> __device__ bool for_agreeing_ranks(const Peers& peers, long long channel, Add add) const {
         bool agree = true;
 #pragma unroll 1
         for (int from = 0; from < peers.ranks; from += 2) {
