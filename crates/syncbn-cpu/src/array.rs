@@ -11,7 +11,7 @@ use syncbn_core::{
     SavedStatistics, ShapeError, SyncBatchNorm, View, ViewMut,
 };
 
-use crate::Cpu;
+use crate::device::Cpu;
 
 impl<'a, T: Element, D: Dimension> IntoView<'a, Cpu, T> for ArrayView<'a, T, D> {
     fn into_view(self) -> Result<View<'a, Cpu, T>, ShapeError> {

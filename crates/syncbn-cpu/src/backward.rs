@@ -6,12 +6,15 @@ use syncbn_core::Element;
 use syncbn_core::backend::{BackwardArgs, Gradients};
 use syncbn_core::host_memory::saved_channel;
 
+use crate::device::Cpu;
+use crate::error::CpuError;
 use crate::grad_input::Batch;
 use crate::map::{Coefficients, Input};
-use crate::memory::{Workspace, scratch};
+use crate::memory::scratch;
 use crate::number::Number;
 use crate::plan::{Blocks, Dims, Tiles};
-use crate::{Cpu, CpuError, block, grad_sums};
+use crate::workspace::Workspace;
+use crate::{block, grad_sums};
 
 /// How the tensor is cut, if the whole pass pays.
 pub(crate) fn blocks<T: Number>(args: &BackwardArgs<'_, Cpu, T>) -> Option<Blocks> {

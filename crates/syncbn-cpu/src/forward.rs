@@ -4,13 +4,14 @@
 
 use syncbn_core::backend::ForwardArgs;
 
-use crate::block;
+use crate::device::Cpu;
+use crate::error::CpuError;
 use crate::map::{Coefficients, Input};
-use crate::memory::Workspace;
 use crate::normalize::{self, Affine, Normalized};
 use crate::number::Number;
 use crate::plan::{Blocks, Dims, Tiles};
-use crate::{Cpu, CpuError, moments};
+use crate::workspace::Workspace;
+use crate::{block, moments};
 
 /// How the tensor is cut, if the whole pass pays.
 pub(crate) fn blocks<T: Number>(args: &ForwardArgs<'_, Cpu, T>) -> Option<Blocks> {

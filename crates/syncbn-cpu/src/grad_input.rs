@@ -8,11 +8,12 @@ use syncbn_core::backend::{Grad, GradInputArgs, GradSource};
 use syncbn_core::host_memory::saved_channel;
 use syncbn_core::statistics::{self, GradTerms};
 
+use crate::device::Cpu;
+use crate::error::CpuError;
 use crate::map::{Coefficients, Formula, Input, map};
 use crate::number::Number;
 use crate::plan::Dims;
 use crate::vector::Vector;
-use crate::{Cpu, CpuError};
 
 pub(crate) fn grad_input<T: Number>(args: GradInputArgs<'_, Cpu, T>) -> Result<(), CpuError> {
     let GradInputArgs { x, mut grad, saved, source, weight } = args;

@@ -8,12 +8,14 @@ use syncbn_core::backend::GradSumsArgs;
 use syncbn_core::host_memory::saved_channel;
 
 use crate::block::Block;
-use crate::memory::{Workspace, filled, scratch};
+use crate::device::Cpu;
+use crate::error::CpuError;
+use crate::memory::{filled, scratch};
 use crate::number::Number;
 use crate::plan::{Dims, Tile, Tiles};
 use crate::reduce::{self, Terms};
 use crate::vector::Vector;
-use crate::{Cpu, CpuError};
+use crate::workspace::Workspace;
 
 pub(crate) fn grad_sums<T: Number>(args: GradSumsArgs<'_, Cpu, T>) -> Result<(), CpuError> {
     let GradSumsArgs { x, dy, saved, d_weight, d_bias, workspace } = args;

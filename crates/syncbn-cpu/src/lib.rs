@@ -21,8 +21,10 @@
 #![allow(clippy::inline_always)]
 
 mod array;
+mod backend;
 mod backward;
 mod block;
+mod device;
 mod error;
 mod forward;
 mod grad_input;
@@ -37,70 +39,12 @@ mod pool;
 mod prefetch;
 mod reduce;
 mod slice;
+#[cfg(test)]
+mod tests;
 mod vector;
-
-use syncbn_core::backend::{
-    BackwardArgs, ForwardArgs, GradInputArgs, GradSumsArgs, MomentsArgs, NormalizeArgs,
-};
-use syncbn_core::meeting::{backward_by_kernels, forward_by_kernels};
-use syncbn_core::{Kernels, Meeting, PassError, Stage, bf16, f16};
+mod workspace;
 
 pub use array::{ArrayGradients, backward_array, channels_last, channels_last_mut, forward_array};
+pub use device::Cpu;
 pub use error::CpuError;
-pub use memory::Workspace;
-
-/// The processor that the program runs on. Its queue is `()`: a kernel has done its work when it returns.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Cpu;
-
-macro_rules! kernels {
-    ($($type:ty),*) => {$(
-        impl Kernels<$type> for Cpu {
-            fn moments(&self, (): &(), args: MomentsArgs<'_, Self, $type>) -> Result<(), CpuError> {
-                moments::moments(args)
-            }
-
-            fn normalize(&self, (): &(), args: NormalizeArgs<'_, Self, $type>) -> Result<(), CpuError> {
-                normalize::normalize(args)
-            }
-
-            fn grad_sums(&self, (): &(), args: GradSumsArgs<'_, Self, $type>) -> Result<(), CpuError> {
-                grad_sums::grad_sums(args)
-            }
-
-            fn grad_input(&self, (): &(), args: GradInputArgs<'_, Self, $type>) -> Result<(), CpuError> {
-                grad_input::grad_input(args)
-            }
-
-            fn forward(
-                &self,
-                (): &(),
-                args: ForwardArgs<'_, Self, $type>,
-                meeting: Meeting<'_, Self>,
-            ) -> Result<(), PassError<CpuError>> {
-                match (meeting, forward::blocks(&args)) {
-                    (Meeting::Alone, Some(blocks)) => {
-                        forward::alone(args, blocks).map_err(PassError::at(Stage::Normalize))
-                    }
-                    (meeting, _) => forward_by_kernels(self, &(), args, meeting),
-                }
-            }
-
-            fn backward(
-                &self,
-                (): &(),
-                args: BackwardArgs<'_, Self, $type>,
-                meeting: Meeting<'_, Self>,
-            ) -> Result<(), PassError<CpuError>> {
-                match (meeting, backward::blocks(&args)) {
-                    (Meeting::Alone, Some(blocks)) => {
-                        backward::alone(args, blocks).map_err(PassError::at(Stage::GradInput))
-                    }
-                    (meeting, _) => backward_by_kernels(self, &(), args, meeting),
-                }
-            }
-        }
-    )*};
-}
-
-kernels!(f32, f64, f16, bf16);
+pub use workspace::Workspace;

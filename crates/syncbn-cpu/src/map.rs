@@ -4,7 +4,7 @@
 
 use std::iter;
 
-use crate::CpuError;
+use crate::error::CpuError;
 use crate::memory::filled;
 use crate::number::{Number, padded};
 use crate::plan::{Dims, for_each_piece, merged_rows};

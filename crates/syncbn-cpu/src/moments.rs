@@ -9,12 +9,14 @@ use syncbn_core::backend::MomentsArgs;
 use syncbn_core::statistics::Moments;
 
 use crate::block::Block;
-use crate::memory::{Workspace, filled, scratch};
+use crate::device::Cpu;
+use crate::error::CpuError;
+use crate::memory::{filled, scratch};
 use crate::number::Number;
 use crate::plan::{Dims, Tile, Tiles};
 use crate::reduce::{self, Terms};
 use crate::vector::Vector;
-use crate::{Cpu, CpuError};
+use crate::workspace::Workspace;
 
 pub(crate) fn moments<T: Number>(args: MomentsArgs<'_, Cpu, T>) -> Result<(), CpuError> {
     let MomentsArgs { x, workspace } = args;

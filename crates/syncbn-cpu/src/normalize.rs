@@ -7,11 +7,12 @@ use syncbn_core::host_memory::{save_channel, saved_channel, update_running};
 use syncbn_core::statistics::{Batch, invstd};
 use syncbn_core::{Element, Param};
 
+use crate::device::Cpu;
+use crate::error::CpuError;
 use crate::map::{Coefficients, Formula, Input, map};
 use crate::number::Number;
 use crate::plan::Dims;
 use crate::vector::Vector;
-use crate::{Cpu, CpuError};
 
 pub(crate) fn normalize<T: Number>(args: NormalizeArgs<'_, Cpu, T>) -> Result<(), CpuError> {
     let NormalizeArgs { x, mut y, source, weight, bias, eps } = args;

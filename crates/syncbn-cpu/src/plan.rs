@@ -7,8 +7,9 @@ use std::ops::Range;
 
 use syncbn_core::Geometry;
 
+use crate::error::CpuError;
+use crate::pool;
 use crate::vector::STRIP;
-use crate::{CpuError, pool};
 
 /// The elements of one piece of work: enough to be worth a thread's attention, and few enough that a tensor worth
 /// several threads has several.

@@ -13,7 +13,7 @@ use std::{env, panic, thread};
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use crate::CpuError;
+use crate::error::CpuError;
 
 /// Work on fewer elements is done by the calling thread: waking others takes longer than that.
 pub(crate) const SERIAL: usize = 1 << 16;

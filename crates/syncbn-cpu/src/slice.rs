@@ -4,7 +4,7 @@
 
 use syncbn_core::{Element, IntoView, IntoViewMut, ShapeError, View, ViewMut};
 
-use crate::Cpu;
+use crate::device::Cpu;
 
 impl<'a, T, M, S> IntoView<'a, Cpu, T> for (&'a M, S)
 where
