@@ -211,7 +211,7 @@ fn run<T: Number, V: Vector, const N: usize, const K: usize>(
     coefficients: impl Fn(usize) -> [V; K],
     formula: impl Formula<N, K>,
 ) {
-    let distance = prefetch::elements::<T>();
+    let distance = prefetch::elements::<T>(N + 1);
     let (strips, rest) = output.as_chunks_mut::<STRIP>();
     let whole = strips.len();
     let sources = inputs.map(|input| match input {

@@ -86,7 +86,7 @@ impl<T: Number, const N: usize, S: Fn(usize) -> f64, F: Terms<N>> Sum<'_, T, N, 
         }
         let mut strips = [[[0.0; STRIP]; 2]; LANES / STRIP];
         // The rows after those that are being added, at least.
-        let distance = (prefetch::elements::<T>() / len).max(R).saturating_mul(step);
+        let distance = (prefetch::elements::<T>(N) / len).max(R).saturating_mul(step);
         let mut at = tile.outer.start * stride + tile.channels.start * inner;
         let end = at + tile.outer.len() * stride;
         let cut = |at: usize, len: usize| inputs.map(|input| &input[at..at + len]);
@@ -119,7 +119,7 @@ fn along<T: Number, V: Vector, const N: usize>(
     terms: impl Terms<N>,
 ) -> [f64; 2] {
     let shift = V::splat(set, shift);
-    let distance = prefetch::elements::<T>();
+    let distance = prefetch::elements::<T>(N);
     let whole = inputs[0].len() / STRIP;
     let strips = inputs.map(|input| &input.as_chunks::<STRIP>().0[..whole]);
     let mut chains = [[V::splat(set, 0.0); 2]; CHAINS];
