@@ -1,9 +1,8 @@
-//! A whole pass over a few neighbouring channels at a time, whose elements the processor's own cache holds from the sums to the
-//! writes. Memory is then read once instead of twice.
+//! A whole pass over a few neighbouring channels at a time: their elements stay in a core's cache between the sums and the writes,
+//! so that they are read from memory once instead of twice.
 //!
-//! A block has the same tiles as the whole tensor, merged in the same order: the results have the same bits as two kernels'.
-//!
-//! Deliberately not here: what is summed and what is written.
+//! A block has its part of the whole tensor's tiles, merged in the same order, so that the results have the same bits as those of two
+//! kernels.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -30,7 +29,7 @@ pub(crate) struct Block<'a, T, const N: usize> {
     output: ArrayViewMut3<'a, T>,
 }
 
-/// Runs `work` for every block, and lends it its own of the `results`, one per channel.
+/// Runs `work` for every block, with the block's part of `results`, which has one entry per channel.
 pub(crate) fn for_each<T: Number, R: Send, const N: usize>(
     dims: Dims,
     blocks: Blocks,

@@ -1,7 +1,5 @@
 //! `dx = weight invstd (dy - sum_dy / M - (x - mean) invstd^2 sum_dy_xmu / M)`: one pass over x, dy and dx; with frozen
 //! statistics `dx = weight invstd dy`, and x is not looked at.
-//!
-//! Deliberately not here: the loops.
 
 use syncbn_core::Element;
 use syncbn_core::backend::{Grad, GradInputArgs, GradSource};

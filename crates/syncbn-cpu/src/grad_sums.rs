@@ -1,7 +1,5 @@
 //! `sum_dy` and `sum_dy_xmu = sum dy (x - mean)` per channel, and this rank's gradients of weight and bias: one pass over
 //! x and dy.
-//!
-//! Deliberately not here: the loops, and which element belongs to which tile.
 
 use syncbn_core::Element;
 use syncbn_core::backend::GradSumsArgs;
@@ -60,7 +58,7 @@ fn of_tile<T: Number>(
     reduce::tile(dims, tile, inputs, mean, results, Products);
 }
 
-/// Adds up the rows of sums, and writes the gradients that they are.
+/// Adds up the rows of sums, and writes the gradients of weight and bias.
 pub(crate) fn finish<T: Element>(
     rows: &[[f64; 2]],
     saved: &[f64],

@@ -1,9 +1,7 @@
 //! Count, mean and M2 per channel: one pass over x.
 //!
-//! Each tile sums x - shift and its square in `f64`, the shift being the first of the channel's elements in the tile, so
-//! that nothing cancels however far the mean is from 0; tiles are merged in order (Chan, Golub and `LeVeque` 1983).
-//!
-//! Deliberately not here: the loops, and which element belongs to which tile.
+//! Each tile sums x - shift and its square in `f64`. The shift is the channel's first element in the tile, so that no digits cancel
+//! when the mean is far from 0. Tiles are merged in order (Chan, Golub and `LeVeque` 1983).
 
 use syncbn_core::backend::MomentsArgs;
 use syncbn_core::statistics::Moments;

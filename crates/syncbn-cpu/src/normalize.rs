@@ -1,6 +1,4 @@
 //! `y = (x - mean) invstd weight + bias`: finalises the statistics, then one pass over x and y.
-//!
-//! Deliberately not here: the loops.
 
 use syncbn_core::backend::{NormalizeArgs, RunningMut, Source};
 use syncbn_core::host_memory::{save_channel, saved_channel, update_running};
@@ -21,7 +19,7 @@ pub(crate) fn normalize<T: Number>(args: NormalizeArgs<'_, Cpu, T>) -> Result<()
     let mut write = |coefficients: &Coefficients<3>| {
         map(dims, coefficients, [Input::Apart(x.mem())], y.mem_mut(), Normalized)
     };
-    // Whatever can fail comes first: then the statistics are written, all of them.
+    // The statistics are written last, after everything that can fail.
     match source {
         Source::Batch { workspace, group, saved, running } => {
             let batch = |channel: usize| {

@@ -1,6 +1,4 @@
-//! What the tests of this crate share: numbers that look random, a two-pass oracle, and a run of all four kernels.
-//!
-//! Deliberately not here: the laws that every backend obeys, which are the test kit's.
+//! What the tests of this crate share: numbers that look random, a two-pass oracle, and a training step.
 
 #![allow(dead_code, unreachable_pub)] // each test file uses some of it
 #![allow(clippy::unwrap_used)] // tests panic
