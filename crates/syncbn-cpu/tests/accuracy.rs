@@ -1,4 +1,4 @@
-//! The four kernels against a two-pass oracle in `f64`, on shapes that reach every loop and its tail.
+//! The four kernels against the kit's oracle, on shapes that reach every loop and its tail.
 //! Ranks, modes and corner cases are tested by the kit's laws (`conformance.rs`).
 
 mod common;
