@@ -9,7 +9,7 @@ use syncbn_comm::{BootstrapError, LaunchEnv, TcpCommunicator};
 use syncbn_core::{Config, Element, Error, Group, Kernels, Param, SavedStatistics, SyncBatchNorm, ViaHost};
 use syncbn_cpu::{Cpu, backward_array, forward_array};
 
-use crate::job::{AT, FAULTY, JOIN_WITHIN, NEXT_PORT, SURVIVORS, TIMEOUT};
+use crate::job::{AT, FAULTY, JOIN_WITHIN, NEXT_PORT, STEPS, SURVIVORS, TIMEOUT};
 
 const CHANNELS: usize = 3;
 /// More than the system keeps for a peer that does not read.
@@ -45,12 +45,15 @@ where
         _ => Config::new(CHANNELS),
     };
     let mut model = Model::<T>::new(layer("one", Config::new(CHANNELS), &group), config, group, env.rank);
+    let steps = std::env::var(STEPS).map_or(99, |steps| steps.parse().unwrap());
+    let began = Instant::now();
     let failed = (0..AT).find_map(|step| model.step(step).err());
     let failed = failed
         .or_else(|| meet(&mut model, fault))
-        .or_else(|| (AT + 1..99).find_map(|step| model.step(step).err()));
-    let Some(failed) = failed else { return };
-    let Failed { waited, unchanged, error } = failed;
+        .or_else(|| (AT + 1..steps).find_map(|step| model.step(step).err()));
+    let Some(Failed { waited, unchanged, error }) = failed else {
+        return say(&format!("trained {} {}", began.elapsed().as_millis(), model.state()));
+    };
     say(&format!("failed {} {unchanged} {error}", waited.as_millis()));
     go_on(env, model.one);
 }
@@ -67,16 +70,17 @@ where
         "returns" if faulty => std::process::exit(leave(model)),
         "idles" if faulty => thread::sleep(Duration::from_secs(600)),
         "sleeps past the deadline" if faulty => thread::sleep(TIMEOUT + Duration::from_millis(1500)),
+        "waits for the test" => wait_for_the_test(),
         "others are late" if !faulty && model.rank == 2 => thread::sleep(Duration::from_secs(1)),
         "sends" => {
             if model.rank == 2 {
                 thread::sleep(Duration::from_secs(1));
             }
-            let mut long = vec![1.0_f64; LONG];
-            let group = model.group.clone();
-            return model
-                .guarded(|_| group.all_reduce("long", &Cpu, &(), &mut long[..]).map_err(|e| e.to_string()))
-                .err();
+            return send(model, LONG);
+        }
+        "waits for the test, and sends" => {
+            wait_for_the_test();
+            return send(model, LONG / 8);
         }
         "skips a step" if faulty => return None,
         "skips a layer" if faulty => {
@@ -99,6 +103,22 @@ where
         _ => {}
     }
     model.step(AT).err()
+}
+
+fn wait_for_the_test() {
+    std::io::stdin().read_line(&mut String::new()).unwrap();
+}
+
+/// A sum of so many numbers.
+fn send<T: Element>(model: &mut Model<T>, length: usize) -> Option<Failed>
+where
+    Cpu: Kernels<T>,
+{
+    let (mut numbers, group) = (vec![1.0_f64; length], model.group.clone());
+    let sum = |_: &mut Model<T>| {
+        group.all_reduce("long", &Cpu, &(), &mut numbers[..]).map_err(|error| error.to_string())
+    };
+    model.guarded(sum).err()
 }
 
 /// Ends the rank as its program would: everything it has is dropped.
