@@ -1,4 +1,4 @@
-//! Processes, played by threads, become ranks, whoever else comes to the door.
+//! Processes, played by threads, become ranks, whoever else comes to the acceptor.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
@@ -142,9 +142,9 @@ fn both_jobs_learn_that_there_is_another() {
         let error = fails_by(&theirs, Duration::from_millis(600));
         assert!(error.to_string().contains("belongs to another job"), "{error}");
         let error = zero.join().unwrap();
-        let BootstrapError::Missing { missing, at_the_door, .. } = &error else { panic!("{error}") };
+        let BootstrapError::Missing { missing, rejected, .. } = &error else { panic!("{error}") };
         assert_eq!(missing, &[1]);
-        assert!(at_the_door[0].contains("127.0.0.1") && at_the_door[0].contains("another job"), "{error}");
+        assert!(rejected[0].contains("127.0.0.1") && rejected[0].contains("another job"), "{error}");
     });
 }
 
@@ -253,9 +253,9 @@ fn of_two_processes_of_one_rank_one_is_told_and_rank_0_names_both() {
         let twice = |error: &&BootstrapError| matches!(error, BootstrapError::TwoOfOneRank { rank: 1, .. });
         assert_eq!(told.iter().filter(twice).count(), 1, "{told:?}");
         let error = zero.join().unwrap();
-        let BootstrapError::Missing { missing, at_the_door, .. } = &error else { panic!("{error}") };
+        let BootstrapError::Missing { missing, rejected, .. } = &error else { panic!("{error}") };
         assert_eq!(missing, &[2]);
-        assert!(at_the_door.iter().any(|note| note.contains("came as rank 1")), "{error}");
+        assert!(rejected.iter().any(|note| note.contains("came as rank 1")), "{error}");
     });
 }
 
@@ -285,11 +285,11 @@ fn a_port_in_use_is_named_with_the_way_out() {
 fn a_stranger_is_not_told_the_bytes() {
     let port = free_port();
     all_meet(port, ["127.0.0.1"; 2], move || {
-        let mut stranger = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let mut pending = TcpStream::connect(("127.0.0.1", port)).unwrap();
         let words = [*b"syncbn 1", 1_u64.to_le_bytes(), 2_u64.to_le_bytes()];
-        stranger.write_all(words.as_flattened()).unwrap();
+        pending.write_all(words.as_flattened()).unwrap();
         let mut heard = Vec::new();
-        let _ = stranger.read_to_end(&mut heard);
+        let _ = pending.read_to_end(&mut heard);
         assert!(!heard.windows(8).any(|window| window == &bytes()[..8]), "{heard:?}");
     });
 }

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use super::mesh::{self, MeshError, Plan};
 use super::{Member, Members, TcpCommunicator};
+use crate::bootstrap::accept::Accepted;
 use crate::bootstrap::connection::listen_somewhere;
-use crate::bootstrap::door::Guest;
 use crate::bootstrap::exchange::{Meeting, random, system};
 use crate::bootstrap::wire::Purpose;
 use crate::bootstrap::{BootstrapError, LaunchEnv};
@@ -25,7 +25,7 @@ pub(super) fn join(env: &LaunchEnv, timeout: Duration) -> Result<TcpCommunicator
     let (listeners, port) = if size == 1 { (Vec::new(), 0) } else { listen_somewhere().map_err(system)? };
     let (table, reached) = if env.rank == 0 {
         let group = random().map_err(system)?;
-        (meeting.host(|guests| table(group, port, guests))?, None)
+        (meeting.host(|accepted| table(group, port, accepted))?, None)
     } else {
         let (table, reached) = meeting.visit(port.into(), GROUP + size * LINE)?;
         (table, Some(reached))
@@ -49,10 +49,10 @@ pub(super) fn join(env: &LaunchEnv, timeout: Duration) -> Result<TcpCommunicator
 }
 
 /// Where all listen, as rank 0 sees them.
-fn table(group: [u8; GROUP], port: u16, guests: &BTreeMap<u64, Guest>) -> Vec<u8> {
+fn table(group: [u8; GROUP], port: u16, accepted: &BTreeMap<u64, Accepted>) -> Vec<u8> {
     let mut table = group.to_vec();
     let own = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-    let others = guests.values().map(|guest| SocketAddr::new(guest.from.ip(), guest.greeting.card as u16));
+    let others = accepted.values().map(|rank| SocketAddr::new(rank.from.ip(), rank.greeting.card as u16));
     for address in std::iter::once(own).chain(others) {
         let ip = match address.ip() {
             IpAddr::V4(ip) => ip.to_ipv6_mapped(),
