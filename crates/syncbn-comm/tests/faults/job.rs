@@ -142,16 +142,24 @@ impl Job {
 
     /// The first line of a rank that begins so.
     pub(crate) fn hear(&mut self, rank: usize, start: &str) -> Line {
+        self.hear_one_of(rank, &[start])
+    }
+
+    /// The first line of a rank that begins in one of these ways.
+    pub(crate) fn hear_one_of(&mut self, rank: usize, starts: &[&str]) -> Line {
         let began = Instant::now();
         loop {
-            let is_it = |line: &&Line| line.rank == rank && line.text.starts_with(start);
+            let is_it =
+                |line: &&Line| line.rank == rank && starts.iter().any(|start| line.text.starts_with(start));
             if let Some(line) = self.heard.iter().find(is_it) {
                 return line.clone();
             }
             let left = PATIENCE.saturating_sub(began.elapsed());
             match self.said.recv_timeout(left) {
                 Ok(line) => self.heard.push(line),
-                Err(error) => panic!("rank {rank} did not say `{start}`: {error}; all said {:?}", self.heard),
+                Err(error) => {
+                    panic!("rank {rank} did not say {starts:?}: {error}; all said {:?}", self.heard)
+                }
             }
         }
     }

@@ -4,7 +4,7 @@
 //! ranks that are left make a new group and train on.
 //!
 //! `rank` is what a started process does, `job` how the tests start and watch them. `network` has the faults of networks, in
-//! namespaces of Linux.
+//! namespaces of Linux, `limits` those of a system that is short of something.
 //!
 //! Deliberately not here: faults that need no layer, which `tcp.rs` and `bootstrap.rs` show.
 
@@ -15,6 +15,8 @@
 mod common;
 mod job;
 mod launches;
+#[cfg(target_os = "linux")]
+mod limits;
 #[cfg(target_os = "linux")]
 mod namespaces;
 #[cfg(target_os = "linux")]
@@ -41,7 +43,7 @@ fn main() -> ExitCode {
     }
     let trials = [running::trials(), launches::trials()];
     #[cfg(target_os = "linux")]
-    let trials = trials.into_iter().chain([network::trials()]);
+    let trials = trials.into_iter().chain([network::trials(), limits::trials()]);
     let trials = trials.into_iter().flatten().collect();
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }

@@ -56,11 +56,6 @@ impl Network {
     pub(crate) fn rank(&self, rank: usize) -> String {
         format!("{}-{rank}", self.name)
     }
-
-    /// Runs nft in a namespace.
-    pub(crate) fn nft(&self, place: &str, command: &str) -> String {
-        run("ip", &["netns", "exec", place, "nft", command]).unwrap()
-    }
 }
 
 impl Drop for Network {
@@ -83,6 +78,11 @@ pub(crate) fn address(rank: usize) -> String {
 /// The command that starts a program in a namespace.
 pub(crate) fn inside(place: String) -> Vec<String> {
     ["ip", "netns", "exec"].map(String::from).into_iter().chain([place]).collect()
+}
+
+/// Runs nft in a namespace.
+pub(crate) fn nft(place: &str, command: &str) -> Result<String, String> {
+    run("ip", &["netns", "exec", place, "nft", command])
 }
 
 /// Runs ip with these words.

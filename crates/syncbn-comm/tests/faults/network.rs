@@ -7,7 +7,7 @@ use libtest_mimic::Trial;
 use syncbn_testkit::report::absent;
 
 use crate::job::{Job, STEPS};
-use crate::namespaces::{Network, address, inside, ip};
+use crate::namespaces::{Network, address, inside, ip, nft};
 use crate::relay::{LATENCY, Relay, slow_address};
 use crate::trial;
 
@@ -91,7 +91,7 @@ fn partition(network: &Network) -> Result<(), String> {
     let mut job = start(network, "waits for the test", "0,1,2,3", &[]);
     network.ranks().for_each(|rank| drop(job.hear(rank, "at the fault")));
     let hub = network.hub();
-    network.nft(
+    nft(
         &hub,
         "table bridge parts {
             chain forward {
@@ -100,12 +100,12 @@ fn partition(network: &Network) -> Result<(), String> {
                 iifname { port2, port3 } oifname { port0, port1 } drop
             }
         }",
-    );
+    )?;
     job.tell_all();
     for (rank, missing) in [(0, "[2, 3]"), (1, "[2, 3]"), (2, "[0, 1]"), (3, "[0, 1]")] {
         missed(&mut job, rank, missing, FIRST);
     }
-    network.nft(&hub, "delete table bridge parts");
+    nft(&hub, "delete table bridge parts")?;
     job.goes_on(&[0, 1, 2, 3]);
     Ok(())
 }
@@ -113,7 +113,7 @@ fn partition(network: &Network) -> Result<(), String> {
 /// TCP sends again what is lost: late, and right.
 fn loss(network: &Network) -> Result<(), String> {
     for rank in network.ranks() {
-        network.nft(
+        nft(
             &network.rank(rank),
             "table ip loss {
                 chain input {
@@ -121,12 +121,13 @@ fn loss(network: &Network) -> Result<(), String> {
                     numgen random mod 100 == 0 counter drop
                 }
             }",
-        );
+        )?;
     }
     let job = start(network, "none", "", &[]);
     as_without_faults(job, 99);
-    let lost = network.ranks().map(|rank| lost(&network.nft(&network.rank(rank), "list table ip loss")));
-    assert!(lost.sum::<u64>() > 0, "no packet was lost");
+    let lost =
+        network.ranks().map(|rank| nft(&network.rank(rank), "list table ip loss").map(|table| lost(&table)));
+    assert!(lost.sum::<Result<u64, _>>()? > 0, "no packet was lost");
     Ok(())
 }
 
