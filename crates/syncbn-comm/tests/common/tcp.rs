@@ -1,25 +1,12 @@
-//! TCP ranks as threads of a test, and ports for them.
+//! TCP ranks as threads of a test.
 
-use std::net::TcpListener;
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use syncbn_comm::{BootstrapError, JobToken, LaunchEnv, Rendezvous, TcpCommunicator};
+pub(crate) use syncbn_testkit::comm::free_port;
 
-/// A port that nobody listens at, below those that the system gives to outgoing connections.
-pub(crate) fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let from = (std::process::id() % 97 * 120) as u16;
-    loop {
-        let port = 20_000 + (from + NEXT.fetch_add(1, Ordering::Relaxed)) % 12_000;
-        let is_free = |host| TcpListener::bind((host, port)).is_ok();
-        if is_free("0.0.0.0") && is_free("::") {
-            return port;
-        }
-    }
-}
+use syncbn_comm::{BootstrapError, JobToken, LaunchEnv, Rendezvous, TcpCommunicator};
 
 pub(crate) fn env(rank: usize, world_size: usize, port: u16) -> LaunchEnv {
     LaunchEnv {
