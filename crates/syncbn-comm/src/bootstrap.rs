@@ -8,7 +8,7 @@
 //! belong to the job: `wire` is what they say, `accept` and `connect` are the two sides. Connections of others, silent ones and slow
 //! ones are not accepted, and delay no rank.
 //!
-//! Deliberately not here: sums. What meets here meets once.
+//! Deliberately not here: sums. A rendezvous happens once.
 
 pub(crate) mod accept;
 pub(crate) mod connect;
@@ -41,7 +41,7 @@ pub struct LaunchEnv {
     pub local_rank: usize,
     /// Where rank 0 listens, as host and port.
     pub rendezvous: Rendezvous,
-    /// What keeps other jobs' processes away.
+    /// What proves that a process belongs to this job.
     pub token: JobToken,
 }
 

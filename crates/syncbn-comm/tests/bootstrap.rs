@@ -1,4 +1,4 @@
-//! Processes, played by threads, become ranks, whoever else comes to the acceptor.
+//! Processes, here threads, become ranks, whatever other connections come.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use syncbn_comm::bootstrap::{BootstrapError, JobToken, LaunchEnv, MAX_WORLD_SIZE, Rendezvous, share};
+use syncbn_testkit::comm::free_port;
 
 /// No test waits for it, even on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -16,11 +17,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const SOON: Duration = Duration::from_secs(20);
 /// What a deadline may be passed by.
 const GRACE: Duration = Duration::from_secs(1);
-
-/// A port that nobody listens at.
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
 
 fn env_at(host: &str, rank: usize, world_size: usize, port: u16) -> LaunchEnv {
     LaunchEnv {
@@ -99,7 +95,7 @@ fn rank_0_is_found_at_every_address_of_both_families() {
 }
 
 #[test]
-fn strangers_of_every_kind_stay_at_the_door_and_keep_nobody_waiting() {
+fn strangers_of_every_kind_are_not_accepted_and_delay_no_rank() {
     let port = free_port();
     all_meet(port, ["127.0.0.1"; 3], move || {
         let connect = || TcpStream::connect(("127.0.0.1", port)).unwrap();

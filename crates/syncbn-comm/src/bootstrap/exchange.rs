@@ -1,9 +1,9 @@
 //! Rank 0's bytes, to every rank, over TCP.
 //!
-//! Every rank says who it is; once all have come, rank 0 answers each with the bytes. Whoever gets them knows that all
-//! ranks were there.
+//! Every rank sends a greeting; once all have come, rank 0 answers each with the bytes. A rank that gets them knows that all
+//! ranks have come.
 //!
-//! Deliberately not here: secrecy. Ranks trust their network not to listen, as they do with every sum that follows.
+//! Deliberately not here: encryption. The sums that follow are not encrypted either.
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
@@ -18,8 +18,8 @@ use super::wire::{Greeting, Purpose, Refusal, Reply};
 use super::{BootstrapError, LaunchEnv};
 use crate::deadline::Deadline;
 
-/// How long ranks that did come are given to hear that others did not, and which.
-const LAST_WORDS: Duration = Duration::from_millis(400);
+/// How long rank 0 takes to tell the ranks that did come which ones did not.
+const LAST_REPLY: Duration = Duration::from_millis(400);
 
 /// Gives rank 0's bytes to all ranks, and returns them. Every rank calls it; `bytes` are asked for on rank 0 alone.
 ///
@@ -100,7 +100,7 @@ impl<'a> Meeting<'a> {
         let mut connector = Connector::new(&self.env.token, self.greeting(card), Some(len));
         let mut ready = Vec::new();
         let mut reached = None;
-        let last_words = Deadline::after(self.timeout.saturating_add(LAST_WORDS));
+        let last_reply = Deadline::after(self.timeout.saturating_add(LAST_REPLY));
         loop {
             if reached.is_none() {
                 connector.add_addresses(resolver.attend());
@@ -115,7 +115,7 @@ impl<'a> Meeting<'a> {
                 Progress::Refused(refusal) => return Err(self.refused(refusal)),
             }
             // Rank 0 has the same deadline, and knows who is missing.
-            let deadline = if reached.is_some() { last_words } else { self.deadline };
+            let deadline = if reached.is_some() { last_reply } else { self.deadline };
             if deadline.has_passed() {
                 let reason = resolver.failure.unwrap_or_else(|| connector.to_string());
                 return Err(self.no_answer(reason));
@@ -148,7 +148,7 @@ impl<'a> Meeting<'a> {
         let missing = acceptor.missing();
         let (accepted, rejected) = acceptor.into_accepted_and_notes();
         let refusal = Reply::Refused(Refusal::Missing(missing.clone()));
-        if let Err(error) = self.tell(net, accepted, &refusal, Deadline::after(LAST_WORDS)) {
+        if let Err(error) = self.tell(net, accepted, &refusal, Deadline::after(LAST_REPLY)) {
             return error;
         }
         self.missing(missing, rejected)
@@ -197,7 +197,7 @@ impl<'a> Meeting<'a> {
     }
 }
 
-/// A number that nobody else has.
+/// A random number, unique in practice.
 pub(crate) fn random() -> std::io::Result<[u8; 16]> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).map_err(std::io::Error::other)?;

@@ -22,7 +22,7 @@ use crate::deadline::Deadline;
 /// A group that is to be connected. Ranks are numbered as in the first group of all.
 pub(super) struct Plan<'a> {
     pub(super) token: &'a JobToken,
-    /// What no other group has.
+    /// The group's number, which no other group has.
     pub(super) group: [u8; 16],
     /// The ranks of the first group of all.
     pub(super) world_size: u64,
@@ -33,7 +33,7 @@ pub(super) struct Plan<'a> {
     pub(super) awaited: Vec<u64>,
 }
 
-/// Why there are not all of them.
+/// Why ranks are missing.
 #[derive(Debug)]
 pub(super) enum MeshError {
     System(io::Error),
@@ -82,11 +82,11 @@ pub(super) fn connect(
     }
     let awaited = acceptor.into_accepted().into_iter().map(|(rank, accepted)| (rank, accepted.connection));
     let dialed = open.into_iter().filter_map(|(rank, connection)| Some((rank, connection?)));
-    dialed.chain(awaited).map(|(rank, connection)| Ok((rank, alone(&net, connection)?))).collect()
+    dialed.chain(awaited).map(|(rank, connection)| Ok((rank, deregister(&net, connection)?))).collect()
 }
 
-/// The connection without the net that it was made in.
-fn alone(net: &Net, connection: Connection) -> io::Result<TcpStream> {
+/// The connection, no longer registered where it was made.
+fn deregister(net: &Net, connection: Connection) -> io::Result<TcpStream> {
     let mut stream = connection.stream;
     net.remove(&mut stream)?;
     Ok(stream)

@@ -9,8 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-
-use crate::common::tcp::free_port;
+use syncbn_testkit::comm::free_port;
 
 /// What the faulty rank does.
 pub(crate) const FAULT: &str = "SYNCBN_TEST_FAULT";

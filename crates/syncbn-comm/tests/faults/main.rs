@@ -6,13 +6,11 @@
 //! `rank` is what a started process does, `job` how the tests start and watch them. `network` has the faults of networks, in
 //! namespaces of Linux, `limits` those of a system that is short of something.
 //!
-//! Deliberately not here: faults that need no layer, which `tcp.rs` and `bootstrap.rs` show.
+//! Deliberately not here: faults that need no layer, which `tcp_failures.rs` and `bootstrap.rs` show.
 
 #![cfg_attr(not(unix), allow(unused))]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
-#[path = "../common/mod.rs"]
-mod common;
 mod job;
 mod launches;
 #[cfg(target_os = "linux")]
