@@ -2,8 +2,6 @@
 //!
 //! A bundle is a folder of stripped programs and one script, `run`; testing here is making one and running it, so both are the
 //! same. It needs the driver, and the libraries that the crates' errors name, and no Rust.
-//!
-//! Deliberately not here: what is tested, and on which GPU: the tests ask the machine.
 
 use std::fs;
 use std::io::BufReader;

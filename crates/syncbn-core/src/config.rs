@@ -1,6 +1,4 @@
 //! A layer's settings, with the defaults that every framework has.
-//!
-//! Deliberately not here: anything that a backend or communicator needs to know.
 
 use crate::backend::saved_len;
 use crate::scalar::Dtype;

@@ -1,7 +1,4 @@
 //! Everything that can go wrong, typed: which operation, of which layer, on which rank, what was expected, what came.
-//!
-//! Deliberately not here: the failures that an [`Error`] carries as its source: of shapes ([`ShapeError`]), of settings
-//! ([`ConfigError`]), of communicators ([`CommError`]), and the devices' own.
 
 use std::error::Error as StdError;
 use std::fmt;

@@ -1,6 +1,4 @@
 //! Checkpoints in `.safetensors` files, by the `safetensors` crate.
-//!
-//! Deliberately not here: opening and writing files, which `std::fs` and crates for memory maps do.
 
 use std::borrow::Cow;
 

@@ -1,7 +1,4 @@
 //! The number types that a tensor may hold, and which parameters go with which activations.
-//!
-//! Deliberately not here: arithmetic. A backend accumulates in its own way; this file only names types and converts
-//! single values.
 
 use std::fmt;
 

@@ -5,8 +5,6 @@
 //!
 //! - merging of moments: T. Chan, G. Golub, R. `LeVeque`, "Algorithms for computing the sample variance", 1983;
 //! - batch normalisation and its gradient: S. Ioffe, C. Szegedy, "Batch Normalization", 2015, algorithm 1.
-//!
-//! Deliberately not here: tensors. Everything in this file concerns one channel.
 
 use crate::double::{Double, two_product};
 

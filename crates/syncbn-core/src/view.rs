@@ -1,6 +1,4 @@
 //! Borrowed tensors: memory that the caller owns, with the proof that it holds what its geometry says.
-//!
-//! Deliberately not here: allocation and copies. A view is made from what the caller already has, and dropped.
 
 use std::fmt;
 

@@ -2,8 +2,6 @@
 //!
 //! Results that cancel have no small relative error, so errors are measured against the size of the terms, per channel. What the
 //! data's own conditioning adds is what a mean with a few roundings does to a result: nothing else, however many ranks there are.
-//!
-//! Deliberately not here: the results that should have come.
 
 use syncbn_core::{Dtype, Element};
 

@@ -1,8 +1,6 @@
 //! What a backend's tests have to bring: how to open the device, its name, and what it openly cannot do.
 //!
 //! Memory is not asked for: [`Storage`] of `syncbn-core` allocates, uploads, downloads and waits already.
-//!
-//! Deliberately not here: laws, and the choice of types, which is made at compile time by `conformance!`.
 
 use std::fmt;
 use std::num::NonZeroUsize;

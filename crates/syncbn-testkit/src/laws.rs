@@ -2,8 +2,6 @@
 //!
 //! A law takes a harness and answers an [`Outcome`](crate::Outcome). `conformance!` makes a test of each for each type; the table
 //! that it reads is in `macros.rs`, and a test sees to it that no law is left out of it.
-//!
-//! Deliberately not here: laws of host communicators, which need no backend.
 
 pub mod backward;
 pub mod collectives;

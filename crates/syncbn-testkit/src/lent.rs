@@ -1,6 +1,4 @@
 //! Memory that is lent to a pass, all of a buffer or a part in its middle, and training steps of the layer over borrowed memory.
-//!
-//! Deliberately not here: the layer that owns its parameters, whose steps are [`Rank`]'s.
 
 use syncbn_core::functional::{Backward, Forward, Statistics, UpdateRunning};
 use syncbn_core::{

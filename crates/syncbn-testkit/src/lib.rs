@@ -5,8 +5,6 @@
 //! ([`oracle`]), on drawn cases ([`strategies`]), over ranks that are threads of the operating system ([`rank`]).
 //!
 //! This crate is for tests, and tests panic: that is what its `allow`s below are for.
-//!
-//! Deliberately not here: any backend. The kit knows `syncbn-core`'s traits and nothing of who implements them.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::missing_panics_doc)]

@@ -1,7 +1,4 @@
 //! What a law answers: nothing, what went wrong, or why it does not apply here.
-//!
-//! Deliberately not here: panics. A law that fails inside a rank's thread says so in words, so that proptest can shrink the
-//! case without a screen of backtraces.
 
 use std::error::Error;
 use std::fmt;

@@ -1,7 +1,5 @@
 //! Ranks as threads of the operating system, each with its device, its queue and its place in a group, and the few steps that
 //! every law takes with them.
-//!
-//! Deliberately not here: thread pools. A rank that waits for its peers would starve a pool.
 
 use std::any::Any;
 use std::num::NonZeroUsize;

@@ -1,6 +1,4 @@
 //! How a law becomes a test: it is run where there is what it needs, and its outcome is told.
-//!
-//! Deliberately not here: which laws there are.
 
 use std::collections::BTreeSet;
 use std::env;

@@ -1,6 +1,4 @@
 //! Communicators that watch, one that does not, and one that fails late, as a device-native one may.
-//!
-//! Deliberately not here: sums of their own. They hand every sum to another communicator.
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering};

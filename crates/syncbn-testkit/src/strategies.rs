@@ -1,8 +1,6 @@
 //! What proptest draws: shapes with awkward sizes, uneven and empty splits over ranks, layouts, and values that hurt.
 //!
 //! A case holds a seed instead of values, so that it prints in a few lines and shrinks by its shape.
-//!
-//! Deliberately not here: what is done with a case.
 
 use std::fmt;
 

@@ -1,6 +1,4 @@
 //! Tensors on the host, in one logical order, and the same in a backend's memory, in either layout.
-//!
-//! Deliberately not here: any arithmetic on values.
 
 use syncbn_core::{Element, Layout, ShapeError, Storage, View, ViewMut};
 

@@ -1,6 +1,4 @@
 //! What can go wrong on the device.
-//!
-//! Deliberately not here: errors about shapes and arguments, which are the core's.
 
 /// The device, its driver, or memory that it was given.
 #[derive(Debug, thiserror::Error)]

@@ -1,6 +1,4 @@
 //! Asks whether a device is lost, without waiting and without the callback that tells it, which is the application's.
-//!
-//! Deliberately not here: why it is lost. wgpu tells that to the callback alone.
 
 use crate::error::WgpuError;
 use crate::scope::caught;

@@ -1,6 +1,4 @@
 //! Device memory: parts of the caller's buffers, borrowed, and buffers that a layer owns.
-//!
-//! Deliberately not here: any check that needs the device's limits; those are made where a kernel binds the memory.
 
 use std::marker::PhantomData;
 

@@ -3,9 +3,6 @@
 //! A lane is a sequence of loads that one accumulator may take. Channels-first (rows), it is one channel; channels-last
 //! (columns), the neighbouring channels that one load holds. Threads that share a lane are its members; several workgroups
 //! may share one, each with a split of it.
-//!
-//! Deliberately not here: atomics, and any dependence on how the device schedules. The plan follows from shape and device
-//! alone, and with it the order of every sum.
 
 use syncbn_core::Geometry;
 

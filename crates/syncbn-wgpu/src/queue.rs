@@ -1,6 +1,4 @@
 //! The order of work: kernels are recorded, and given to wgpu's queue in one piece where a pass ends.
-//!
-//! Deliberately not here: what is recorded.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{RecvTimeoutError, channel};

@@ -1,6 +1,4 @@
 //! Enqueues `shaders/statistics.wgsl`: from sums to what `normalize` needs, and to messages.
-//!
-//! Deliberately not here: its arithmetic.
 
 use crate::error::WgpuError;
 use crate::gpu::{Dispatch, Gpu};

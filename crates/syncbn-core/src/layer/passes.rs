@@ -1,6 +1,4 @@
 //! The layer's passes: which statistics, which memory, and the names that errors show.
-//!
-//! Deliberately not here: the passes themselves, which are [`FunctionalBatchNorm`](crate::FunctionalBatchNorm)'s.
 
 use crate::backend::{Backend, Storage};
 use crate::error::{Error, ErrorKind, Operation, Stage, Tensor};

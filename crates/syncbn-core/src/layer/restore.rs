@@ -2,8 +2,6 @@
 //!
 //! A device-native communicator's failure shows only after work that depends on the sum was enqueued. From then on the
 //! running statistics may be wrong, so the layer refuses use until a snapshot is loaded.
-//!
-//! Deliberately not here: file formats, which are [`State`]'s business.
 
 use crate::backend::Storage;
 use crate::communicator::CommError;

@@ -1,6 +1,4 @@
 //! The tensors of a whole file, by name.
-//!
-//! Deliberately not here: what is done with them: `layers` lists, `load` reads, `store` writes.
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -1,6 +1,4 @@
 //! Values from one type to another, with an account of what was lost.
-//!
-//! Deliberately not here: which loss is an error.
 
 use half::{bf16, f16};
 

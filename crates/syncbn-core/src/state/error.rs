@@ -1,6 +1,4 @@
 //! Why a checkpoint's tensors do not become a state, or a state not a checkpoint's tensors.
-//!
-//! Deliberately not here: a state that does not fit its layer, which is the layer's error.
 
 use std::fmt;
 

@@ -1,6 +1,4 @@
 //! Which batch norms a file has, and the settings that can be told from it.
-//!
-//! Deliberately not here: their values.
 
 use std::collections::BTreeSet;
 use std::fmt;

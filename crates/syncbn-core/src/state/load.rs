@@ -1,6 +1,4 @@
 //! From a file's tensors to a state that a layer can load.
-//!
-//! Deliberately not here: other layouts. A vector has shape `[C]`, whatever could be squeezed to it.
 
 use super::State;
 use super::checkpoint::Checkpoint;

@@ -1,6 +1,4 @@
 //! From a layer's state back into its file's tensors.
-//!
-//! Deliberately not here: a file from nothing, which [`State::to_tensors`] and [`Checkpoint::new`] make.
 
 use super::checkpoint::Checkpoint;
 use super::convert::{to_bytes, write_floats, write_integer};

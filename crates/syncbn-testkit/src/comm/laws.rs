@@ -1,10 +1,9 @@
 //! The laws of a communicator in host memory.
 //!
-//! Every law is told from inside one rank, which knows what the sum has to be without asking another: so ranks may as well be
+//! A law is written from the point of view of one rank, which can compute the expected sum by itself. So ranks may be threads or
 //! processes.
 //!
-//! `failures` has those about ranks that do not meet. Deliberately not here: laws about batch norm. A group carries numbers, whatever
-//! they mean.
+//! `failures` has the laws about collectives that fail.
 
 mod failures;
 

@@ -1,6 +1,4 @@
 //! What backward writes: dx of the whole batch, and each rank's own gradients of weight and bias.
-//!
-//! Deliberately not here: gradients of frozen statistics (see [`evaluation`](super::evaluation)).
 
 use syncbn_core::{CollectiveId, Element, Gradients, HostCommunicator, Kernels, State};
 

@@ -1,6 +1,4 @@
 //! How ranks talk: how often, and about what.
-//!
-//! Deliberately not here: what is left when it goes wrong (see [`failures`](super::failures)), and whether a communicator is right.
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};

@@ -1,6 +1,4 @@
 //! The same bits, every time and everywhere.
-//!
-//! Deliberately not here: recomputation and writing in place, which have their bits compared beside what they do.
 
 use syncbn_core::{Element, Kernels};
 

@@ -1,6 +1,4 @@
 //! Whatever a caller gets wrong is a typed error that names the layer, leaves the state alone, and is no panic.
-//!
-//! Deliberately not here: failures of communicators (see [`failures`](super::failures)).
 
 use proptest::prelude::*;
 use proptest::sample::select;

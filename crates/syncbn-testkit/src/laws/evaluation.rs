@@ -1,6 +1,4 @@
 //! Evaluation and frozen statistics: what is computed then, and that nothing moves.
-//!
-//! Deliberately not here: that no rank is asked (see [`collectives`](super::collectives)).
 
 use syncbn_core::{Element, Kernels};
 

@@ -1,8 +1,6 @@
 //! What is left when ranks do not meet: typed errors, untouched state, and a way on in a new group.
 //!
 //! Most failures are staged with groups of threads, whatever group the harness has: they are core's to handle, on every backend.
-//!
-//! Deliberately not here: how a communicator notices (see [`comm::laws`](crate::comm::laws)).
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;

@@ -1,6 +1,4 @@
 //! What forward writes in training: y, against the oracle.
-//!
-//! Deliberately not here: running statistics, evaluation, and how often ranks talk.
 
 use syncbn_core::{Element, Kernels, Layout};
 

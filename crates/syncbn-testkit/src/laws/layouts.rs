@@ -1,6 +1,4 @@
 //! Channels-first and channels-last, any number of axes, and tensors that differ.
-//!
-//! Deliberately not here: layouts with gaps, which core refuses before a backend sees them.
 
 use syncbn_core::{Element, ErrorKind, Geometry, Gradients, Kernels, Layout, Storage, View, ViewMut};
 

@@ -1,6 +1,4 @@
 //! What training does to the running statistics and the counter.
-//!
-//! Deliberately not here: that evaluation leaves them alone (see [`evaluation`](super::evaluation)).
 
 use syncbn_core::{Element, Kernels, NonFinite, State};
 

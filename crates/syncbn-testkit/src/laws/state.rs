@@ -1,6 +1,4 @@
 //! Snapshots: saving, loading, and going on.
-//!
-//! Deliberately not here: files, and states that do not fit (see [`errors`](super::errors)).
 
 use syncbn_core::{Checkpoint, Dtype, Element, FileDtype, Kernels, Scalar, State};
 

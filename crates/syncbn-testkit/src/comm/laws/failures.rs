@@ -1,6 +1,4 @@
 //! The laws of ranks that do not meet: who leaves, panics, does not come, or is somewhere else.
-//!
-//! Deliberately not here: sums that succeed.
 
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
