@@ -46,7 +46,9 @@ impl<'a> Checkpoint<'a> {
 
     /// The bytes of a `.safetensors` file of these tensors, with the metadata of the file that they came from.
     ///
-    /// Fails where a tensor's type is not one of that format.
+    /// # Errors
+    ///
+    /// [`StateError`] if a tensor's type is not one of that format.
     pub fn to_safetensors(&self) -> Result<Vec<u8>, StateError> {
         let tensors =
             self.tensors().map(|tensor| Ok((&*tensor.name, Typed { dtype: to_format(tensor)?, tensor })));

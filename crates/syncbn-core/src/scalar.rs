@@ -39,9 +39,9 @@ impl fmt::Display for Dtype {
     }
 }
 
-/// A number that device memory may hold.
+/// A type of numbers in device memory: `f16`, `bf16`, `f32`, `f64`, and `i64` for the counter.
 ///
-/// Sealed: these five types are what checkpoints of batch norm hold, and backends match on [`Scalar::DTYPE`].
+/// No other type can implement it, so backends may match on [`Scalar::DTYPE`].
 pub trait Scalar: sealed::Sealed + Copy + Default + PartialEq + fmt::Debug + Send + Sync + 'static {
     /// The type's name at run time.
     const DTYPE: Dtype;
@@ -81,8 +81,8 @@ impl Param for f64 {
     }
 }
 
-/// Runs an expression with a type alias for the activations' type that a [`Dtype`] names: for callers that know it only at run
-/// time. `Some` of what the expression gives; `None` where the type is not one of activations.
+/// Evaluates an expression with a type alias for the activations' type that a [`Dtype`] names, for callers that know it only at run
+/// time. `None` if activations cannot have that type.
 ///
 /// ```
 /// use syncbn_core::{Dtype, Scalar, with_element};
