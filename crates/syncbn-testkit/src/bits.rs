@@ -1,4 +1,4 @@
-//! The same bits: what most laws compare, and how a difference is told.
+//! Comparing results to the bit, and describing differences.
 
 use syncbn_core::{Scalar, State};
 
