@@ -33,7 +33,8 @@
 //! the device, exhausted memory. Core does not check that x and y are different memory: the types of borrowed memory
 //! have to make sure of it, as `&[T]` and `&mut [T]` do, or the backend does.
 //!
-//! A tensor may have no elements: an empty rank takes part in the collective with sums of zero, and its running statistics
+//! The memory of a tensor may be longer than the tensor. What lies beyond [`Geometry::len`](crate::Geometry::len) elements is not to be
+//! written. A tensor may have no elements: an empty rank takes part in the collective with sums of zero, and its running statistics
 //! are updated like those of every rank. Memory of no elements may come from [`Backend::empty`].
 //!
 //! # What may wait
@@ -47,6 +48,13 @@
 //! - a communicator in host memory, for the other ranks.
 //!
 //! A backend may keep enqueued work back until [`Backend::flush`], which core calls at the end of every pass.
+//!
+//! # What work may still use after a call
+//!
+//! Arguments are borrowed for the call, and enqueued work runs after it. The backend's memory types have to keep memory alive until then:
+//! they share ownership of it, or memory is freed in the order of the queue. A workspace goes back to the layer when the call
+//! returns, and the next pass may get it while work of the last one is still enqueued. On one queue the order makes this safe. If
+//! a layer may be used on several queues, the backend orders them, for workspaces, saved statistics and a layer's buffers.
 //!
 //! # What a failed kernel leaves behind
 //!
@@ -77,7 +85,8 @@
 //! workspace itself, and belongs to its backend's crate.
 //!
 //! **[`Kernels<T>`]**, for each type of activations that the device has. A kernel is told everything in its arguments: plain
-//! structs and enums, which anyone can make, so that a kernel can be tested alone. Take them apart without `..`, and match without
+//! structs and enums, which anyone can make, so that a kernel can be tested alone. [`View::mem`](crate::View::mem) and
+//! [`ViewMut::mem_mut`](crate::ViewMut::mem_mut) are the memory of a tensor. Take arguments apart without `..`, and match without
 //! `_`: a new variant then does not compile until it is handled. The formulas of one channel are in
 //! [`statistics`](crate::statistics); a kernel on the host calls them, one on a device restates them.
 //!

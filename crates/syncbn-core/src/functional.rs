@@ -8,7 +8,9 @@
 //!
 //! 1. For each layer of each rank make one [`FunctionalBatchNorm`], in the same order on every rank, with a clone of one
 //!    [`Group`].
-//! 2. In the framework's forward function, make a [`View`] of x and a [`ViewMut`] of y, take memory for
+//! 2. In the framework's forward function, make a [`View`] of x and a [`ViewMut`] of y. Most frameworks have strides:
+//!    [`Geometry::strided`] and [`View::new`], over memory that begins at the tensor's first element. Allocate y, and later dx, with
+//!    the strides of x. A view that cannot be made is a [`ShapeError`](crate::ShapeError), without the layer's name. Take memory for
 //!    [`saved_len`](crate::saved_len) values of `f64`, and call [`forward`](FunctionalBatchNorm::forward). Keep x, the saved values and the
 //!    token ([`SavedToken::to_words`]) for the backward function.
 //! 3. In the backward function, call [`backward`](FunctionalBatchNorm::backward) with them. It has to be called on every rank, in the
@@ -17,8 +19,9 @@
 //!    [`update_running`](FunctionalBatchNorm::update_running).
 //! 5. For evaluation pass [`Statistics::Frozen`] with the running statistics.
 //!
-//! All calls take a queue of the backend: a CUDA stream, for instance, and `()` on the CPU. `examples/examples/03_adapter.rs` in the
-//! repository is a whole adapter.
+//! All calls take a queue of the backend: a CUDA stream, for instance, and `()` on the CPU. A function that is generic over the type of
+//! activations has the bounds `T: Element<Param = P>` and `B: Kernels<T>`; if the type is known only at run time, match on it and call
+//! that function for each type of one `P`. `examples/examples/03_adapter.rs` in the repository is a whole adapter.
 
 mod args;
 mod check;

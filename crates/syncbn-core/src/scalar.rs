@@ -84,6 +84,9 @@ impl Param for f64 {
 /// Evaluates an expression with a type alias for the activations' type that a [`Dtype`] names, for callers that know it only at run
 /// time. `None` if activations cannot have that type.
 ///
+/// The expression has to compile for all four types. Code that needs `T: Element<Param = f32>` does not compile for `f64`: match on the
+/// [`Dtype`] instead.
+///
 /// ```
 /// use syncbn_core::{Dtype, Scalar, with_element};
 ///
