@@ -64,7 +64,8 @@
 //! | step | what the caller finds |
 //! |---|---|
 //! | `moments`, `grad_sums` | nothing was sent; running statistics unchanged; the group works, and the call may be repeated |
-//! | the sum | running statistics unchanged; the group is poisoned, unless nothing was sent ([`Unsent`](crate::CommErrorKind::Unsent)) |
+//! | the sum, before `normalize` was enqueued | running statistics unchanged; the group is poisoned, unless nothing was sent ([`Unsent`](crate::CommErrorKind::Unsent)) |
+//! | the sum of a device-native communicator, noticed later | running statistics may be wrong ([`late`](crate::CommError::late)); the layer refuses use until a state is loaded |
 //! | `normalize`, `grad_input`, `flush` | the other ranks have the sum and go on, so core poisons the group |
 //!
 //! This is why running statistics are written by `normalize`, after the sum. An error that the device reports only later (a lost
