@@ -126,6 +126,11 @@ pub const fn saved_len(channels: usize) -> usize {
 /// A device: its memory, and the scratch that a pass needs on it. The module's documentation has [the contract](self).
 ///
 /// A value is a handle that is cheap to clone.
+///
+/// # Errors
+///
+/// Methods fail with [`Backend::Error`], for what only the device can know. A method that fails has enqueued nothing.
+#[allow(clippy::missing_errors_doc, reason = "what the trait says holds for each method")]
 pub trait Backend: Clone + Send + Sync + 'static {
     /// What work is enqueued on: a CUDA stream, a wgpu queue, `()` if calls do their work before they return.
     type Queue;
@@ -219,6 +224,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
 }
 
 /// Memory that a layer owns on the device: parameters and running statistics. [`SyncBatchNorm`](crate::SyncBatchNorm) needs it.
+#[allow(clippy::missing_errors_doc, reason = "what `Backend` says of errors holds here")]
 pub trait Storage: Backend {
     /// Owned device memory.
     type Buffer<T: Scalar>: Send + Sync;

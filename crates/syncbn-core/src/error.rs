@@ -329,7 +329,7 @@ impl fmt::Display for ErrorKind {
                 "the saved statistics belong to group {saved}, and the layer is in group {current} now: run the forward pass again"
             ),
             Self::ParametersChanged => f.write_str(
-                "weight or bias was lent to be changed after the forward pass: update parameters after the last backward pass or \
+                "weight or bias was borrowed to be changed after the forward pass: update parameters after the last backward pass or \
                  recomputation that needs them",
             ),
             Self::NotTheGroups { scope } => {

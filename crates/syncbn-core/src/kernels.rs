@@ -10,6 +10,12 @@ use crate::view::{View, ViewMut};
 ///
 /// Core has checked all arguments, and a kernel does not wait: [the contract](crate::backend) says what else holds. The formulas of
 /// one channel are in [`statistics`](crate::statistics). Whole passes are provided; a backend may override them.
+///
+/// # Errors
+///
+/// Kernels fail with [`Backend::Error`]. A kernel that fails has enqueued nothing, and has written neither running statistics nor saved
+/// statistics.
+#[allow(clippy::missing_errors_doc, reason = "what the trait says holds for each kernel")]
 pub trait Kernels<T: Element>: Backend {
     /// Compiles and allocates whatever kernels need for tensors of this geometry. Users may call it before the first pass. What is
     /// provided does nothing.

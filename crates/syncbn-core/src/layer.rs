@@ -63,7 +63,7 @@ pub struct SyncBatchNorm<B: Storage, P: Param> {
     tracked: Option<Tracked<B, P>>,
     mode: Mode,
     trust: Trust,
-    /// How often weight or bias were lent to be changed.
+    /// How often weight or bias were borrowed to be changed.
     parameters: u64,
 }
 

@@ -40,6 +40,7 @@
 //! Deliberately not here: any device, any network, any array library.
 
 #![forbid(unsafe_code)]
+#![warn(clippy::missing_errors_doc)]
 
 pub mod backend;
 mod collective;

@@ -9,6 +9,10 @@ use crate::state::{Checkpoint, FileDtype, NamedTensor, StateError};
 impl<'a> Checkpoint<'a> {
     /// The tensors of a `.safetensors` file, whose bytes are borrowed, and its metadata.
     ///
+    /// # Errors
+    ///
+    /// [`StateError`] if the bytes are not such a file.
+    ///
     /// ```
     /// use syncbn_core::{Checkpoint, State};
     ///

@@ -265,12 +265,12 @@ where
     let changes: [Change<H::Backend, T::Param>; 3] = [
         ("another group", |layer| layer.set_group(SingleRank), |k| matches!(k, ErrorKind::OtherGroup { .. })),
         (
-            "a weight lent to be changed",
+            "a weight borrowed to be changed",
             |layer| _ = layer.weight_mut(),
             |k| matches!(k, ErrorKind::ParametersChanged),
         ),
         (
-            "a bias lent to be changed",
+            "a bias borrowed to be changed",
             |layer| _ = layer.bias_mut(),
             |k| matches!(k, ErrorKind::ParametersChanged),
         ),
