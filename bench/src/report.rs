@@ -15,6 +15,9 @@ use crate::results::{Meta, Row, Run, at};
 /// The name of our path with its collective in the results: what ratios are taken of.
 const OURS: &str = "syncbn";
 
+/// The name of one of several ranks in a group of one.
+const ALONE: &str = "syncbn_alone";
+
 /// Peers that normalise one device's batch, and so have less to do.
 const LOCAL_PEERS: [&str; 3] = ["cudnn", "inductor", "torch-cpu"];
 
@@ -67,6 +70,11 @@ impl Line {
     fn over_copy(&self, implementation: &str) -> Option<f64> {
         let row = self.by.get(implementation)?;
         row.copy_us.map(|copy| row.median_us / copy)
+    }
+
+    /// How often the time of this rank alone.
+    fn over_alone(&self, implementation: &str) -> Option<f64> {
+        Some(self.time(implementation)? / self.time(ALONE)?)
     }
 
     /// How often our time a peer takes.
@@ -126,7 +134,7 @@ fn add(lines: &mut Vec<Line>, row: Row) -> Result<()> {
     Ok(())
 }
 
-/// Writes `table.md`, and a chart for each device, into a directory; returns the table.
+/// Writes `table.md`, and a chart for each device and for its ranks, into a directory; returns the table.
 pub fn write(comparisons: &[Comparison], directory: &Path) -> Result<String> {
     fs::create_dir_all(directory).map_err(at(directory))?;
     let mut text = String::new();
@@ -134,6 +142,11 @@ pub fn write(comparisons: &[Comparison], directory: &Path) -> Result<String> {
         let name = format!("chart-{}.svg", slug(&comparison.device));
         chart::draw(&directory.join(&name), comparison)?;
         text += &table::markdown(comparison, &name);
+        if comparison.implementations().contains(&ALONE) {
+            let name = format!("ranks-{}.svg", slug(&comparison.device));
+            chart::draw_ranks(&directory.join(&name), comparison)?;
+            text = format!("{text}\n![Time with all ranks over the time of one alone]({name})\n");
+        }
     }
     let path = directory.join("table.md");
     fs::write(&path, &text).map_err(at(&path))?;

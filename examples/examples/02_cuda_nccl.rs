@@ -1,16 +1,16 @@
-//! One process to a GPU, as torchrun, mpirun or srun starts them, with NCCL between the ranks:
+//! One process to a GPU, as torchrun, mpirun or srun starts them, with peers' memory or NCCL between the ranks:
 //! `torchrun --nproc-per-node 2 --no-python target/release/examples/02_cuda_nccl`.
 
 use std::{error::Error, time::Duration};
 
 use syncbn_core::{Communicator, Config, Gradients, ParamGradients, SyncBatchNorm, View, ViewMut};
-use syncbn_cuda::nccl::NcclCommunicator;
+use syncbn_cuda::peers::PeerCommunicator;
 use syncbn_cuda::{Mem, MemMut};
 
 fn main() -> Result<(), Box<dyn Error>> {
-    // The GPU of this process's local rank, and NCCL between all processes of the launcher.
-    let (cuda, nccl) = NcclCommunicator::from_env(Duration::from_secs(60))?;
-    let (rank, world_size) = (nccl.rank(), nccl.world_size());
+    // The GPU of this process's local rank; peers' memory, or NCCL, between all processes of the launcher.
+    let (cuda, peers) = PeerCommunicator::from_env(Duration::from_secs(60))?;
+    let (rank, world_size) = (peers.rank(), peers.world_size());
     let stream = cuda.context().new_stream()?;
     let shape = [2, 64, 32, 32];
     let len = shape.iter().product();
@@ -18,7 +18,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let dy = stream.clone_htod(&vec![1.0_f32; len])?;
     let (mut y, mut dx) = (stream.alloc_zeros::<f32>(len)?, stream.alloc_zeros::<f32>(len)?);
 
-    let mut norm = SyncBatchNorm::new("norm", Config::new(64), cuda, &stream, nccl)?;
+    let mut norm = SyncBatchNorm::new("norm", Config::new(64), cuda, &stream, peers)?;
     let view_x = || View::channels_first(Mem::new(x.as_view(), &stream), &shape);
     let to_y = ViewMut::channels_first(MemMut::new(y.as_view_mut(), &stream), &shape);
     let saved = norm.forward::<f32>(&stream, view_x(), to_y)?; // enqueued: nothing has waited for the GPU

@@ -1,6 +1,8 @@
-//! A comparison as a picture: time over the time of a copy of x, the geometric mean over the large tensors.
+//! A comparison as pictures: time over the time of a copy of x, the geometric mean over the large tensors; and for several ranks, time
+//! over the time of a rank alone, over all tensors.
 //!
-//! Every axis begins at 0, and both panels have the same. A mean is only over tensors that everyone in its group measured.
+//! Both panels of a picture have the same axis. Copies begin at 0; ranks, which differ by a factor of 20, have a logarithmic axis that
+//! begins at 1. A mean is only over tensors that everyone in its group measured.
 
 use std::path::Path;
 
@@ -10,8 +12,8 @@ use plotters::prelude::*;
 use plotters::style::FontTransform;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use super::Comparison;
 use super::means::{Group, groups};
+use super::{ALONE, Comparison, Line};
 
 const SIZE: (u32, u32) = (1000, 760);
 const GREY: RGBColor = RGBColor(90, 98, 110);
@@ -29,45 +31,93 @@ const COLORS: [RGBColor; 6] = [
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
+/// What a picture shows.
+struct Picture {
+    title: &'static str,
+    under: &'static str,
+    axis: &'static str,
+    large_only: bool,
+    ratio: fn(&Line, &str) -> Option<f64>,
+    /// How high a ratio is drawn, and which ratio is drawn so high.
+    height: fn(f64) -> f64,
+    ratio_at: fn(f64) -> f64,
+}
+
+const OVER_COPY: Picture = Picture {
+    title: "time over the time of a copy of x",
+    under: "geometric mean over the tensors of 10 MB and more, medians, caches emptied; lower is better",
+    axis: "time / copy",
+    large_only: true,
+    ratio: Line::over_copy,
+    height: |ratio| ratio,
+    ratio_at: |height| height,
+};
+
+const OVER_ALONE: Picture = Picture {
+    title: "time with all ranks over the time of one alone",
+    under: "geometric mean over all tensors, medians, caches emptied; lower is better; logarithmic axis",
+    axis: "time / alone",
+    large_only: false,
+    ratio: Line::over_alone,
+    height: f64::log2,
+    ratio_at: f64::exp2,
+};
+
 /// The bars of one operation.
 struct Panel<'a> {
     op: &'static str,
+    picture: &'a Picture,
     groups: Vec<(String, Vec<(usize, f64)>)>,
     names: &'a [&'a str],
     top: f64,
 }
 
-/// Draws the forward and the backward panel to an SVG file.
+/// Draws times over the time of a copy to an SVG file.
 pub(super) fn draw(path: &Path, comparison: &Comparison) -> Result<()> {
-    let names = comparison.implementations();
-    let [forward, backward] = ["forward", "backward"].map(|op| bars(comparison, op, &names));
+    draw_picture(path, comparison, &OVER_COPY, &comparison.implementations())
+}
+
+/// Draws times over the time of a rank alone to an SVG file.
+pub(super) fn draw_ranks(path: &Path, comparison: &Comparison) -> Result<()> {
+    let names: Vec<_> = comparison.implementations().into_iter().filter(|&name| name != ALONE).collect();
+    draw_picture(path, comparison, &OVER_ALONE, &names)
+}
+
+/// The forward and the backward panel.
+fn draw_picture(path: &Path, comparison: &Comparison, picture: &Picture, names: &[&str]) -> Result<()> {
+    let [forward, backward] = ["forward", "backward"].map(|op| bars(comparison, picture, op, names));
     let values = forward.iter().chain(&backward).flat_map(|(_, bars)| bars.iter().map(|&(_, value)| value));
-    let top = 1.12 * values.fold(1.0, f64::max);
+    let top = 1.12 * (picture.height)(values.fold(1.0, f64::max));
 
     let root = SVGBackend::new(path, SIZE).into_drawing_area();
     root.fill(&WHITE)?;
-    let title = format!("{}: time over the time of a copy of x", comparison.device);
-    let under = "geometric mean over the tensors of 10 MB and more, medians, caches emptied; lower is better";
     let (head, body) = root.split_vertically(92);
-    head.draw_text(&title, &text(22), (24, 16))?;
-    head.draw_text(under, &text(15), (24, 44))?;
-    legend(&head, &names)?;
+    head.draw_text(&format!("{}: {}", comparison.device, picture.title), &text(22), (24, 16))?;
+    head.draw_text(picture.under, &text(15), (24, 44))?;
+    legend(&head, names)?;
     let (upper, lower) = body.split_vertically((SIZE.1 - 92) / 2);
     for (area, op, groups) in [(upper, "forward", forward), (lower, "backward", backward)] {
-        panel(&area, &Panel { op, groups, names: &names, top })?;
+        panel(&area, &Panel { op, picture, groups, names, top })?;
     }
     root.present()?;
     Ok(())
 }
 
 /// For each type and layout, the mean of every implementation that measured it.
-fn bars(comparison: &Comparison, op: &str, names: &[&str]) -> Vec<(String, Vec<(usize, f64)>)> {
-    let wanted = groups(comparison).into_iter().filter(|group| group.large && group.op == op);
+fn bars(
+    comparison: &Comparison,
+    picture: &Picture,
+    op: &str,
+    names: &[&str],
+) -> Vec<(String, Vec<(usize, f64)>)> {
+    let wanted = groups(comparison).into_iter();
+    let wanted = wanted.filter(|group| (group.large || !picture.large_only) && group.op == op);
     let mean = |group: &Group<'_>, (at, name): (usize, &&str)| {
-        group.mean(|line| line.over_copy(name)).map(|(mean, _)| (at, mean))
+        group.mean(|line| (picture.ratio)(line, name)).map(|(mean, _)| (at, mean))
     };
     let bars = wanted.map(Group::common).map(|group| {
-        let label = format!("{} {}", group.dtype, group.layout);
+        let small = if group.large || picture.large_only { "" } else { ", small" };
+        let label = format!("{} {}{small}", group.dtype, group.layout);
         (label, names.iter().enumerate().filter_map(|name| mean(&group, name)).collect())
     });
     bars.collect()
@@ -84,7 +134,8 @@ fn legend(area: &Area<'_>, names: &[&str]) -> Result<()> {
 }
 
 fn panel(area: &Area<'_>, panel: &Panel<'_>) -> Result<()> {
-    let Panel { op, groups, names, top } = panel;
+    let Panel { op, picture, groups, names, top } = panel;
+    let Picture { axis, height, ratio_at, .. } = picture;
     let width = names.len() as f64 + 1.0;
     let end = width * groups.len().max(1) as f64;
     let mut chart = ChartBuilder::on(area)
@@ -96,24 +147,26 @@ fn panel(area: &Area<'_>, panel: &Panel<'_>) -> Result<()> {
         .configure_mesh()
         .disable_x_mesh()
         .x_labels(0)
-        .y_desc(format!("{op}, time / copy"))
+        .y_desc(format!("{op}, {axis}"))
         .axis_desc_style(text(16))
         .label_style(text(14))
-        .y_label_formatter(&|ratio| format!("{ratio:.1}"))
+        .y_label_formatter(&|at| format!("{:.1}", ratio_at(*at)))
         .axis_style(GREY)
         .bold_line_style(GREY.mix(0.18))
         .light_line_style(TRANSPARENT)
         .draw()?;
-    chart.draw_series([PathElement::new([(0.0, 1.0), (end, 1.0)], GREY.stroke_width(1))])?;
+    let one = height(1.0);
+    chart.draw_series([PathElement::new([(0.0, one), (end, one)], GREY.stroke_width(1))])?;
     let centred = |size: u32, vertical| text(size).pos(Pos::new(HPos::Center, vertical));
     for (at, (label, bars)) in groups.iter().enumerate() {
         let left = at as f64 * width + 0.5;
         for (place, &(name, value)) in bars.iter().enumerate() {
             let from = left + place as f64 + (names.len() - bars.len()) as f64 / 2.0;
             let color = COLORS[name % COLORS.len()];
-            chart
-                .draw_series([Rectangle::new([(from + 0.06, 0.0), (from + 0.94, value)], color.filled())])?;
-            let figure = Text::new(format!("{value:.2}"), (from + 0.5, value), centred(12, VPos::Bottom));
+            let bar = [(from + 0.06, 0.0), (from + 0.94, height(value))];
+            chart.draw_series([Rectangle::new(bar, color.filled())])?;
+            let at = (from + 0.5, height(value));
+            let figure = Text::new(format!("{value:.2}"), at, centred(12, VPos::Bottom));
             chart.draw_series([figure])?;
         }
         let (x, y) = chart.backend_coord(&(left + (width - 1.0) / 2.0, 0.0));

@@ -7,16 +7,18 @@
 mod common;
 
 use std::num::NonZeroUsize;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Barrier, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Rig, devices, needs};
+use common::{Rig, Written, devices, needs};
 use syncbn_comm::{ThreadComm, ThreadGroup};
 use syncbn_core::{
-    CommError, CommErrorKind, Communicator, Config, ErrorKind, HostCommunicator, SingleRank, ViaHost,
+    CollectiveId, CommError, CommErrorKind, Communicator, Config, ErrorKind, HostCommunicator, Numbers,
+    SingleRank, Storage, ViaHost,
 };
 use syncbn_cuda::Cuda;
+use syncbn_cuda::nccl::{NcclCommunicator, NcclId};
 use syncbn_cuda::peers::PeerCommunicator;
 use syncbn_testkit::{Ability, Gap, Harness, Join, Opened, Unavailable};
 
@@ -224,6 +226,109 @@ fn a_poisoned_group_ends_on_every_rank() {
         }
         let (_, elapsed) = first_failure(&mut rig);
         assert!(elapsed < timeout + Duration::from_secs(1), "{elapsed:?}");
+    });
+}
+
+/// What a step of every rank writes, with batches of 3 images, 6, 9 and so on.
+fn written_by(
+    gpus: &[Cuda],
+    group: impl Fn(&Cuda, ThreadComm) -> Arc<dyn Communicator<Cuda>> + Sync,
+) -> Vec<Written> {
+    let group = &group;
+    thread::scope(|scope| {
+        let ranks: Vec<_> = gpus
+            .iter()
+            .zip(ranks_of(gpus.len(), TIMEOUT))
+            .enumerate()
+            .map(|(rank, (cuda, host))| {
+                scope.spawn(move || {
+                    let mut rig = Rig::new(cuda, group(cuda, host), 3 * (rank + 1));
+                    rig.step();
+                    rig.written()
+                })
+            })
+            .collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    })
+}
+
+#[test]
+fn sums_inside_kernels_have_the_bits_of_sums_in_host_memory() {
+    let gpus = devices();
+    if gpus.len() < 2 {
+        return needs("2 GPUs");
+    }
+    let inside = written_by(&gpus, |cuda, host| {
+        let peers = PeerCommunicator::new(cuda, ViaHost(host), TIMEOUT).unwrap();
+        assert_eq!(peers.reason(), None);
+        Arc::new(peers)
+    });
+    let host = written_by(&gpus, |_, host| Arc::new(ViaHost(host)));
+    assert_eq!(inside, host);
+}
+
+/// Two groups of two among four GPUs, used in turn with the group of all.
+#[test]
+fn sub_groups_keep_their_statistics_apart() {
+    const RANKS: usize = 4;
+    let gpus = devices();
+    if gpus.len() < RANKS {
+        return needs("4 GPUs");
+    }
+    let halves: Vec<ThreadComm> = (0..2).flat_map(|_| ranks_of(2, TIMEOUT)).collect();
+    let all = ranks_of(RANKS, TIMEOUT);
+    thread::scope(|scope| {
+        for (rank, ((cuda, half), all)) in gpus.iter().zip(halves).zip(all).enumerate() {
+            scope.spawn(move || {
+                let peers = |host| PeerCommunicator::new(cuda, ViaHost(host), TIMEOUT).unwrap();
+                let (mut half, mut all) = (Rig::new(cuda, peers(half), 3), Rig::new(cuda, peers(all), 3));
+                half.fill_x(if rank < 2 { 1.0 } else { 5.0 });
+                for _ in 0..50 {
+                    half.step();
+                    all.step();
+                }
+                let mean = |rig: &mut Rig| rig.written().0.running_mean.unwrap()[0];
+                let (half, all) = (mean(&mut half), mean(&mut all));
+                let expected = if rank < 2 { all } else { 5.0 * all };
+                assert!((half - expected).abs() <= 1e-5 * expected.abs(), "{half}, expected {expected}");
+            });
+        }
+    });
+}
+
+/// A sum of NCCL's that waits for its peer, on a stream of its own, as an optimiser's may: passes go on beside it.
+#[test]
+fn a_kernel_that_waits_on_another_stream_starves_no_pass() {
+    let id = match NcclId::new() {
+        Ok(id) => id,
+        Err(error) => return drop(common::missing("nccl", &error)),
+    };
+    let barrier = Barrier::new(2);
+    on_ranks(2, TIMEOUT, |cuda, peers| {
+        let rank = Communicator::rank(&peers);
+        let nccl = NcclCommunicator::new(cuda, &id, rank, NonZeroUsize::new(2).unwrap(), TIMEOUT).unwrap();
+        let side = cuda.context().new_stream().unwrap();
+        let mut numbers = cuda.upload(&side, &vec![1.0_f32; 1 << 20]).unwrap();
+        let mut sum = || {
+            let numbers = Numbers::F32(<Cuda as Storage>::mem_mut(&mut numbers));
+            nccl.sum_numbers(&CollectiveId::new("gradients", 1 << 20), cuda, &side, numbers).unwrap();
+        };
+        let mut rig = Rig::new(cuda, peers, 3);
+        rig.step();
+        rig.queue.synchronize().unwrap();
+        barrier.wait();
+        if rank == 0 {
+            sum(); // waits on the device for rank 1, which comes when the steps are done
+        }
+        for _ in 0..100 {
+            rig.step();
+        }
+        rig.queue.synchronize().unwrap();
+        if rank == 1 {
+            sum();
+        }
+        nccl.wait(&side, TIMEOUT).unwrap();
+        assert_eq!(rig.written().0.num_batches_tracked, Some(101));
     });
 }
 
