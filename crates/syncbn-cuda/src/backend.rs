@@ -17,7 +17,7 @@ use crate::meet::{self, Meet};
 use crate::memory::Buffer;
 use crate::moments::Wanted;
 use crate::peers::Peers;
-use crate::plan::Plan;
+use crate::plan::LaunchPlan;
 use crate::raw::memory::{Mem, MemMut};
 use crate::raw::transfer;
 use crate::workspace::{Saved, Workspace};
@@ -28,7 +28,7 @@ const KERNELS: [&Kernel; 4] = [&moments::KERNEL, &normalize::KERNEL, &grad_sums:
 /// Compiles every specialisation of every kernel for an architecture such as `sm_90`, without a device; returns how many
 /// there are.
 pub fn compile_all(architecture: &str) -> Result<usize, CudaError> {
-    module::compile_all(&KERNELS, meet::SPECIAL, architecture)
+    module::compile_all(&KERNELS, meet::SPECIALIZATION, architecture)
 }
 
 impl Backend for Cuda {
@@ -140,7 +140,7 @@ impl<T: Element> Kernels<T> for Cuda {
     /// Compiles the four kernels for memory of full alignment, and puts one set of saved statistics into the pool.
     fn prepare(&self, queue: &Arc<CudaStream>, geometry: &Geometry) -> Result<(), CudaError> {
         for kernel in KERNELS {
-            let plan = Plan::new(geometry, size_of::<T>(), &[0], self.multiprocessors(), kernel)?;
+            let plan = LaunchPlan::new(geometry, size_of::<T>(), &[0], self.multiprocessors(), kernel)?;
             self.kernel::<T>(kernel, &plan, false)?;
         }
         self.saved(queue, geometry.channels()).map(drop)

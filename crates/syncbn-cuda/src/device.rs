@@ -14,8 +14,8 @@ use syncbn_core::{Element, Geometry};
 use crate::access::OpenQueue;
 use crate::error::CudaError;
 use crate::kernel::Kernel;
-use crate::module::{Modules, Special};
-use crate::plan::Plan;
+use crate::module::{Modules, Specialization};
+use crate::plan::LaunchPlan;
 use crate::raw::driver::{self, Function};
 use crate::raw::nvrtc::nvrtc;
 use crate::raw::owned::Owned;
@@ -130,15 +130,16 @@ impl Cuda {
     pub(crate) fn kernel<T: Element>(
         &self,
         kernel: &'static Kernel,
-        plan: &Plan,
+        plan: &LaunchPlan,
         peers: bool,
     ) -> Result<Function, CudaError> {
-        let special = Special { kernel, dtype: T::DTYPE, vec: plan.vec, columns: plan.columns, peers };
-        self.function(special)
+        let specialization =
+            Specialization { kernel, dtype: T::DTYPE, vec: plan.vec, columns: plan.columns, peers };
+        self.function(specialization)
     }
 
-    pub(crate) fn function(&self, special: Special) -> Result<Function, CudaError> {
-        self.0.modules.get(&self.0.context, special)
+    pub(crate) fn function(&self, specialization: Specialization) -> Result<Function, CudaError> {
+        self.0.modules.get(&self.0.context, specialization)
     }
 
     pub(crate) fn turn(&self) -> Result<&Owned, CudaError> {

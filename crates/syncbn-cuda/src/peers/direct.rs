@@ -9,22 +9,18 @@ use syncbn_core::{CollectiveId, CommError, CommErrorKind};
 use crate::device::Cuda;
 use crate::error::CudaError;
 use crate::raw::driver::{self, DeviceMemory};
-use crate::raw::params::{MOST_RANKS, PeersParams, Report};
+use crate::raw::params::{Control, HEADER, MOST_RANKS, PACKET_BYTES, PeersParams, Report};
 use crate::raw::peers::{Inbox, Mapped, ReportPage};
 
-/// Bytes of a packet, which carries one number.
-const PACKET: usize = 16;
-/// Packets in front of those of the channels; peers.cuh has the same.
-const HEADER: usize = 8;
 /// Layers with more channels meet through the communicator beneath.
 const MOST_CHANNELS: usize = 8192;
-const SLOT: usize = HEADER + 2 * MOST_CHANNELS;
-/// `Control` of peers.cuh, and the packets behind it.
-const CONTROL: usize = 64 + 2 * MOST_CHANNELS * PACKET;
+const PACKETS_PER_SLOT: usize = HEADER + 2 * MOST_CHANNELS;
+/// Bytes of the control block, and of the packets behind it.
+const CONTROL_BYTES: usize = size_of::<Control>() + 2 * MOST_CHANNELS * PACKET_BYTES;
 
 /// The bytes of an inbox: two slots for each rank.
 pub(super) const fn inbox_bytes(ranks: usize) -> usize {
-    2 * ranks * SLOT * PACKET
+    2 * ranks * PACKETS_PER_SLOT * PACKET_BYTES
 }
 
 /// Another rank's inbox, or this one's own.
@@ -69,8 +65,8 @@ impl Direct {
         links: Vec<Link>,
     ) -> Result<Self, CudaError> {
         let stream = cuda.context().default_stream();
-        let mut control = DeviceMemory::new(cuda.context(), CONTROL)?;
-        driver::zero(&stream, &mut control, CONTROL)?;
+        let mut control = DeviceMemory::new(cuda.context(), CONTROL_BYTES)?;
+        driver::zero(&stream, &mut control, CONTROL_BYTES)?;
         stream.synchronize().map_err(CudaError::driver("clearing memory"))?;
         Ok(Self {
             cuda: cuda.clone(),
@@ -108,7 +104,7 @@ impl Direct {
             timeout: u64::try_from(self.timeout.as_nanos()).unwrap_or(u64::MAX),
             rank: self.rank as i32,
             ranks: self.links.len() as i32,
-            slot: SLOT as i32,
+            packets_per_slot: PACKETS_PER_SLOT as i32,
             unused: 0,
         }
     }
@@ -130,8 +126,8 @@ impl Direct {
     }
 
     fn explain(&self, report: &Report) -> CommError {
-        let elsewhere = usize::try_from(report.elsewhere).ok().and_then(|rank| rank.checked_sub(1));
-        let kind = match (elsewhere, self.call(report.other)) {
+        let elsewhere = usize::try_from(report.other_rank).ok().and_then(|rank| rank.checked_sub(1));
+        let kind = match (elsewhere, self.call(report.other_call)) {
             (None, _) => match self.missing(report.number) {
                 Ok(missing) => CommErrorKind::Timeout { missing, timeout: self.timeout },
                 Err(error) => CommErrorKind::Transport(Arc::new(error)),
@@ -150,7 +146,7 @@ impl Direct {
         let mut missing = Vec::new();
         for rank in 0..ranks {
             let slot = (number % 2) as usize * ranks + rank;
-            let [_, of_pass, ..] = self.inbox.peek(slot * SLOT * PACKET)?;
+            let [_, of_pass, ..] = self.inbox.peek(slot * PACKETS_PER_SLOT * PACKET_BYTES)?;
             if u64::from(of_pass) != number {
                 missing.push(rank);
             }

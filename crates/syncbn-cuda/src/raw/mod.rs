@@ -12,4 +12,5 @@ pub(crate) mod nvrtc;
 pub(crate) mod owned;
 pub(crate) mod params;
 pub(crate) mod peers;
+mod shared;
 pub(crate) mod transfer;
