@@ -51,7 +51,7 @@ pub(crate) struct Direct {
     links: Vec<Link>,
     control: DeviceMemory,
     report: ReportPage,
-    /// What a digest stands for, of every call that this rank has made.
+    /// Every call that this rank has made, by its digest.
     known: Mutex<HashMap<u64, CollectiveId>>,
     failure: Mutex<Option<CommError>>,
 }
@@ -81,7 +81,7 @@ impl Direct {
         })
     }
 
-    /// Whether a pass has room in an inbox. No pass has fewer than two numbers a channel, whatever their type.
+    /// Whether a pass fits into an inbox. A pass has at least two numbers for each channel.
     pub(super) fn has_room(id: &CollectiveId) -> bool {
         id.length / 2 <= MOST_CHANNELS
     }
@@ -109,7 +109,7 @@ impl Direct {
         }
     }
 
-    /// The group's first failure, if there is one: what a kernel has reported counts, if nothing was noted before.
+    /// The group's first failure, if there is one. A kernel's report counts if there was none before.
     pub(super) fn failure(&self) -> Option<CommError> {
         let mut failure = lock(&self.failure);
         if failure.is_none() {
@@ -118,7 +118,7 @@ impl Direct {
         failure.clone()
     }
 
-    /// Ends this rank's part; returns the first failure, which may be this one.
+    /// Ends this rank's part in the group. Returns the first failure, which may be this one.
     pub(super) fn fail(&self, error: CommError) -> CommError {
         let first = lock(&self.failure).get_or_insert(error).clone();
         self.report.stop();
@@ -140,7 +140,7 @@ impl Direct {
         self.error(self.call(report.call), true, kind)
     }
 
-    /// The ranks of which nothing has come in the pass of this number: copies of a few bytes, beside the streams of the layers.
+    /// The ranks that have sent nothing in the pass of this number. Copies a few bytes, on a stream of its own.
     fn missing(&self, number: u64) -> Result<Vec<usize>, CudaError> {
         let ranks = self.links.len();
         let mut missing = Vec::new();
@@ -172,7 +172,7 @@ impl Drop for Direct {
     }
 }
 
-/// One number of an identity, a use and a step.
+/// A hash of an identity, a use and a step.
 fn mix(call: [u64; 3]) -> u64 {
     call.into_iter().fold(0, |hash, word| {
         // A step of splitmix64.

@@ -1,6 +1,5 @@
 //! All unsafe code of the crate: memory, launches, and the libraries behind them.
-//!
-//! Deliberately not here: decisions. What is launched, with which arguments and on which grid, is the other files' business.
+//! What is launched, with which arguments and on which grid, the other files decide.
 
 pub(crate) mod capture;
 pub(crate) mod driver;
