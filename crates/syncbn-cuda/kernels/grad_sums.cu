@@ -1,8 +1,8 @@
 // For each channel: sum_dy and sum_dy_xmu = sum dy (x - mean) over this rank's elements, which are the backward message; d_bias and
 // d_weight.
 //
-// Chains of at most 64 terms are summed in Math, and the chains' sums in f64. The terms use the mean rounded to Math; the product with
-// the rounding error is subtracted from the total.
+// Chains of at most 64 terms are summed in Math, and the chains' sums in f64. The terms use the mean rounded to Math; then the
+// product of sum_dy and the rounding error is subtracted from sum_dy_xmu.
 
 // Accumulators of a thread. Rows have two, for shorter sequences of dependent additions.
 #define ACCUMULATORS (COLUMNS ? VEC : VEC < 2 ? 1 : 2)

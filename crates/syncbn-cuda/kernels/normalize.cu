@@ -70,7 +70,7 @@ struct RunningStatistics {
     Param mean = 0, var = 0;
     long long number = 0;
     f64 weight = 0;
-    bool last = false; // whether this block is the last to have read the counter; its first thread writes it
+    bool last = false; // whether this thread writes the counter: the first one of the last block to have read it
 
     __device__ void read(const NormalizeParams& params, long long channel) {
         if (channel < params.walk.channels) read_channel(params, channel);

@@ -122,8 +122,7 @@ template <class T> struct PerColumn {
     }
 };
 
-// Calls `item(entry, thread_of_lane)` for this reducer's part of the entries of its channel: column by column of one thread, then those
-// of the next.
+// Calls `item(entry, thread_of_lane)` for this reducer's part of its channel's entries: the columns of one thread, then those of the next.
 template <class Item> __device__ inline void for_entries(const WalkParams& walk, const Reducer& reducer, Item item) {
     if (!reducer.inside) return;
     int columns = walk.lanes_per_block * VEC / (unsigned)walk.channels_per_block;

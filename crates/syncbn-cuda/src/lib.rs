@@ -1,9 +1,9 @@
 #![doc = include_str!("../README.md")]
 //! # What holds
 //!
-//! - Sums, messages and saved statistics are `f64`. A thread first adds up chains of at most 64 elements of a channel: the elements in `f64`
-//!   (for half types, their differences from the chain's first element in `f32`), and the squares of these differences in `f32` (`f64`
-//!   for `f64` activations). The sums of all chains are added in `f64`.
+//! - Sums, messages and saved statistics are `f64`. A thread first adds up chains of at most 64 elements of a channel: their differences
+//!   from the chain's first element, and the squares of these differences, in `f32` (in `f64` for `f64` activations). For `f32`
+//!   activations it adds up the elements themselves, in `f64`, instead of the differences. The sums of all chains are added in `f64`.
 //! - There are no atomics on floats: every run gives the same bits.
 //! - From compute capability 9.0 on, a kernel that writes y or dx is launched to start before the kernel that sums has ended
 //!   (programmatic dependent launch, in captured graphs too, from driver 12.3 on). It reads as much of its input as shared memory has

@@ -14,8 +14,9 @@
 //! # Why nothing deadlocks
 //!
 //! Kernels that send (`moments`, `grad_sums`) never wait for a peer. Kernels that wait (`normalize`, `grad_input`) come after them on
-//! the same stream. Passes of one device run one after the other, whatever their groups and streams: a stream waits, on the
-//! device, for the previous pass. So the kernel for which another waits is never blocked by a kernel that waits. Groups that share devices have to be used in the same order on all of them.
+//! the same stream. Passes of one device run one after the other, whatever their groups and streams: a stream waits, on the device, for
+//! the previous pass. So the kernel for which another waits is never blocked by a kernel that waits. Groups that share devices have to
+//! be used in the same order on all of them.
 //!
 //! Kernels of another library that wait for their peers, such as NCCL's on a stream of its own, use few of a device's multiprocessors.
 //! Kernels that send run at the same time and end, so kernels that wait for them end, too.

@@ -3,8 +3,8 @@
 //! - Rows: a block has whole channels, or a part of one. A channel is a number of runs in memory, and a thread adds up vectors of one
 //!   channel.
 //! - Columns: the tensor is a matrix, and each of its columns belongs to one channel. A thread reads down the columns of one vector, and
-//!   has a sum for each of them. This is how channels-last tensors are read. Two more kinds are read so: short planes, of which each
-//!   channel has `inner` columns; and channels-last tensors with an odd number of channels, where several rows that together are whole
+//!   has a sum for each of them. This is how channels-last tensors are read. So are short planes, of which each channel has
+//!   `inner` columns, and channels-last tensors with an odd number of channels, where several rows that together are whole
 //!   vectors are read as one.
 //!
 //! kernels/walk.cuh is the device's half, and explains the terms.
@@ -38,7 +38,7 @@ pub(crate) struct Prefetch {
 /// How a grid walks a tensor, and what else its launch needs.
 pub(crate) struct LaunchPlan {
     pub(crate) walk: WalkParams,
-    /// Blocks that walk the tensor; 0 for an empty tensor in a kernel that only writes tensors.
+    /// Blocks that walk the tensor; 0 for an empty tensor, if the kernel writes a tensor.
     pub(crate) blocks: u32,
     /// Threads of a block.
     pub(crate) threads: u32,

@@ -241,12 +241,29 @@ mod tests {
 
     use super::*;
     use crate::error::CudaError;
+    use crate::kernel::Kernel;
     use crate::raw::nvrtc::{Nvrtc, nvrtc};
+    use crate::{grad_input, grad_sums, meet, moments, normalize};
 
     fn compile(nvrtc: &Nvrtc, declarations: &str) -> Result<Vec<u8>, CudaError> {
         let source = [include_str!("../../kernels/number.cuh"), declarations].concat();
         let options = ["-DELEMENT=f32", "-DVEC=4", "--gpu-architecture=sm_90", "--std=c++17"];
         nvrtc.compile("declarations", &source, &options.map(str::to_owned))
+    }
+
+    fn takes<P: Params + Shared>(kernel: &Kernel) {
+        assert_eq!(kernel.name, P::KERNEL);
+        let signature = format!("{}(const __grid_constant__ {} params", P::KERNEL, P::CUDA);
+        assert!(kernel.source.contains(&signature), "{signature}");
+    }
+
+    #[test]
+    fn a_kernel_takes_the_struct_of_its_name() {
+        takes::<MomentsParams>(&moments::KERNEL);
+        takes::<NormalizeParams>(&normalize::KERNEL);
+        takes::<GradSumsParams>(&grad_sums::KERNEL);
+        takes::<GradInputParams>(&grad_input::KERNEL);
+        takes::<MeetParams>(&meet::KERNEL);
     }
 
     /// The same structs, with two neighbouring fields of one of them in the other order.

@@ -1,12 +1,12 @@
-//! What Rust and CUDA both declare is written once, in Rust. These macros make the Rust item and the text of the CUDA one, which
-//! the compiler of the kernel compares with Rust's layout, field by field.
+//! Declarations that Rust and CUDA share, written once, in Rust. These macros make the Rust item and the CUDA text. The text has
+//! assertions that its structs have Rust's layout, field by field, which NVRTC checks.
 
 /// A type that Rust and CUDA share.
 pub(super) trait Shared {
     /// The type in CUDA.
     const CUDA: &'static str;
 
-    /// A variable of this type, with what CUDA writes behind its name.
+    /// The declaration of a name of this type, without the type: arrays have their lengths behind the name.
     fn declarator(name: &str) -> String {
         name.to_owned()
     }
