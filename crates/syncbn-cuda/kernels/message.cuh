@@ -1,9 +1,6 @@
-// The forward message: for each channel, the sums m mean and m2 + m mean^2 of a rank with m elements, each in parts. All parts but the
-// last are products of m with 24 leading bits of mean or mean^2, so they and their sums over the ranks are exact. statistics.rs of
-// syncbn-core has the same in to_sums and from_sums, and explains it.
-
-// Parts of each sum. A message has 2 * PARTS_OF_SUM numbers for each channel, after the count.
-#define PARTS_OF_SUM (sizeof(Param) == 8 ? 3 : 2)
+// The forward message: the count, and for each channel the sums m mean and m2 + m mean^2 of a rank with m elements, each in PARTS_OF_SUM
+// parts. All parts but the last are products of m with 24 leading bits of mean or mean^2, so they and their sums over the ranks are
+// exact. statistics.rs of syncbn-core has the same in to_sums and from_sums, and explains it.
 
 // The index of part `part` of a channel.
 __device__ inline long long part_at(long long channels, long long channel, int part) { return 1 + part * channels + channel; }

@@ -2,8 +2,8 @@
 //
 // Compiled with -DELEMENT (f16, bf16, f32 or f64), -DVEC (elements of a vector), -DCOLUMNS (see walk.cuh), -DPEERS (whether the ranks
 // meet inside the kernel), -DTHREADS (the most threads of a block), -DBLOCKS (blocks of so many threads on a multiprocessor), -DUNROLL
-// (loads of a tensor that a thread has in flight) and -DMOST_CHANNELS_PER_BLOCK. The declarations of src/raw/params.rs follow this file.
-// NVRTC comes without cuda_fp16.h, so conversions of half types are written here.
+// (loads of a tensor that a thread has in flight), -DMOST_CHANNELS_PER_BLOCK and -DPARTS_OF_SUM (see message.cuh). The declarations of
+// src/raw/params.rs follow this file. NVRTC comes without cuda_fp16.h, so conversions of half types are written here.
 
 struct f16 { unsigned short bits; };
 struct bf16 { unsigned short bits; };

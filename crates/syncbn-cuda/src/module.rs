@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use cudarc::driver::CudaContext;
-use syncbn_core::Dtype;
+use syncbn_core::{Dtype, Pass};
 
 use crate::cache::Cache;
 use crate::error::CudaError;
@@ -48,6 +48,12 @@ impl Specialization {
         }
     }
 
+    /// The parts of each of the two sums of a message, as core has it.
+    fn parts_of_sum(&self) -> usize {
+        let params = if self.dtype == Dtype::F64 { Dtype::F64 } else { Dtype::F32 };
+        (Pass::Forward.message_len(1, params) - 1) / 2
+    }
+
     fn source(&self) -> String {
         let numbers = include_str!("../kernels/number.cuh");
         [numbers, &declarations(), HEADERS, self.kernel.source].concat()
@@ -64,6 +70,7 @@ impl Specialization {
             format!("-DBLOCKS={blocks}"),
             format!("-DUNROLL={unroll}"),
             format!("-DMOST_CHANNELS_PER_BLOCK={}", most_channels_per_block(self.columns)),
+            format!("-DPARTS_OF_SUM={}", self.parts_of_sum()),
             format!("--gpu-architecture={architecture}"),
             "--std=c++17".into(),
             "-lineinfo".into(),
