@@ -1,34 +1,22 @@
 // dx = weight invstd (dy - sum_dy/M - (x - mean) invstd^2 sum_dy_xmu/M); with frozen statistics dx = weight invstd dy.
-// dx may lie over dy: each element is read and then written by one thread.
+// dx may be dy: each element is read, and then written, by one thread.
 //
-// It may start before the kernel that makes the message has ended: until it has waited, it only reads what was there before
-// that kernel began, x and dy above all: as much of them as there is room for on the multiprocessor.
+// It may start before the kernel that makes the message has ended. Before it waits for that, it reads only memory that was written
+// before that kernel began: parameters, and as much of x and dy as shared memory has room for.
 //
-// Where the ranks meet inside it, the first block of the grid walks no tensor: it compares the ranks' calls.
+// Where the ranks meet inside the kernel, the first block of the grid has no part of the tensor: it compares the ranks' calls.
 
-struct GradInputArgs {
-    Tile tile;
-    const void* x;
-    const void* dy;
-    void* dx;
-    const f64* saved;
-    const f64* message; // null: frozen statistics
-    const Param* weight; // null: 1
-    int ahead;           // turns that a thread reads before it waits
-};
-static_assert(sizeof(GradInputArgs) == ARGS_BYTES, "grad_input.rs has another struct");
-
-// dx = dy scale + (x - mean) slope + shift of some channels, where mean is rounded to Math and shift makes up for it.
-struct Affine : Banks {
+// dx = dy scale + (x - mean) slope + shift for the channels of a block. mean is rounded to Math, and shift corrects the rounding.
+struct Coefficients : ChannelTable {
     Math mean[SIZE], scale[SIZE], slope[SIZE], shift[SIZE];
-    f64 exact_mean[SIZE], per_dy[SIZE], per_dy_xmu[SIZE]; // what a sum counts for
+    f64 exact_mean[SIZE], per_dy[SIZE], per_dy_xmu[SIZE]; // factors of the sums
 
-    // What does not hang on the sums may be read while the kernel before still runs.
-    __device__ void begin(const GradInputArgs& args, const Place& place) {
-        const f64 *saved_mean = args.saved, *saved_invstd = args.saved + 2 * args.tile.channels;
-        for_channels(args.tile, place, [&](int at, long long channel) {
-            f64 count = args.saved[3 * args.tile.channels], invstd = saved_invstd[channel];
-            f64 factor = args.weight ? args.weight[channel] * invstd : invstd;
+    // The part that does not depend on the sums, and may be read while the previous kernel runs.
+    __device__ void begin(const GradInputParams& params, const Position& position) {
+        const f64 *saved_mean = params.saved, *saved_invstd = params.saved + 2 * params.walk.channels;
+        for_channels(params.walk, position, [&](int at, long long channel) {
+            f64 count = params.saved[3 * params.walk.channels], invstd = saved_invstd[channel];
+            f64 factor = params.weight ? params.weight[channel] * invstd : invstd;
             exact_mean[at] = saved_mean[channel];
             mean[at] = (Math)exact_mean[at];
             scale[at] = (Math)factor;
@@ -37,9 +25,9 @@ struct Affine : Banks {
         });
     }
 
-    // By the same threads.
-    template <class Sums> __device__ void finish(const GradInputArgs& args, const Place& place, Sums sums) {
-        for_channels(args.tile, place, [&](int at, long long channel) {
+    // The rest, by the same threads.
+    template <class Sums> __device__ void finish(const GradInputParams& params, const Position& position, Sums sums) {
+        for_channels(params.walk, position, [&](int at, long long channel) {
             auto [sum_dy, sum_dy_xmu] = sums(channel);
             f64 tilt = per_dy_xmu[at] * sum_dy_xmu;
             slope[at] = (Math)tilt;
@@ -49,46 +37,46 @@ struct Affine : Banks {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-    grad_input(const __grid_constant__ GradInputArgs args PEERS_PARAMETER) {
+    grad_input(const __grid_constant__ GradInputParams params PEERS_PARAMETER) {
 #if PEERS
     if (blockIdx.x == 0) {
         wait_for_previous_kernel();
         return meet_ranks(peers);
     }
 #endif
-    const Tile& tile = args.tile;
-    Place place(tile, gridDim.x - 1 - blockIdx.x);
-    Walk<true> walk(tile, place), behind(tile, place);
-    Ahead ahead_dy(args.ahead, 0), ahead_x(args.ahead, 1);
-    bool frozen = args.message == nullptr;
-    Policy policy = forget();
+    const WalkParams& walk = params.walk;
+    Position position(walk, gridDim.x - 1 - blockIdx.x);
+    Cursor<true> cursor(walk, position), prefetched(walk, position);
+    Prefetch prefetch_dy(params.prefetch_rounds, 0), prefetch_x(params.prefetch_rounds, 1);
+    bool frozen = params.message == nullptr;
+    Policy policy = evict_first();
     long long indices[UNROLL];
     Vector x[UNROLL], dy[UNROLL];
     auto load_next = [&] {
-        int taken = walk.take(indices);
+        int taken = cursor.take(indices);
         for_taken(taken, [&](int u) {
-            dy[u].raw = load((const Raw*)args.dy + indices[u], policy);
-            if (!frozen) x[u].raw = load_constant((const Raw*)args.x + indices[u], policy);
+            dy[u].raw = load((const Raw*)params.dy + indices[u], policy);
+            if (!frozen) x[u].raw = load_constant((const Raw*)params.x + indices[u], policy);
         });
         return taken;
     };
 #pragma unroll 1
-    for (int turn = 0; turn < args.ahead; turn++) {
+    for (int round = 0; round < params.prefetch_rounds; round++) {
         for_taken(load_next(), [&](int u) {
-            ahead_dy.at(turn * UNROLL + u) = dy[u].raw;
-            ahead_x.at(turn * UNROLL + u) = x[u].raw;
+            prefetch_dy.at(round * UNROLL + u) = dy[u].raw;
+            prefetch_x.at(round * UNROLL + u) = x[u].raw;
         });
     }
     int taken = load_next();
-    __shared__ Affine affine;
-    affine.begin(args, place);
-    int at[WIDTH];
-    affine.find(tile, place, at);
+    __shared__ Coefficients coefficients;
+    coefficients.begin(params, position);
+    int at[VECTOR_COLUMNS];
+    coefficients.find(walk, position, at);
 
     wait_for_previous_kernel();
 #if PEERS
     Receiver receiver(peers);
-    affine.finish(args, place, [&](long long channel) {
+    coefficients.finish(params, position, [&](long long channel) {
         Pair sums = {0, 0};
         receiver.for_ranks<false>(peers, channel, [&](int rank, f64 first, f64 second, f64) {
             sums = rank == 0 ? Pair{first, second} : Pair{sums.first + first, sums.second + second};
@@ -96,19 +84,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
         return sums;
     });
 #else
-    affine.finish(args, place, [&](long long channel) {
+    coefficients.finish(params, position, [&](long long channel) {
         if (frozen) return Pair{0, 0};
-        return Pair{args.message[channel], args.message[tile.channels + channel]};
+        return Pair{params.message[channel], params.message[walk.channels + channel]};
     });
 #endif
     __syncthreads();
-    Math mean[WIDTH], scale[WIDTH], slope[WIDTH], shift[WIDTH];
+    Math mean[VECTOR_COLUMNS], scale[VECTOR_COLUMNS], slope[VECTOR_COLUMNS], shift[VECTOR_COLUMNS];
 #pragma unroll
-    for (int w = 0; w < WIDTH; w++) {
-        mean[w] = affine.mean[at[w]];
-        scale[w] = affine.scale[at[w]];
-        slope[w] = affine.slope[at[w]];
-        shift[w] = affine.shift[at[w]];
+    for (int w = 0; w < VECTOR_COLUMNS; w++) {
+        mean[w] = coefficients.mean[at[w]];
+        scale[w] = coefficients.scale[at[w]];
+        slope[w] = coefficients.slope[at[w]];
+        shift[w] = coefficients.shift[at[w]];
     }
     auto write = [&](const Vector& x, Vector& dy, long long index) {
         Math dx[VEC];
@@ -119,23 +107,25 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
             dx[j] = widen(dy.element[j]) * scale[w] + rest;
         }
         narrow(dx, dy);
-        store((Raw*)args.dx + index, dy.raw, policy);
+        store((Raw*)params.dx + index, dy.raw, policy);
     };
 #pragma unroll 2
-    for (int vector = 0; vector < args.ahead * UNROLL && behind.left > 0; vector++) {
+    for (int vector = 0; vector < params.prefetch_rounds * UNROLL && prefetched.left > 0; vector++) {
         Vector x, dy;
-        dy.raw = ahead_dy.at(vector);
-        x.raw = ahead_x.at(vector);
-        write(x, dy, behind.next());
+        dy.raw = prefetch_dy.at(vector);
+        x.raw = prefetch_x.at(vector);
+        write(x, dy, prefetched.next());
     }
     for (; taken > 0; taken = load_next()) {
         for_taken(taken, [&](int u) { write(x[u], dy[u], indices[u]); });
     }
 #pragma unroll 1
-    for (unsigned e = place.split * blockDim.x + threadIdx.x; e < tile.tail; e += tile.splits * blockDim.x) {
-        int c = affine.at(e % (unsigned)tile.pack);
-        long long index = tile.runs * tile.slots * VEC + e;
-        Math rest = frozen ? 0 : (element_at(args.x, index) - affine.mean[c]) * affine.slope[c] + affine.shift[c];
-        narrow(element_at(args.dy, index) * affine.scale[c] + rest, ((Element*)args.dx)[index]);
+    for (unsigned e = position.block_of_channel * blockDim.x + threadIdx.x; e < walk.tail;
+         e += walk.blocks_per_channel * blockDim.x) {
+        int c = coefficients.at(e % (unsigned)walk.channels_per_block);
+        long long index = walk.runs * walk.lanes_per_block * VEC + e;
+        Math rest = frozen ? 0 : (element_at(params.x, index) - coefficients.mean[c]) * coefficients.slope[c] +
+                                     coefficients.shift[c];
+        narrow(element_at(params.dy, index) * coefficients.scale[c] + rest, ((Element*)params.dx)[index]);
     }
 }

@@ -1,14 +1,12 @@
-// The forward message: per channel, the parts of m mean and of M2 + m mean^2, of which all but the last are products of m with 24 leading
-// bits of mean and of mean^2, and exact. As statistics.rs of the core has it (to_sums, from_sums), which explains it.
+// The forward message: the count, and for each channel the sums m mean and m2 + m mean^2 of a rank with m elements, each in PARTS_OF_SUM
+// parts. All parts but the last are products of m with 24 leading bits of mean or mean^2, so they and their sums over the ranks are
+// exact. statistics.rs of syncbn-core has the same in to_sums and from_sums, and explains it.
 
-// Parts of either sum; a message has PARTS_OF_SUM * 2 numbers a channel.
-#define PARTS_OF_SUM (sizeof(Param) == 8 ? 3 : 2)
-
-// Number `part` of a channel, behind the count.
+// The index of part `part` of a channel.
 __device__ inline long long part_at(long long channels, long long channel, int part) { return 1 + part * channels + channel; }
 
-// high + low, of which high is the rounded value. Products are __dmul_rn: the compiler would fuse others with the sum that follows,
-// and its rounding would be another than the one that is taken apart here.
+// A number in twice the precision: high + low, where high is the rounded value. Products are __dmul_rn, because the compiler would fuse
+// others with the following addition, and the rounding error computed here would be that of another operation.
 struct Double {
     f64 high, low;
 
@@ -26,7 +24,7 @@ struct Double {
     __device__ f64 value() const { return high + low; }
 };
 
-// Calls `put(part, number)` for the products of the count with the leading bits of the value; returns what is left of the value.
+// Calls `put(part, number)` with the products of the count and the leading bits of the value. Returns the remaining bits of the value.
 template <class Put> __device__ inline f64 put_heads(f64 value, f64 count, Put put) {
     f64 above = 0;
 #pragma unroll
@@ -38,7 +36,7 @@ template <class Put> __device__ inline f64 put_heads(f64 value, f64 count, Put p
     return value - above;
 }
 
-// Calls `put(part, number)` for the message's numbers of a channel, made of one rank's moments.
+// Calls `put(part, number)` with each part of a channel's message, from one rank's moments.
 template <class Put> __device__ inline void put_parts(f64 count, f64 mean, f64 m2, Put put) {
     f64 square = __dmul_rn(mean, mean), square_rest = fma(mean, mean, -square);
     f64 rest = put_heads(mean, count, put);
@@ -47,15 +45,15 @@ template <class Put> __device__ inline void put_parts(f64 count, f64 mean, f64 m
     put(2 * PARTS_OF_SUM - 1, fma(count, rest, m2));
 }
 
-// The same, into the message.
+// Writes the parts of a channel into the message.
 __device__ inline void write_parts(f64* message, long long channels, long long channel, f64 count, f64 mean, f64 m2) {
     put_parts(count, mean, m2, [&](int part, f64 number) { message[part_at(channels, channel, part)] = number; });
 }
 
-struct Batch { f64 count, mean, var; };
+struct BatchStatistics { f64 count, mean, var; };
 
-// The group's statistics of a channel, from the sums of its parts.
-__device__ inline Batch batch_of(f64 count, const f64 (&parts)[2 * PARTS_OF_SUM]) {
+// The statistics of a channel over all ranks, from the sums of its parts.
+__device__ inline BatchStatistics batch_statistics(f64 count, const f64 (&parts)[2 * PARTS_OF_SUM]) {
     f64 per = reciprocal(count);
     Double sum = {parts[0], 0}, squares = {parts[PARTS_OF_SUM], 0};
 #pragma unroll
@@ -64,20 +62,20 @@ __device__ inline Batch batch_of(f64 count, const f64 (&parts)[2 * PARTS_OF_SUM]
         squares.add(parts[PARTS_OF_SUM + part]);
     }
     f64 mean = divide(sum.value(), count, per);
-    // S1 = M mean + rest, so S2 - S1^2/M = S2 - mean S1 - mean rest, but for rest^2/M, which is too small to matter.
+    // S1 = M mean + rest, so S2 - S1^2/M = S2 - mean S1 - mean rest - rest^2/M. The last term is too small to matter.
     squares.add_product(-mean, sum.high);
     squares.low = fma(-mean, sum.low, squares.low);
     sum.add_product(-count, mean);
     f64 rest = sum.value();
     squares.low = fma(-mean, rest, squares.low);
     f64 var = squares.value() * per;
-    return {count, fma(rest, per, mean), var < 0 ? 0 : var}; // NaN stays
+    return {count, fma(rest, per, mean), var < 0 ? 0 : var}; // keeps NaN
 }
 
-// The same, from the message. What it loads, it loads at once: one wait for all.
-__device__ inline Batch read_parts(const f64* message, long long channels, long long channel) {
+// The same, from the message. All loads are issued before the first result is used.
+__device__ inline BatchStatistics read_parts(const f64* message, long long channels, long long channel) {
     f64 count = message[0], parts[2 * PARTS_OF_SUM];
 #pragma unroll
     for (int part = 0; part < 2 * PARTS_OF_SUM; part++) parts[part] = message[part_at(channels, channel, part)];
-    return batch_of(count, parts);
+    return batch_statistics(count, parts);
 }

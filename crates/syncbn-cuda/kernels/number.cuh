@@ -1,17 +1,17 @@
 // Numbers: the four activation types, their conversions, and vectors of VEC of them.
 //
-// Compiled with -DELEMENT (f16, bf16, f32 or f64), -DVEC (elements of one load), -DCOLUMNS (see tile.cuh), -DTHREADS (the most
-// of a block), -DBLOCKS (that have room on a multiprocessor), -DUNROLL (loads of one tensor that a thread has in flight),
-// -DMOST_PACK (channels of a block), -DTILE_BYTES and -DARGS_BYTES (the sizes of its argument structs in Rust). NVRTC comes
-// without cuda_fp16.h, so the conversions that half types need are written here.
+// Compiled with -DELEMENT (f16, bf16, f32 or f64), -DVEC (elements of a vector), -DCOLUMNS (see walk.cuh), -DPEERS (whether the ranks
+// meet inside the kernel), -DTHREADS (the most threads of a block), -DBLOCKS (blocks of so many threads on a multiprocessor), -DUNROLL
+// (loads of a tensor that a thread has in flight), -DMOST_CHANNELS_PER_BLOCK and -DPARTS_OF_SUM (see message.cuh). The declarations of
+// src/raw/params.rs follow this file. NVRTC comes without cuda_fp16.h, so conversions of half types are written here.
 
 struct f16 { unsigned short bits; };
 struct bf16 { unsigned short bits; };
 typedef float f32;
 typedef double f64;
 
-// Math: what differences and products are taken in, and what parameters are stored in. Sum: what up to 64 elements are added
-// in without a rounding that shows in their mean.
+// Math: the type of differences, products and parameters. Sum: the type in which up to 64 elements are added, wide enough that rounding
+// does not show in their mean.
 template <class T> struct Number { typedef f32 Math, Sum; };
 template <> struct Number<f32> { typedef f32 Math; typedef f64 Sum; };
 template <> struct Number<f64> { typedef f64 Math, Sum; };
@@ -42,15 +42,15 @@ __device__ inline void narrow(f32 x, bf16& out) {
 #endif
 }
 
-// 1 / x, to a rounding or two, of a normal x: the division of the language looks after all other x too, which takes a quarter of a
-// microsecond when everything waits for it.
+// 1 / x of a normal x, to one or two roundings. The division of the language also handles all other x, which takes a quarter of a
+// microsecond, and all blocks wait for it.
 __device__ inline f64 reciprocal(f64 x) {
     f64 guess;
     asm("rcp.approx.ftz.f64 %0, %1;" : "=d"(guess) : "d"(x)); // 20 bits; each step doubles them
     guess = fma(fma(-x, guess, 1.0), guess, guess);
     return fma(fma(-x, guess, 1.0), guess, guess);
 }
-// a / x as if divided, with 1 / x to a rounding or two.
+// a / x from 1 / x to one or two roundings: the quotient is corrected once by its remainder.
 __device__ inline f64 divide(f64 a, f64 x, f64 reciprocal) {
     f64 quotient = a * reciprocal;
     return fma(fma(-quotient, x, a), reciprocal, quotient);
@@ -63,7 +63,7 @@ template <> struct Word<8> { typedef uint2 Type; };
 template <> struct Word<16> { typedef uint4 Type; };
 typedef Word<VEC * sizeof(Element)>::Type Raw;
 
-// VEC elements, moved as one word.
+// VEC elements, loaded and stored as one word.
 union Vector {
     Raw raw;
     Element element[VEC];
@@ -71,7 +71,7 @@ union Vector {
     __device__ Vector() {}
 };
 
-// Two at a time where the processor can.
+// Two elements in one instruction, where the device has it.
 template <class T> __device__ inline void narrow_pair(Math low, Math high, T& first, T& second, unsigned&) {
     narrow(low, first);
     narrow(high, second);
@@ -95,16 +95,16 @@ __device__ inline void narrow(const Math (&wide)[VEC], Vector& out) {
 #endif
 }
 
-// How the cache treats what is read: as worth keeping for the kernel that comes next, or as not needed again.
+// Cache hints: evict_last for what the next kernel reads again, evict_first for what is not needed again.
 typedef unsigned long long Policy;
-__device__ inline Policy keep() {
+__device__ inline Policy evict_last() {
     Policy policy = 0;
 #if __CUDA_ARCH__ >= 800
     asm("createpolicy.fractional.L2::evict_last.b64 %0;" : "=l"(policy));
 #endif
     return policy;
 }
-__device__ inline Policy forget() {
+__device__ inline Policy evict_first() {
     Policy policy = 0;
 #if __CUDA_ARCH__ >= 800
     asm("createpolicy.fractional.L2::evict_first.b64 %0;" : "=l"(policy));
@@ -112,11 +112,11 @@ __device__ inline Policy forget() {
     return policy;
 }
 
-// Memory that nothing writes while the kernel runs.
+// For memory that nothing writes while the kernel runs.
 template <class Word> __device__ inline Word load_constant(const Word* from, Policy) { return __ldg(from); }
-// Memory that this kernel may write: dx over dy.
+// For memory that this kernel may write: dx may be stored in the place of dy.
 template <class Word> __device__ inline Word load(const Word* from, Policy) { return *from; }
-// Results, which nobody here reads again: they should not push x out of the cache.
+// For results. This kernel does not read them again, so they should not displace x in the cache.
 template <class Word> __device__ inline void store(Word* to, Word word, Policy) { __stcs(to, word); }
 #if __CUDA_ARCH__ >= 800
 template <> __device__ inline uint4 load_constant(const uint4* from, Policy policy) {

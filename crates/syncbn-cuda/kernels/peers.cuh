@@ -1,59 +1,26 @@
 // Ranks that meet inside the kernels, each on its own device of one host: every rank writes its numbers into its peers' memory.
 //
-// A kernel that sums sends a packet for each number of a channel as soon as its owner has it; the kernel that comes next waits for the
+// A kernel that sums sends one packet for each number of a channel, as soon as the channel's owner has it. The next kernel waits for the
 // packets of the channels that it needs, in its own device's memory, and adds the ranks' numbers in the order of the ranks.
 //
-// A packet carries the number of the pass, so that nothing else says that it has come. Passes are counted on the device, so that
-// graphs can be replayed. There are two sets of slots, for passes of even and of odd number. That is enough: a rank that sends in pass
-// n has had every packet of pass n - 1, whose senders were done with pass n - 2.
+// A packet carries the number of its pass, which is how the receiver knows that it has arrived. Passes are counted on the device, so
+// that graphs can be replayed. There are two sets of slots, for passes of even and of odd number. Two are enough: a rank that sends in
+// pass n has received every packet of pass n - 1, and their senders had finished pass n - 2.
 //
-// Kernels that send never wait for a peer, so those that wait for their packets end, or the time-out does.
+// A kernel that sends never waits for a peer. So a kernel that waits for packets ends, by their arrival or by the time-out.
 
 #if PEERS
 
 typedef unsigned long long u64;
 
-// Packets in front of those of the channels.
-enum Header { HASH, IDENTITY, USE, STEP, COUNT, HEADER = 8 };
-
-// In the device's memory, written by this rank alone.
-struct Control {
-    unsigned last;    // the last pass that is over: written by the kernel that waits, read by the kernel that sends
-    unsigned current; // the pass under way: written by the kernel that sends, read by the kernel that waits
-    unsigned failed;
-    unsigned unused[13];
-    // Behind it, two packets for each channel: what the first blocks of a forward pass have made of the ranks' numbers.
-};
-
-// In the host's memory: why this rank has failed. Which ranks have not come is asked of the inbox, by the host.
-struct Report {
-    unsigned stop; // the host's: whoever waits gives up
-    unsigned done; // the rest is written
-    u64 call[3];   // identity, use, step
-    u64 number;    // of the pass
-    u64 elsewhere; // 1 + the rank that is in another call; 0 where some rank has not come in time
-    u64 other[3];  // where that rank is
-};
-
-struct Peers {
-    uint4* inboxes[MOST_RANKS]; // each rank's; in each, the slots of all ranks for even passes, then for odd ones
-    Control* control;
-    Report* report;
-    u64 hash, call[3];
-    u64 timeout; // nanoseconds
-    int rank, ranks;
-    int slot; // packets
-    int unused;
-};
-static_assert(sizeof(Peers) == PEERS_BYTES && sizeof(Report) == REPORT_BYTES, "raw/peers.rs has other structs");
-
-// 16 bytes in one store. Each half has the number, since no more than 8 bytes are promised to come at once.
+// 16 bytes, stored at once. Each half has the number, since only 8 bytes are guaranteed to arrive together.
 struct Packet {
-    unsigned low, number, high, again;
+    unsigned low, number, high, number_again;
 
-    __device__ bool is_of(unsigned pass) const { return number == pass && again == pass; }
+    __device__ bool is_of(unsigned pass) const { return number == pass && number_again == pass; }
     __device__ u64 bits() const { return (u64)high << 32 | low; }
 };
+static_assert(sizeof(Packet) == PACKET_BYTES && sizeof(uint4) == PACKET_BYTES, "a packet is one word of 16 bytes");
 __device__ inline void store_packet(uint4* at, unsigned number, u64 bits) {
     asm volatile("st.relaxed.sys.global.v4.u32 [%0], {%1, %2, %3, %2};"
                  :
@@ -63,12 +30,12 @@ __device__ inline void store_packet(uint4* at, unsigned number, u64 bits) {
 __device__ inline Packet load_packet(const uint4* at) {
     Packet p;
     asm volatile("ld.relaxed.sys.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(p.low), "=r"(p.number), "=r"(p.high), "=r"(p.again)
+                 : "=r"(p.low), "=r"(p.number), "=r"(p.high), "=r"(p.number_again)
                  : "l"(at)
                  : "memory");
     return p;
 }
-__device__ inline Control load_control(const Peers& peers) {
+__device__ inline Control load_control(const PeersParams& peers) {
     Control control;
     asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(control.last), "=r"(control.current), "=r"(control.failed), "=r"(control.unused[0])
@@ -77,23 +44,23 @@ __device__ inline Control load_control(const Peers& peers) {
     return control;
 }
 
-// The packets that `from` sends to `to` in a pass.
-__device__ inline uint4* slot_of(const Peers& peers, int to, int from, unsigned number) {
-    return peers.inboxes[to] + (long long)((number & 1) * peers.ranks + from) * peers.slot;
+// Where the packets lie that `from` sends to `to` in a pass.
+__device__ inline uint4* slot_of(const PeersParams& peers, int to, int from, unsigned number) {
+    return peers.inboxes[to] + (long long)((number & 1) * peers.ranks + from) * peers.packets_per_slot;
 }
 
-// What a kernel that sums does.
+// For kernels that sum.
 struct Sender {
     unsigned number;
-    bool may_send; // a rank that has failed is silent: its peers' time-out tells them
+    bool may_send; // a rank that has failed sends nothing more; its peers time out
 
-    __device__ Sender(const Peers& peers) {
+    __device__ Sender(const PeersParams& peers) {
         Control control = load_control(peers);
         number = control.last + 1;
         may_send = control.failed == 0;
     }
-    // Called by every thread: the first block says which call this is.
-    __device__ void send_header(const Peers& peers, f64 count) const {
+    // Called by every thread; the first block sends which call this is.
+    __device__ void send_header(const PeersParams& peers, f64 count) const {
         if (blockIdx.x != 0) return;
         if (threadIdx.x == 0) *(volatile unsigned*)&peers.control->current = number;
         if (!may_send || threadIdx.x >= peers.ranks) return;
@@ -102,8 +69,8 @@ struct Sender {
         store_packet(slot + COUNT, number, __double_as_longlong(count));
         for (int word = 0; word < 3; word++) store_packet(slot + IDENTITY + word, number, peers.call[word]);
     }
-    // A channel's two numbers.
-    __device__ void send(const Peers& peers, long long channel, f64 first, f64 second) const {
+    // Sends a channel's two numbers.
+    __device__ void send(const PeersParams& peers, long long channel, f64 first, f64 second) const {
         if (!may_send) return;
         for (int to = 0; to < peers.ranks; to++) {
             uint4* at = slot_of(peers, to, peers.rank, number) + HEADER + 2 * channel;
@@ -119,32 +86,32 @@ __device__ inline u64 nanoseconds() {
     return now;
 }
 
-// Ends this rank's part in the group. The first thread to come here may tell the host why.
-__device__ inline bool fails_first(const Peers& peers) { return atomicCAS(&peers.control->failed, 0u, 1u) == 0; }
+// Ends this rank's part in the group. Only the first thread to come here, which gets true, tells the host why.
+__device__ inline bool fails_first(const PeersParams& peers) { return atomicCAS(&peers.control->failed, 0u, 1u) == 0; }
 
-// Called by one thread of the grid that waits, once all have its number, or have it from elsewhere.
-__device__ inline void end_pass(const Peers& peers, unsigned number) { *(volatile unsigned*)&peers.control->last = number; }
+// Called by one thread of the receiving grid. Only the next pass reads what it changes.
+__device__ inline void end_pass(const PeersParams& peers, unsigned number) { *(volatile unsigned*)&peers.control->last = number; }
 
-// What is told is complete.
+// The report is complete.
 __device__ inline void tell(Report* report) {
     __threadfence_system();
     *(volatile unsigned*)&report->done = 1;
 }
-__device__ inline void tell_call(const Peers& peers, unsigned number) {
+__device__ inline void tell_call(const PeersParams& peers, unsigned number) {
     peers.report->number = number;
     for (int word = 0; word < 3; word++) peers.report->call[word] = peers.call[word];
 }
 
-// What the kernel after it does: made once the previous kernel has ended.
+// For the next kernel; it is made after the previous kernel has ended.
 struct Receiver {
     unsigned number;
 
-    __device__ Receiver(const Peers& peers) { number = load_control(peers).current; }
+    __device__ Receiver(const PeersParams& peers) { number = load_control(peers).current; }
 
-    // Waits for the packets at N places; whether they have come, and every rank of which something has come is in this call. Nothing
-    // here is a call of a function: it would cost the kernels around it their registers.
+    // Waits for the packets at N addresses. Returns whether they have arrived and, with COMPARES, every rank that has sent something
+    // is in this call. Everything is inlined: a call would cost the surrounding kernels registers.
     template <bool COMPARES, int N>
-    __device__ bool wait(const Peers& peers, const uint4* const (&at)[N], f64 (&values)[N]) const {
+    __device__ bool wait(const PeersParams& peers, const uint4* const (&at)[N], f64 (&values)[N]) const {
         u64 since = 0;
 #pragma unroll 1
         for (unsigned look = 1;; look++) {
@@ -169,14 +136,14 @@ struct Receiver {
         }
     }
 
-    // Whether this rank has failed, or was told to give up.
-    __device__ static bool is_over(const Peers& peers) {
+    // Whether this rank has failed, or the host has told it to stop.
+    __device__ static bool is_over(const PeersParams& peers) {
         return load_control(peers).failed != 0 || *(volatile unsigned*)&peers.report->stop != 0;
     }
 
-    // Calls `add(from, first, second, count)` with a channel's numbers of each rank, in the order of the ranks, and its count where a
-    // pass has one; whether all have come.
-    template <bool COUNTED, class Add> __device__ bool for_ranks(const Peers& peers, long long channel, Add add) const {
+    // Calls `add(from, first, second, count)` with a channel's numbers of each rank, in the order of the ranks; the count is that of
+    // the rank's elements, with COUNTED. Returns whether all have arrived.
+    template <bool COUNTED, class Add> __device__ bool for_ranks(const PeersParams& peers, long long channel, Add add) const {
 #pragma unroll 1
         for (int from = 0; from < peers.ranks; from++) {
             const uint4 *slot = slot_of(peers, peers.rank, from, number), *own = slot + HEADER + 2 * channel;
@@ -188,9 +155,9 @@ struct Receiver {
         return true;
     }
 
-    // The same with counts, and only if all ranks are in this call. Two ranks at a time: their packets are waited for at once. An odd
-    // one is read twice.
-    template <class Add> __device__ bool for_agreeing_ranks(const Peers& peers, long long channel, Add add) const {
+    // The same with counts, and true only if all ranks are in this call. The packets of two ranks are waited for at once; the last of an
+    // odd number of ranks is read twice.
+    template <class Add> __device__ bool for_agreeing_ranks(const PeersParams& peers, long long channel, Add add) const {
         bool agree = true;
 #pragma unroll 1
         for (int from = 0; from < peers.ranks; from += 2) {
@@ -209,38 +176,38 @@ struct Receiver {
         return agree || compare(peers);
     }
 
-    __device__ static bool is_ours(const Peers& peers, f64 hash) {
+    __device__ static bool is_ours(const PeersParams& peers, f64 hash) {
         return (u64)__double_as_longlong(hash) == peers.hash;
     }
 
-    // Whether every rank of which something has come is in this call.
-    __device__ bool compare(const Peers& peers) const {
+    // Whether every rank that has sent something is in this call.
+    __device__ bool compare(const PeersParams& peers) const {
         for (int from = 0; from < peers.ranks; from++) {
             const uint4* slot = slot_of(peers, peers.rank, from, number);
             Packet hash = load_packet(slot + HASH);
             if (!hash.is_of(number) || hash.bits() == peers.hash) continue;
-            // What says where it is was sent with the hash.
+            // Which call the rank is in was sent with the hash.
             const uint4* const where[3] = {slot + IDENTITY, slot + USE, slot + STEP};
             f64 call[3];
             if (!wait<false>(peers, where, call) || !fails_first(peers)) return false;
             tell_call(peers, number);
-            for (int word = 0; word < 3; word++) peers.report->other[word] = __double_as_longlong(call[word]);
-            peers.report->elsewhere = from + 1;
+            for (int word = 0; word < 3; word++) peers.report->other_call[word] = __double_as_longlong(call[word]);
+            peers.report->other_rank = from + 1;
             tell(peers.report);
             return false;
         }
         return true;
     }
 
-    // A channel's two results, which the first blocks of a forward pass leave for all others. Blocks are started in the order of their
-    // numbers, so those that leave them run.
-    __device__ void leave(const Peers& peers, long long channel, f64 first, f64 second) const {
+    // Makes a channel's two results available to all blocks of the grid. The first blocks of a forward pass do this. Blocks start in the
+    // order of their numbers, so when others wait for the results, the first blocks are running.
+    __device__ void publish(const PeersParams& peers, long long channel, f64 first, f64 second) const {
         uint4* at = (uint4*)(peers.control + 1) + 2 * channel;
         store_packet(at, number, __double_as_longlong(first));
         store_packet(at + 1, number, __double_as_longlong(second));
     }
-    // Waits for them; whether they were left.
-    __device__ bool find(const Peers& peers, long long channel, f64& first, f64& second) const {
+    // Waits for them; returns whether they were published.
+    __device__ bool wait_for_published(const PeersParams& peers, long long channel, f64& first, f64& second) const {
         const uint4* at = (const uint4*)(peers.control + 1) + 2 * channel;
 #pragma unroll 1
         for (unsigned look = 1;; look++) {
@@ -253,8 +220,8 @@ struct Receiver {
     }
 };
 
-// The part of the block that waits for every rank, in a pass in which no thread of it has another: the pass is over then.
-__device__ inline void meet_ranks(const Peers& peers) {
+// Waits for every rank and ends the pass, in one block. For passes in which no other thread ends it.
+__device__ inline void meet_ranks(const PeersParams& peers) {
     Receiver receiver(peers);
     if (threadIdx.x < peers.ranks) {
         f64 hash[1];
@@ -265,9 +232,9 @@ __device__ inline void meet_ranks(const Peers& peers) {
     if (threadIdx.x == 0) end_pass(peers, receiver.number);
 }
 
-// What such kernels take besides their own arguments, and the functions that they call.
-#define PEERS_PARAMETER , const __grid_constant__ Peers peers
-#define PEERS_REFERENCE , const Peers& peers
+// The second parameter of such kernels, and of the functions that they call.
+#define PEERS_PARAMETER , const __grid_constant__ PeersParams peers
+#define PEERS_REFERENCE , const PeersParams& peers
 #else
 #define PEERS_PARAMETER
 #define PEERS_REFERENCE

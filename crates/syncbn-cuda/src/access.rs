@@ -1,6 +1,4 @@
-//! The memory of one kernel's arguments: checked, ordered after what came before, and noted as used.
-//!
-//! Deliberately not here: what the memory is for.
+//! The memory of one kernel's arguments: checked, ordered after earlier uses, and recorded as used.
 
 use std::sync::Arc;
 
@@ -12,7 +10,7 @@ use crate::raw::driver::{self, Function, Launch};
 use crate::raw::owned::{Order, Owned, Region, Use, is_same};
 use crate::raw::params::{Params, PeersParams};
 
-/// A queue that work may be given to: where it captures a graph, that was allowed. A pass asks once, for all that it enqueues.
+/// A queue on which work may be enqueued: if it captures a graph, that was allowed. A pass checks this once, for all its work.
 #[derive(Clone, Copy)]
 pub(crate) struct OpenQueue<'q> {
     stream: &'q Arc<CudaStream>,
@@ -25,22 +23,22 @@ impl<'q> OpenQueue<'q> {
     }
 }
 
-/// What one piece of work on a queue uses.
+/// The memory that one piece of work on a queue uses.
 pub(crate) struct Access<'q, 'm> {
     queue: &'q Arc<CudaStream>,
     capturing: bool,
-    /// To be recorded behind the work.
+    /// To be recorded after the work.
     events: Vec<&'m CudaEvent>,
 }
 
 impl<'q, 'm> Access<'q, 'm> {
-    /// For work that a graph may capture, where that was allowed.
+    /// For work that a graph may capture, if that was allowed.
     pub(crate) fn begin(queue: OpenQueue<'q>) -> Self {
         let OpenQueue { stream, capturing } = queue;
         Self { queue: stream, capturing, events: Vec::new() }
     }
 
-    /// For work that is waited for, which no graph can capture.
+    /// For work that the host waits for, which no graph can capture.
     pub(crate) fn waiting(queue: &'q Arc<CudaStream>, what: &'static str) -> Result<Self, CudaError> {
         refuse_capture(queue, what)?;
         Ok(Self { queue, capturing: false, events: Vec::new() })
@@ -66,7 +64,7 @@ impl<'q, 'm> Access<'q, 'm> {
         self.used(what, region, len, Use::Write)
     }
 
-    /// The pointer to exactly `len` elements that are read by work that is waited for, while the memory is borrowed.
+    /// The pointer to exactly `len` elements, for a read that the host waits for while the memory is borrowed.
     pub(crate) fn read_once(
         &self,
         what: &'static str,
@@ -83,7 +81,7 @@ impl<'q, 'm> Access<'q, 'm> {
         Ok(region.pointer)
     }
 
-    /// Orders the work after all that came after this memory before, as if it wrote it.
+    /// Orders the work after all earlier work that called this with the same memory.
     pub(crate) fn come_after(&self, what: &'static str, turn: &Owned) -> Result<(), CudaError> {
         turn.order(self.queue, self.capturing, Use::Write, what)
     }
@@ -104,7 +102,7 @@ impl<'q, 'm> Access<'q, 'm> {
         Ok(region.pointer)
     }
 
-    /// Whether this device and queue may use the memory, and there is enough of it.
+    /// Checks that this device and queue may use the memory, and that it is large enough.
     fn check(&self, what: &'static str, region: &Region<'_>, len: usize) -> Result<(), CudaError> {
         if region.len < len {
             return Err(CudaError::Length { what, expected: len, got: region.len });
@@ -124,7 +122,7 @@ impl<'q, 'm> Access<'q, 'm> {
         }
     }
 
-    /// Enqueues one kernel that uses what was asked for, and nothing else.
+    /// Enqueues one kernel, which uses only the memory asked for before.
     pub(crate) fn launch<P: Params>(
         self,
         function: Function,
@@ -135,14 +133,14 @@ impl<'q, 'm> Access<'q, 'm> {
         self.enqueue(|queue| driver::launch(queue, function, launch, params, peers))
     }
 
-    /// Enqueues work that uses what was asked for, and nothing else.
+    /// Enqueues work, which uses only the memory asked for before.
     pub(crate) fn enqueue(
         self,
         work: impl FnOnce(&CudaStream) -> Result<(), CudaError>,
     ) -> Result<(), CudaError> {
         work(self.queue)?;
         for event in self.events {
-            // The work is on its way: a failure shows at the context's next use, as cudarc's own do.
+            // The work is enqueued already. A failure shows at the context's next use, as cudarc's own do.
             self.queue.context().record_err(event.record(self.queue));
         }
         Ok(())

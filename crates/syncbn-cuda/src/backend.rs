@@ -1,4 +1,4 @@
-//! The core's traits, each method one call into the file of its name.
+//! The traits of syncbn-core. Each method is one call into the file of its name.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::meet::{self, Meet};
 use crate::memory::Buffer;
 use crate::moments::Wanted;
 use crate::peers::Peers;
-use crate::plan::Plan;
+use crate::plan::LaunchPlan;
 use crate::raw::memory::{Mem, MemMut};
 use crate::raw::transfer;
 use crate::workspace::{Saved, Workspace};
@@ -25,10 +25,10 @@ use crate::{grad_input, grad_sums, module, moments, normalize};
 
 const KERNELS: [&Kernel; 4] = [&moments::KERNEL, &normalize::KERNEL, &grad_sums::KERNEL, &grad_input::KERNEL];
 
-/// Compiles every specialisation of every kernel for an architecture such as `sm_90`, without a device; returns how many
-/// there are.
+/// Compiles every specialization of every kernel for an architecture such as `sm_90`. No device is needed. Returns the number of
+/// specializations.
 pub fn compile_all(architecture: &str) -> Result<usize, CudaError> {
-    module::compile_all(&KERNELS, meet::SPECIAL, architecture)
+    module::compile_all(&KERNELS, meet::SPECIALIZATION, architecture)
 }
 
 impl Backend for Cuda {
@@ -137,10 +137,10 @@ impl Storage for Cuda {
 }
 
 impl<T: Element> Kernels<T> for Cuda {
-    /// Compiles the four kernels for memory of full alignment, and puts one set of saved statistics into the pool.
+    /// Compiles the four kernels for fully aligned memory, and allocates one set of saved statistics.
     fn prepare(&self, queue: &Arc<CudaStream>, geometry: &Geometry) -> Result<(), CudaError> {
         for kernel in KERNELS {
-            let plan = Plan::new(geometry, size_of::<T>(), &[0], self.multiprocessors(), kernel)?;
+            let plan = LaunchPlan::new(geometry, size_of::<T>(), &[0], self.multiprocessors(), kernel)?;
             self.kernel::<T>(kernel, &plan, false)?;
         }
         self.saved(queue, geometry.channels()).map(drop)
@@ -159,7 +159,7 @@ impl<T: Element> Kernels<T> for Cuda {
         grad_input::enqueue(self, self.open_queue(queue)?, args, None)
     }
 
-    /// Alone, no message is made.
+    /// A rank alone needs no message.
     fn forward(
         &self,
         queue: &Arc<CudaStream>,
@@ -212,7 +212,7 @@ impl<T: Element> Kernels<T> for Cuda {
         }
         let at = PassError::at(Stage::GradInput);
         let Some(grad) = gradients.as_grad() else {
-            // Its peers' numbers are of no use to it, but it must not run ahead of them.
+            // It does not need its peers' numbers, but it must not run ahead of them.
             let meet = |peers| meet::enqueue(self, queue, peers, Meet::Receives);
             return peers.as_ref().map_or(Ok(()), meet).map_err(at);
         };

@@ -1,10 +1,9 @@
-//! Compiled kernels on disk: a file per kernel, named after the digest of all that made it, with the digest of name and content.
+//! Compiled kernels on disk, one file for each. Its name is the digest of all inputs of the compiler, and it begins with the digest of
+//! its name and content.
 //!
-//! A file that is short, long, changed or renamed is not trusted: it reads as missing, and is written again. Files appear whole,
-//! by a rename, so processes may fill the cache together. What somebody else could have put there is not trusted either; see
-//! `directory`.
-//!
-//! Deliberately not here: errors of reading and writing. A cache that cannot be used only costs time.
+//! A file that was truncated, extended, changed or renamed counts as missing, and is written again. Files are written under another name
+//! and renamed, so several processes may fill the cache. Files that another user could have written are not used; see `directory`.
+//! There are no errors of reading and writing: a cache that cannot be used only costs time.
 
 #[cfg(unix)]
 mod directory;
@@ -21,7 +20,7 @@ use crate::error::CudaError;
 use directory::Directory;
 
 const DIGEST: usize = 32;
-/// The bytes of the largest file. Kernels have a hundredth of it.
+/// The largest size of a file, in bytes. Kernels have about a hundredth of it.
 const LIMIT: usize = 16 << 20;
 
 /// A directory of compiled kernels.
@@ -67,7 +66,7 @@ impl Cache {
         let content = [&digest(&[name.as_bytes(), payload]), payload].concat();
         let directory = self.directory.as_ref().filter(|_| content.len() <= LIMIT);
         if directory.and_then(|path| Directory::create(path)?.write(&name, &content)).is_none() {
-            // Slower next time, and nothing else: the kernel itself is in hand.
+            // Only the next start is slower: this process has the kernel.
         }
     }
 }

@@ -1,6 +1,4 @@
-//! The handle on a device: opened once, cloned freely.
-//!
-//! Deliberately not here: streams, which are the caller's.
+//! The handle of a device: opened once, cloned freely.
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -14,8 +12,8 @@ use syncbn_core::{Element, Geometry};
 use crate::access::OpenQueue;
 use crate::error::CudaError;
 use crate::kernel::Kernel;
-use crate::module::{Modules, Special};
-use crate::plan::Plan;
+use crate::module::{Modules, Specialization};
+use crate::plan::LaunchPlan;
 use crate::raw::driver::{self, Function};
 use crate::raw::nvrtc::nvrtc;
 use crate::raw::owned::Owned;
@@ -28,13 +26,13 @@ pub struct Cuda(Arc<Device>);
 struct Device {
     context: Arc<CudaContext>,
     multiprocessors: usize,
-    /// Bytes of a multiprocessor.
+    /// Bytes of shared memory of a multiprocessor.
     shared_memory: usize,
     can_overlap: bool,
     may_overlap: bool,
     modules: Modules,
     pool: Arc<Pool>,
-    /// What every kernel writes, in name, that sends to peers or waits for them: such passes run one after the other on a device.
+    /// Memory that every kernel which meets peers counts as writing, so that such passes run one after the other on a device.
     turn: OnceLock<Owned>,
 }
 
@@ -71,9 +69,9 @@ impl Cuda {
         let shared_memory = attribute(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)?;
         let modules = Modules::new(10 * major + minor)?;
         let pool = Arc::new(Pool::new(context.clone()));
-        // The kernels wait for each other only where they are compiled for a device that can.
+        // Only kernels compiled for such a device wait for the previous kernel.
         let can_overlap = modules.capability() >= 90 && driver::version()? >= driver::CAPTURES_OVERLAPS;
-        // For tools that follow one kernel at a time.
+        // For tools that trace one kernel at a time.
         let may_overlap =
             can_overlap && std::env::var_os("SYNCBN_CUDA_OVERLAP").is_none_or(|value| value != "0");
         Ok(Self(Arc::new(Device {
@@ -88,13 +86,13 @@ impl Cuda {
         })))
     }
 
-    /// The context that all memory and streams have to belong to.
+    /// The context to which all memory and streams have to belong.
     #[must_use]
     pub fn context(&self) -> &Arc<CudaContext> {
         &self.0.context
     }
 
-    /// The versions of CUDA that the driver and the compiler are of, by name.
+    /// The CUDA versions of the driver and of the compiler, by name.
     pub fn versions(&self) -> Result<[(String, String); 2], CudaError> {
         let driver = driver::version()?;
         let (major, minor) = nvrtc()?.version();
@@ -108,17 +106,17 @@ impl Cuda {
         self.0.multiprocessors
     }
 
-    /// Bytes that the blocks on one multiprocessor share.
+    /// Bytes of shared memory of a multiprocessor.
     pub(crate) fn shared_memory(&self) -> usize {
         self.0.shared_memory
     }
 
-    /// Whether the device can start a kernel before the one before it has ended (programmatic dependent launch).
+    /// Whether the device can start a kernel before the previous one has ended (programmatic dependent launch).
     pub(crate) fn can_overlap(&self) -> bool {
         self.0.can_overlap
     }
 
-    /// Whether it is let, too: without it, kernels still read ahead, one after the other.
+    /// Whether it is also allowed. If not, kernels run one after the other; they prefetch all the same.
     pub(crate) fn may_overlap(&self) -> bool {
         self.0.may_overlap
     }
@@ -130,15 +128,16 @@ impl Cuda {
     pub(crate) fn kernel<T: Element>(
         &self,
         kernel: &'static Kernel,
-        plan: &Plan,
+        plan: &LaunchPlan,
         peers: bool,
     ) -> Result<Function, CudaError> {
-        let special = Special { kernel, dtype: T::DTYPE, vec: plan.vec, columns: plan.columns, peers };
-        self.function(special)
+        let specialization =
+            Specialization { kernel, dtype: T::DTYPE, vec: plan.vec, columns: plan.columns, peers };
+        self.function(specialization)
     }
 
-    pub(crate) fn function(&self, special: Special) -> Result<Function, CudaError> {
-        self.0.modules.get(&self.0.context, special)
+    pub(crate) fn function(&self, specialization: Specialization) -> Result<Function, CudaError> {
+        self.0.modules.get(&self.0.context, specialization)
     }
 
     pub(crate) fn turn(&self) -> Result<&Owned, CudaError> {
@@ -158,7 +157,7 @@ impl Cuda {
         self.check_context(&other.0.context)
     }
 
-    /// The queue, if work of this device may be given to it.
+    /// The queue, if it belongs to this device and may be used.
     pub(crate) fn open_queue<'q>(&self, queue: &'q Arc<CudaStream>) -> Result<OpenQueue<'q>, CudaError> {
         self.check_queue(queue)?;
         OpenQueue::new(queue)
@@ -176,7 +175,7 @@ impl Cuda {
     }
 }
 
-/// Core has compared them; whoever calls a kernel alone may not have.
+/// Core has compared them, but a kernel can also be called directly.
 pub(crate) fn same_geometry(tensor: &'static str, x: &Geometry, other: &Geometry) -> Result<(), CudaError> {
     if x == other { Ok(()) } else { Err(CudaError::OtherGeometry { tensor }) }
 }

@@ -1,4 +1,4 @@
-//! What can go wrong on the device.
+//! The errors of the device, and of the libraries behind it.
 //!
 //! Deliberately not here: errors about shapes and arguments, which are the core's.
 
@@ -17,13 +17,13 @@ pub enum CudaError {
         library: &'static str,
         /// What the loader said.
         reason: String,
-        /// What brings it.
+        /// The package to install.
         install: &'static str,
     },
-    /// The directory for compiled kernels would depend on where the program happens to run.
+    /// The directory for compiled kernels is a relative path.
     #[error("SYNCBN_CACHE_DIR is `{}`, expected an absolute path, or nothing for no cache", path.display())]
     CacheDirectory {
-        /// What it is set to.
+        /// The value that is set.
         path: std::path::PathBuf,
     },
     /// There is no such device.
@@ -47,10 +47,10 @@ pub enum CudaError {
     /// Device memory is exhausted.
     #[error("device memory is exhausted: {bytes} bytes were asked for")]
     OutOfMemory {
-        /// What was asked for.
+        /// The bytes that were asked for.
         bytes: usize,
     },
-    /// The driver refused something.
+    /// A call of the driver failed.
     #[error("{during}: {source}")]
     Driver {
         /// What was tried.
@@ -58,7 +58,7 @@ pub enum CudaError {
         /// The driver's code and text.
         source: DriverError,
     },
-    /// NVRTC refused a kernel.
+    /// NVRTC did not compile a kernel.
     #[error("NVRTC refused kernel {kernel} ({options}): {log}")]
     Compile {
         /// The kernel.
@@ -82,29 +82,29 @@ pub enum CudaError {
         /// The backend's device.
         ordinal: usize,
     },
-    /// Memory was lent for another stream.
+    /// Memory was borrowed for another stream.
     #[error("{what} was lent for another stream than the one that is used now")]
     OtherStream {
-        /// What was lent.
+        /// The memory.
         what: &'static str,
     },
-    /// The stream captures a graph, which would hold memory longer than any borrow.
+    /// The stream captures a graph, whose replays would use memory after its borrow has ended.
     #[error(
         "the stream captures a graph, whose replays may use memory after it is gone: `allow_capture` says what has to hold"
     )]
     Capturing,
-    /// Something was to be captured that no graph can hold.
+    /// The operation cannot be captured in a graph.
     #[error("{what} cannot be part of a captured graph: run the step once before the capture")]
     NotCaptured {
-        /// What was to be captured.
+        /// The operation.
         what: &'static str,
     },
-    /// Work that is captured would have to wait for work that is not.
+    /// Captured work would have to wait for work that is not captured.
     #[error(
         "{what} is in use on a stream that is not captured: run the step once on the stream that captures"
     )]
     Uncaptured {
-        /// What is in use.
+        /// The memory that is in use.
         what: &'static str,
     },
     /// The workspace is for another layer.
@@ -121,7 +121,7 @@ pub enum CudaError {
         /// The tensor.
         tensor: &'static str,
     },
-    /// The grid does not fit the device.
+    /// The tensor needs more blocks than a grid may have.
     #[error("a tensor of {channels} channels needs more blocks than a grid may have")]
     TooLarge {
         /// The channels.
@@ -136,22 +136,22 @@ pub enum CudaError {
         /// What was tried.
         during: &'static str,
     },
-    /// The launcher's environment is no good, or the processes did not find each other.
+    /// The launcher's environment is incomplete, or the processes did not find each other.
     #[error(transparent)]
     Bootstrap(#[from] BootstrapError),
-    /// The first sum of a new group came out wrong, or not at all.
+    /// The first sum of a new group failed, or was wrong.
     #[error("the first sum of a new group: {reason}")]
     FirstSum {
         /// What was wrong.
         reason: String,
     },
-    /// The system starts no more threads.
+    /// The system did not start a thread.
     #[error("the watchdog's thread cannot be started: {source}")]
     Thread {
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// A rank or size that NCCL cannot count.
+    /// The rank or the number of ranks is out of range.
     #[error("rank {rank} of {world_size}, expected a rank below the size and a size of at most 2^31 - 1")]
     Rank {
         /// The rank.
@@ -159,19 +159,19 @@ pub enum CudaError {
         /// The number of ranks.
         world_size: usize,
     },
-    /// Memory has another length than what is to be done with it.
+    /// Memory has another length than the operation needs.
     #[error("{what} has {got} elements, expected {expected}")]
     Length {
-        /// Whose memory.
+        /// The memory.
         what: &'static str,
-        /// The number of elements that are needed.
+        /// The number of elements that the operation needs.
         expected: usize,
-        /// The number that there is.
+        /// The number of elements of the memory.
         got: usize,
     },
 }
 
-/// NCCL refused something, or failed.
+/// A call of NCCL failed.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{during}: NCCL's error {code}, {text}{}{detail}", if .detail.is_empty() { "" } else { ": " })]
 #[non_exhaustive]
@@ -184,7 +184,7 @@ pub struct NcclError {
     pub text: String,
     /// NCCL's text of the last error, if it has one.
     pub detail: String,
-    /// Whether the call was refused before any work, for what it was given.
+    /// Whether NCCL refused the arguments, before any work.
     pub callers: bool,
 }
 

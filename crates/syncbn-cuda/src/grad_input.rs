@@ -9,17 +9,16 @@ use crate::error::CudaError;
 use crate::kernel::{Kernel, Tuning};
 use crate::meet::{self, Meet};
 use crate::peers::Peers;
-use crate::plan::{Ahead, Plan};
+use crate::plan::{LaunchPlan, Prefetch};
 use crate::raw::driver::Launch;
 use crate::raw::params::GradInputParams;
 
 pub(crate) const KERNEL: Kernel = Kernel {
     name: "grad_input",
     source: include_str!("../kernels/grad_input.cu"),
-    args_bytes: size_of::<GradInputParams>(),
     writes: true,
     reads: 2,
-    few: 0,
+    scalar_up_to: 0,
     rows: Tuning::new(256, 4, 2),
     columns: Tuning::new(256, 4, 2),
     columns_of_halves: Tuning::new(384, 2, 2),
@@ -54,24 +53,33 @@ pub(crate) fn enqueue<T: Element>(
     let message = match source {
         GradSource::Batch { workspace } => {
             workspace.check(&geometry, T::Param::DTYPE)?;
-            workspace.parts(&mut access)?.message
+            workspace.pointers(&mut access)?.message
         }
         GradSource::Frozen => 0,
     };
-    let plan = Plan::new(&geometry, size_of::<T>(), &[x, dy, dx], cuda.multiprocessors(), &KERNEL)?;
+    let plan = LaunchPlan::new(&geometry, size_of::<T>(), &[x, dy, dx], cuda.multiprocessors(), &KERNEL)?;
     if plan.blocks == 0 {
         return peers.map_or(Ok(()), |peers| meet::enqueue(cuda, queue, peers, Meet::Receives));
     }
     let peers = peers.map(|peers| peers.params(&access)).transpose()?;
     let kernel = cuda.kernel::<T>(&KERNEL, &plan, peers.is_some())?;
-    let (mut launched, mut ahead) = (plan.launch(), Ahead::default());
-    // With frozen statistics nothing says what the previous kernel was: it may be the one that makes dy.
+    let (mut launched, mut prefetch) = (plan.launch(), Prefetch::default());
+    // With frozen statistics the previous kernel is unknown: it may be the one that writes dy.
     if message != 0 && cuda.can_overlap() {
-        ahead = plan.ahead(&KERNEL, size_of::<T>(), cuda.shared_memory(), kernel.shared);
-        launched = Launch { overlaps: cuda.may_overlap(), shared: ahead.bytes, ..launched };
+        prefetch = plan.prefetch(&KERNEL, size_of::<T>(), cuda.shared_memory(), kernel.shared);
+        launched = Launch { overlaps: cuda.may_overlap(), shared: prefetch.bytes, ..launched };
     }
     // The first block compares the ranks' calls.
     launched.blocks += u32::from(peers.is_some());
-    let params = GradInputParams { tile: plan.tile, x, dy, dx, saved, message, weight, ahead: ahead.turns };
+    let params = GradInputParams {
+        walk: plan.walk,
+        x,
+        dy,
+        dx,
+        saved,
+        message,
+        weight,
+        prefetch_rounds: prefetch.rounds,
+    };
     access.launch(kernel, launched, params, peers)
 }

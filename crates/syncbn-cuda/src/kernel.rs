@@ -1,27 +1,25 @@
-//! What is said of a kernel before it is compiled: its source, and how it is tuned.
+//! A kernel before it is compiled: its source and its tuning.
 
-/// One kernel: its source, and what it is compiled for. Each stands in the file of its name.
+/// One kernel. Each is a constant in the file of its name.
 #[derive(Debug)]
 pub(crate) struct Kernel {
     pub(crate) name: &'static str,
     pub(crate) source: &'static str,
-    /// The bytes of its argument struct, which the compiler compares with the one in the source.
-    pub(crate) args_bytes: usize,
-    /// Whether it writes a tensor, or only sums.
+    /// Whether it writes a tensor; else it writes sums.
     pub(crate) writes: bool,
-    /// Tensors that it reads, for what it may read ahead.
+    /// The number of tensors that it reads.
     pub(crate) reads: usize,
-    /// Channels-last tensors of at most so many elements are read one element at a time, in blocks of so few channels that no
-    /// other block has a part of them: what a block waits for others takes longer than what wide loads save.
-    pub(crate) few: usize,
+    /// Channels-last tensors of at most so many elements are read one element at a time, in blocks of so few channels that no channel
+    /// has two blocks: for such tensors, waiting for another block takes longer than wide loads save.
+    pub(crate) scalar_up_to: usize,
     pub(crate) rows: Tuning,
     pub(crate) columns: Tuning,
-    /// For elements of two bytes: twice as many sums to a thread.
+    /// For elements of two bytes, where a thread has twice as many sums.
     pub(crate) columns_of_halves: Tuning,
 }
 
 impl Kernel {
-    /// For elements of `size` bytes.
+    /// The tuning for elements of `size` bytes.
     pub(crate) fn tuning(&self, columns: bool, size: usize) -> Tuning {
         match (columns, size) {
             (false, _) => self.rows,
@@ -31,14 +29,14 @@ impl Kernel {
     }
 }
 
-/// How many threads and blocks a kernel is compiled for, and how many loads each thread has in flight.
+/// What a kernel is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Tuning {
     /// The most threads of a block.
     pub(crate) threads: usize,
-    /// Blocks of so many threads that have room on a multiprocessor.
+    /// Blocks of so many threads that a multiprocessor can run at once.
     pub(crate) blocks: usize,
-    /// Loads of one tensor.
+    /// Loads of one tensor that a thread has in flight.
     pub(crate) unroll: usize,
 }
 

@@ -1,23 +1,25 @@
 #![doc = include_str!("../README.md")]
 //! # What holds
 //!
-//! - Sums, messages and saved statistics are `f64`. Chains of at most 64 elements have the squares of their differences from
-//!   their first summed in `f32` (`f64` for `f64` activations), `f32` elements themselves in `f64`, and are merged in `f64`. No float atomics: every run gives the same bits.
+//! - Sums, messages and saved statistics are `f64`. A thread first adds up chains of at most 64 elements of a channel: their differences
+//!   from the chain's first element, and the squares of these differences, in `f32` (in `f64` for `f64` activations). For `f32`
+//!   activations it adds up the elements themselves, in `f64`, instead of the differences. The sums of all chains are added in `f64`.
+//! - There are no atomics on floats: every run gives the same bits.
 //! - From compute capability 9.0 on, a kernel that writes y or dx is launched to start before the kernel that sums has ended
-//!   (programmatic dependent launch, in captured graphs too, from driver 12.3 on): it reads as much as shared memory has room
-//!   for, and waits by itself for the sums.
-//! - From a call to its return the host never waits for the device, and allocates nothing once a shape has been seen on a
-//!   stream: a step can be captured in a CUDA graph, in [`allow_capture`].
-//! - Memory may be used on any stream: what is enqueued waits, on the device, for what other streams do with it. For memory of
-//!   cudarc's, cudarc's events say so; for raw pointers the caller does.
+//!   (programmatic dependent launch, in captured graphs too, from driver 12.3 on). It reads as much of its input as shared memory has
+//!   room for, and then waits for the sums.
+//! - A pass never waits for the device. It allocates nothing once a shape has been used on a stream. So a step can be captured in a CUDA
+//!   graph, in [`allow_capture`].
+//! - A layer's memory may be used on any stream: a pass waits, on the device, for uses on other streams. cudarc's memory is ordered by
+//!   cudarc's events, and raw pointers by the caller.
 //! - Squares of `f32`, `f16` and `bf16` data have to fit an `f32`: differences of 1e19 within 64 neighbours are out of range.
 //!
 //! `raw` is the only module with unsafe code.
 //!
-//! Ranks meet on their devices through [`nccl`], one device to a rank, or in host memory through
-//! [`ViaHost`](syncbn_core::ViaHost), any number of ranks to a device.
+//! Ranks with a device each sum over NCCL ([`nccl`]), or inside the kernels ([`peers`]). Several ranks of one device sum in host memory
+//! ([`ViaHost`](syncbn_core::ViaHost)).
 //!
-//! Deliberately not here: autograd, streams of our own, and any launch but the four kernels.
+//! Deliberately not here: autograd, and streams, which are the caller's.
 
 #![deny(unsafe_code)]
 

@@ -14,8 +14,8 @@ use crate::raw::transfer;
 
 /// Device memory that a layer owns: its parameters and running statistics. Freeing it waits for the device.
 ///
-/// It may be used on any stream: what is enqueued with it waits, on the device, for what other streams do with it. An optimiser on
-/// the device gets its pointer from [`device_ptr_mut`](Self::device_ptr_mut).
+/// It may be used on any stream: work that uses it waits, on the device, for work on other streams that uses it. An optimiser on the
+/// device gets its pointer from [`device_ptr_mut`](Self::device_ptr_mut).
 #[derive(Debug)]
 pub struct Buffer<T: Scalar> {
     owned: Owned,

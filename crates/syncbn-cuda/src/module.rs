@@ -1,32 +1,30 @@
-//! From kernel source to a loaded kernel: specialised, compiled, kept on disk and in memory.
-//!
-//! Deliberately not here: what the kernels are given.
+//! From a kernel's source to a loaded kernel: specialized, compiled, and kept on disk and in memory.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use cudarc::driver::CudaContext;
-use syncbn_core::Dtype;
+use syncbn_core::{Dtype, Pass};
 
 use crate::cache::Cache;
 use crate::error::CudaError;
 use crate::kernel::{Kernel, Tuning};
-use crate::plan::most_pack;
+use crate::plan::most_channels_per_block;
 use crate::raw::driver::Function;
 use crate::raw::nvrtc::{Nvrtc, nvrtc};
-use crate::raw::params::{MOST_RANKS, PeersParams, Report, Tile};
+use crate::raw::params::declarations;
 
-const SHARED: &str = concat!(
-    include_str!("../kernels/number.cuh"),
-    include_str!("../kernels/tile.cuh"),
+/// What every kernel is compiled with, after number.cuh and the declarations that Rust and CUDA share.
+const HEADERS: &str = concat!(
+    include_str!("../kernels/walk.cuh"),
     include_str!("../kernels/message.cuh"),
     include_str!("../kernels/peers.cuh"),
     include_str!("../kernels/reduce.cuh")
 );
 
-/// One specialisation of one kernel.
+/// One specialization of one kernel: what it is compiled for.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Special {
+pub(crate) struct Specialization {
     pub(crate) kernel: &'static Kernel,
     pub(crate) dtype: Dtype,
     pub(crate) vec: usize,
@@ -37,7 +35,7 @@ pub(crate) struct Special {
 
 type Key = (&'static str, Dtype, usize, bool, bool);
 
-impl Special {
+impl Specialization {
     fn key(&self) -> Key {
         (self.kernel.name, self.dtype, self.vec, self.columns, self.peers)
     }
@@ -50,8 +48,15 @@ impl Special {
         }
     }
 
+    /// The parts of each of the two sums of a message, as core has it.
+    fn parts_of_sum(&self) -> usize {
+        let params = if self.dtype == Dtype::F64 { Dtype::F64 } else { Dtype::F32 };
+        (Pass::Forward.message_len(1, params) - 1) / 2
+    }
+
     fn source(&self) -> String {
-        format!("{SHARED}{}", self.kernel.source)
+        let numbers = include_str!("../kernels/number.cuh");
+        [numbers, &declarations(), HEADERS, self.kernel.source].concat()
     }
 
     fn options(&self, architecture: &str) -> Vec<String> {
@@ -61,15 +66,11 @@ impl Special {
             format!("-DVEC={}", self.vec),
             format!("-DCOLUMNS={}", i32::from(self.columns)),
             format!("-DPEERS={}", i32::from(self.peers)),
-            format!("-DMOST_RANKS={MOST_RANKS}"),
-            format!("-DPEERS_BYTES={}", size_of::<PeersParams>()),
-            format!("-DREPORT_BYTES={}", size_of::<Report>()),
             format!("-DTHREADS={threads}"),
             format!("-DBLOCKS={blocks}"),
             format!("-DUNROLL={unroll}"),
-            format!("-DMOST_PACK={}", most_pack(self.columns)),
-            format!("-DTILE_BYTES={}", size_of::<Tile>()),
-            format!("-DARGS_BYTES={}", self.kernel.args_bytes),
+            format!("-DMOST_CHANNELS_PER_BLOCK={}", most_channels_per_block(self.columns)),
+            format!("-DPARTS_OF_SUM={}", self.parts_of_sum()),
             format!("--gpu-architecture={architecture}"),
             "--std=c++17".into(),
             "-lineinfo".into(),
@@ -98,7 +99,8 @@ pub(crate) struct Modules {
 }
 
 impl Modules {
-    /// For a device of this compute capability: machine code where NVRTC knows it, else PTX of the newest that it does.
+    /// For a device of this compute capability. If NVRTC does not know it, kernels are compiled to PTX of the newest older one that it
+    /// knows.
     pub(crate) fn new(capability: i32) -> Result<Self, CudaError> {
         let known = nvrtc()?.architectures()?;
         let (capability, architecture) = if known.contains(&capability) {
@@ -116,39 +118,47 @@ impl Modules {
     }
 
     /// The kernel, compiled and loaded at its first use.
-    pub(crate) fn get(&self, context: &CudaContext, special: Special) -> Result<Function, CudaError> {
+    pub(crate) fn get(
+        &self,
+        context: &CudaContext,
+        specialization: Specialization,
+    ) -> Result<Function, CudaError> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(function) = loaded.get(&special.key()) {
+        if let Some(function) = loaded.get(&specialization.key()) {
             return Ok(*function);
         }
-        let image = special.compile(nvrtc()?, &self.architecture, &self.cache)?;
-        let function = Function::load(context, &image, special.kernel.name, special.peers)?;
-        loaded.insert(special.key(), function);
+        let image = specialization.compile(nvrtc()?, &self.architecture, &self.cache)?;
+        let function = Function::load(context, &image, specialization.kernel.name, specialization.peers)?;
+        loaded.insert(specialization.key(), function);
         Ok(function)
     }
 }
 
-/// Compiles every specialisation of these kernels, and another one, for an architecture; returns how many there are.
+/// Compiles every specialization of these kernels, and one more, for an architecture; returns how many there are.
 pub(crate) fn compile_all(
     kernels: &[&'static Kernel],
-    other: Special,
+    other: Specialization,
     architecture: &str,
 ) -> Result<usize, CudaError> {
     let nvrtc = nvrtc()?;
-    let of_kernels = kernels.iter().flat_map(|kernel| specials(kernel));
-    let specials: Vec<Special> = of_kernels.chain([other]).collect();
-    for special in &specials {
-        nvrtc.compile(special.kernel.name, &special.source(), &special.options(architecture))?;
+    let of_kernels = kernels.iter().flat_map(|kernel| specializations(kernel));
+    let specializations: Vec<Specialization> = of_kernels.chain([other]).collect();
+    for specialization in &specializations {
+        nvrtc.compile(
+            specialization.kernel.name,
+            &specialization.source(),
+            &specialization.options(architecture),
+        )?;
     }
-    Ok(specials.len())
+    Ok(specializations.len())
 }
 
-fn specials(kernel: &'static Kernel) -> Vec<Special> {
+fn specializations(kernel: &'static Kernel) -> Vec<Specialization> {
     let mut all = Vec::new();
     for (dtype, widest) in [(Dtype::F32, 4), (Dtype::F64, 2), (Dtype::F16, 8), (Dtype::Bf16, 8)] {
         for vec in [1, 2, 4, 8].into_iter().filter(|&vec| vec <= widest) {
             for (columns, peers) in [(false, false), (false, true), (true, false), (true, true)] {
-                all.push(Special { kernel, dtype, vec, columns, peers });
+                all.push(Specialization { kernel, dtype, vec, columns, peers });
             }
         }
     }

@@ -2,11 +2,11 @@
 //!
 //! A call enqueues and returns, so failures show later: in [`Communicator::status`], which layers ask before every pass, and
 //! in [`NcclCommunicator::wait`]. A watchdog thread ends what takes longer than the group's time-out (a rank that died, is
-//! late, or sums something else): it aborts NCCL's communicator, which releases the stream, and poisons the group; the error
+//! late, or is in another call): it aborts NCCL's communicator, which releases the stream, and poisons the group; the error
 //! names the first layer and pass that was not finished. Work inside a replayed graph is seen by `wait` alone.
 //!
-//! NCCL honours deadlines for non-blocking communicators alone, and enqueues without a thread of its own for blocking ones
-//! alone. So each group has two: a non-blocking one that joins and splits, and a blocking one, split from it, that sums.
+//! NCCL honours deadlines only for non-blocking communicators, and enqueues without a thread of its own only for blocking ones. So each
+//! group has two: a non-blocking one for joining and splitting, and a blocking one, split from it, for sums.
 //!
 //! Every rank gets the same bits, and so does every run with the same NCCL on the same machines; the order in which ranks are
 //! added is NCCL's.
@@ -37,7 +37,7 @@ use crate::workspace::Workspace;
 use group::Group;
 use watchdog::Watchdog;
 
-/// What rank 0 makes and every rank of a new group needs: NCCL's unique id, 128 bytes.
+/// NCCL's unique id, 128 bytes. Rank 0 makes it, and every rank of a new group needs it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct NcclId([u8; 128]);
 
@@ -73,7 +73,7 @@ impl fmt::Debug for NcclId {
 pub struct NcclCommunicator {
     group: Arc<Group>,
     cuda: Cuda,
-    /// Ends with the communicator. A rank alone has nobody to wait for, and needs none.
+    /// Ends with the communicator. A rank alone needs none.
     watchdog: Option<Watchdog>,
 }
 
@@ -177,7 +177,7 @@ impl NcclCommunicator {
 
 fn deadline(timeout: Duration) -> Instant {
     let now = Instant::now();
-    // A year, where the clock cannot count as far as it was told to.
+    // A year, if the time-out is more than the clock can count.
     now.checked_add(timeout).unwrap_or_else(|| now + Duration::from_secs(365 * 24 * 3600))
 }
 
@@ -190,7 +190,7 @@ impl Communicator<Cuda> for NcclCommunicator {
         self.group.world_size
     }
 
-    /// Enqueues the sum. An error that [`CommError::late`] calls late concerns work that was enqueued before.
+    /// Enqueues the sum. An error with [`CommError::late`] concerns work that was enqueued before.
     fn sum_workspace(
         &self,
         id: &CollectiveId,
@@ -216,7 +216,7 @@ impl Communicator<Cuda> for NcclCommunicator {
         }
     }
 
-    /// Aborts this rank's communicator, so that what its peers sum next does not end; their time-out tells them.
+    /// Aborts this rank's communicator. The next sum of its peers does not end, so they time out.
     fn poison(&self, cause: &CommError) {
         self.group.poison(cause);
     }

@@ -8,27 +8,20 @@ use crate::device::{Cuda, same_geometry};
 use crate::error::CudaError;
 use crate::kernel::{Kernel, Tuning};
 use crate::peers::Peers;
-use crate::plan::Plan;
+use crate::plan::LaunchPlan;
 use crate::raw::driver::Launch;
-use crate::raw::params::NormalizeParams;
+use crate::raw::params::{NormalizeParams, StatisticsSource};
 
 pub(crate) const KERNEL: Kernel = Kernel {
     name: "normalize",
     source: include_str!("../kernels/normalize.cu"),
-    args_bytes: size_of::<NormalizeParams>(),
     writes: true,
     reads: 1,
-    few: 0,
+    scalar_up_to: 0,
     rows: Tuning::new(256, 4, 4),
     columns: Tuning::new(512, 2, 4),
     columns_of_halves: Tuning::new(512, 2, 4),
 };
-
-/// The enum of the same name in normalize.cu.
-const GROUP: i32 = 0;
-const LOCAL: i32 = 1;
-const FROZEN: i32 = 2;
-const SAVED: i32 = 3;
 
 pub(crate) fn enqueue<T: Element>(
     cuda: &Cuda,
@@ -43,42 +36,42 @@ pub(crate) fn enqueue<T: Element>(
     let mut access = Access::begin(queue);
     let x = access.read("x", x.mem().region, geometry.len())?;
     let y = access.write("y", y.mem_mut().region, geometry.len())?;
-    let plan = Plan::new(&geometry, size_of::<T>(), &[x, y], cuda.multiprocessors(), &KERNEL)?;
+    let plan = LaunchPlan::new(&geometry, size_of::<T>(), &[x, y], cuda.multiprocessors(), &KERNEL)?;
     let mut params = NormalizeParams {
-        tile: plan.tile,
+        walk: plan.walk,
         x,
         y,
         weight: weight.map_or(Ok(0), |mem| access.read("weight", mem.region, channels))?,
         bias: bias.map_or(Ok(0), |mem| access.read("bias", mem.region, channels))?,
         message: 0,
-        own: 0,
+        local_moments: 0,
         frozen_mean: 0,
         frozen_var: 0,
         saved: 0,
         running_mean: 0,
         running_var: 0,
         num_batches_tracked: 0,
-        ticket: 0,
+        state_ticket: 0,
         eps,
         momentum: -1.0,
-        source: SAVED,
-        skip: 0,
-        owners: channels.div_ceil(plan.threads as usize) as i32,
-        ahead: 0,
+        source: StatisticsSource::Saved,
+        skip_non_finite: 0,
+        state_blocks: channels.div_ceil(plan.threads as usize) as i32,
+        prefetch_rounds: 0,
     };
     fill_source::<T>(&mut params, &mut access, &geometry, source)?;
-    let blocks = plan.blocks + params.owners.unsigned_abs();
+    let blocks = plan.blocks + params.state_blocks.unsigned_abs();
     if blocks == 0 {
         return Ok(());
     }
     let peers = peers.map(|peers| peers.params(&access)).transpose()?;
     let kernel = cuda.kernel::<T>(&KERNEL, &plan, peers.is_some())?;
     let mut launched = Launch { blocks, ..plan.launch() };
-    // Only after `moments` is it known that the previous kernels have nothing to do with x.
-    if matches!(params.source, GROUP | LOCAL) && cuda.can_overlap() {
-        let ahead = plan.ahead(&KERNEL, size_of::<T>(), cuda.shared_memory(), kernel.shared);
-        params.ahead = ahead.turns;
-        launched = Launch { overlaps: cuda.may_overlap(), shared: ahead.bytes, ..launched };
+    // Only here is the previous kernel known: `moments`, or the sum over the ranks. It does not write x.
+    if matches!(params.source, StatisticsSource::Group | StatisticsSource::Local) && cuda.can_overlap() {
+        let prefetch = plan.prefetch(&KERNEL, size_of::<T>(), cuda.shared_memory(), kernel.shared);
+        params.prefetch_rounds = prefetch.rounds;
+        launched = Launch { overlaps: cuda.may_overlap(), shared: prefetch.bytes, ..launched };
     }
     access.launch(kernel, launched, params, peers)
 }
@@ -94,16 +87,16 @@ fn fill_source<'a, T: Element>(
     match source {
         Source::Batch { workspace, group, saved, running } => {
             workspace.check(geometry, T::Param::DTYPE)?;
-            let parts = workspace.parts(access)?;
-            params.source = if group { GROUP } else { LOCAL };
-            params.message = parts.message;
-            params.own = parts.own;
-            params.ticket = parts.state_ticket;
+            let pointers = workspace.pointers(access)?;
+            params.source = if group { StatisticsSource::Group } else { StatisticsSource::Local };
+            params.message = pointers.message;
+            params.local_moments = pointers.local_moments;
+            params.state_ticket = pointers.state_ticket;
             params.saved = access.write(WORDS, saved.region, saved_len(channels))?;
             running.map_or(Ok(()), |running| fill_running(params, access, channels, &running))
         }
         Source::Frozen { mean, var, saved } => {
-            params.source = FROZEN;
+            params.source = StatisticsSource::Frozen;
             params.frozen_mean = access.read("running_mean", mean.region, channels)?;
             params.frozen_var = access.read("running_var", var.region, channels)?;
             params.saved = access.write(WORDS, saved.region, saved_len(channels))?;
@@ -111,8 +104,8 @@ fn fill_source<'a, T: Element>(
         }
         Source::Saved { saved, running } => {
             params.saved = access.read(WORDS, saved.region, saved_len(channels))?;
-            // Without a workspace there is no ticket: one block owns all channels.
-            params.owners = i32::from(running.is_some());
+            // Without a workspace there is no ticket, so one block has all channels.
+            params.state_blocks = i32::from(running.is_some());
             running.map_or(Ok(()), |running| fill_running(params, access, channels, &running))
         }
     }
@@ -129,7 +122,7 @@ fn fill_running<'a, P: Element>(
     params.running_var = access.write("running_var", var.region, channels)?;
     params.num_batches_tracked = access.write("num_batches_tracked", num_batches_tracked.region, 1)?;
     params.momentum = momentum.unwrap_or(-1.0);
-    params.skip = match non_finite {
+    params.skip_non_finite = match non_finite {
         NonFinite::Propagate => 0,
         NonFinite::Skip => 1,
     };

@@ -1,38 +1,38 @@
 //! Ranks of one host that meet inside the kernels: each writes its numbers into its peers' device memory.
 //!
-//! A sum over the ranks then costs no kernel and no call of its own: the kernel that sums sends each channel's numbers when it has
-//! them, and the kernel that follows waits for those that it needs. The ranks' messages are added in the order of the ranks, so the
-//! bits are those of a communicator of the host's.
+//! A sum over the ranks then needs no kernel and no call of its own: the kernel that sums sends each channel's numbers when they are ready,
+//! and the next kernel waits for those that it needs. The ranks' messages are added in the order of the ranks, so the bits are those of a
+//! communicator in host memory.
 //!
 //! # Which ranks
 //!
 //! One rank to a device, up to 16 ranks of one host, as threads of one process or as processes. The devices have to reach each other's
-//! memory (`NVLink`, or `PCIe` with peer access), and processes have to share CUDA's IPC, which containers may forbid. Whether they do
-//! is found out once, when the group is made, by all ranks together: [`PeerCommunicator::reason`] tells why they do not. The sums
-//! then go through the communicator beneath. So do a caller's own numbers, and layers of more than 8192 channels.
+//! memory (`NVLink`, or `PCIe` with peer access), and processes need CUDA's IPC, which containers may forbid. All ranks together test this
+//! once, when the group is made. If it fails, [`PeerCommunicator::reason`] tells why, and sums use the communicator beneath. So do a
+//! caller's own numbers, and layers of more than 8192 channels.
 //!
-//! # What waits for what
+//! # Why nothing deadlocks
 //!
 //! Kernels that send (`moments`, `grad_sums`) never wait for a peer. Kernels that wait (`normalize`, `grad_input`) come after them on
-//! the same stream. Passes of one device run one after the other, whatever their groups and streams: a stream waits, on the
-//! device, for the pass before. So when a kernel waits, what it waits for is a kernel that runs as soon as its own device comes to
-//! it; nothing that waits keeps it from running. Groups that share devices have to be used in the same order on all of them.
+//! the same stream. Passes of one device run one after the other, whatever their groups and streams: a stream waits, on the device, for
+//! the previous pass. So the kernel for which another waits is never blocked by a kernel that waits. Groups that share devices have to
+//! be used in the same order on all of them.
 //!
-//! Another library's kernels that wait for their peers, as NCCL's do on a stream of their own, take few of a device's
-//! multiprocessors: kernels that send run beside them, and end; so those that wait end, and make room.
+//! Kernels of another library that wait for their peers, such as NCCL's on a stream of its own, use few of a device's multiprocessors.
+//! Kernels that send run at the same time and end, so kernels that wait for them end, too.
 //!
 //! # Failures
 //!
 //! A call returns before the device has done it, so failures show later: in [`Communicator::status`], which layers ask before every
 //! pass, and in [`PeerCommunicator::wait`]. A kernel that waits compares its call with its peers': layer, pass, length, use,
 //! step and settings. It gives up when they differ, when the group's time-out is over, or when the group is poisoned; then it
-//! writes no running statistics, and the kernels that follow give up at once. A rank that has failed sends nothing more, and its
-//! peers' time-out tells them. What its layers hold is not trusted until a snapshot is loaded.
+//! writes no running statistics, and later kernels give up at once. A rank that has failed sends nothing more, so its peers
+//! time out. Its layers refuse use until a snapshot is loaded.
 //!
 //! # Graphs
 //!
 //! Passes are counted on the device, so graphs that hold them can be replayed, by all ranks alike. A replay's use and step are
-//! those of the capture, so a rank that leaves out a replay cannot be told apart from one that is late.
+//! those of the capture, so a rank that skips a replay looks like one that is late.
 
 mod direct;
 mod join;
@@ -55,10 +55,10 @@ use direct::Direct;
 
 pub use token::Peers;
 
-/// How often a wait looks.
+/// The pause between two checks of a wait.
 const PAUSE: Duration = Duration::from_micros(200);
 
-/// A rank's place in a group that meets inside the kernels where it can, and through another communicator where it cannot.
+/// A rank of a group that meets inside the kernels where it can, and through another communicator where it cannot.
 pub struct PeerCommunicator {
     cuda: Cuda,
     over: Arc<dyn Communicator<Cuda>>,
@@ -89,7 +89,7 @@ impl PeerCommunicator {
     ///
     /// # Errors
     ///
-    /// Those of the communicator beneath, while it tells each rank what the others have. That peers are out of reach is no error.
+    /// Those of the communicator beneath, over which the ranks exchange their addresses. Peers whose memory cannot be reached are no error.
     pub fn new(
         cuda: &Cuda,
         over: impl Communicator<Cuda> + 'static,
@@ -154,7 +154,7 @@ impl Communicator<Cuda> for PeerCommunicator {
         self.over.world_size()
     }
 
-    /// Through the communicator beneath: a pass whose ranks meet inside its kernels does not ask.
+    /// Uses the communicator beneath. A pass whose ranks meet inside its kernels does not call this.
     fn sum_workspace(
         &self,
         id: &CollectiveId,
@@ -166,7 +166,7 @@ impl Communicator<Cuda> for PeerCommunicator {
         self.over.sum_workspace(id, pass, backend, queue, workspace)
     }
 
-    /// Through the communicator beneath.
+    /// Uses the communicator beneath.
     fn sum_numbers(
         &self,
         id: &CollectiveId,
@@ -187,7 +187,7 @@ impl Communicator<Cuda> for PeerCommunicator {
         Ok(Some(Peers { direct: Arc::clone(direct), params: direct.params(id) }))
     }
 
-    /// This rank's kernels give up; the peers hear of it through the communicator beneath, and their kernels by their time-out.
+    /// This rank's kernels give up. The peers are told through the communicator beneath, and their kernels time out.
     fn poison(&self, cause: &CommError) {
         if let Ok(direct) = &self.joined {
             direct.fail(cause.clone());

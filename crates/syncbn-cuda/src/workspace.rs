@@ -1,6 +1,4 @@
-//! The scratch of a pass, and what forward passes save.
-//!
-//! Deliberately not here: what is in them, beyond its place.
+//! The scratch of passes, and the memory of saved statistics.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,26 +15,26 @@ use crate::raw::owned::Owned;
 
 const F64: usize = size_of::<f64>();
 
-/// The scratch of a pass: the message, this rank's own mean and M2, and where blocks leave their parts.
+/// The scratch of a pass: the message, this rank's mean and M2, and the partial sums of blocks.
 #[derive(Debug)]
 pub struct Workspace {
     memory: Owned,
     channels: usize,
     params: Dtype,
-    /// How many numbers and tickets blocks leave their parts in.
+    /// Numbers of the partial sums, and tickets.
     partials: usize,
     tickets: usize,
 }
 
-/// Where the parts of a workspace lie.
+/// The addresses of the parts of a workspace.
 #[derive(Clone, Copy)]
-pub(crate) struct Parts {
+pub(crate) struct Pointers {
     pub(crate) message: u64,
     /// Mean and M2 of each channel, of this rank's elements alone.
-    pub(crate) own: u64,
+    pub(crate) local_moments: u64,
     pub(crate) partials: u64,
     pub(crate) tickets: u64,
-    /// The ticket of the blocks that own the state.
+    /// The ticket of the blocks that write the state.
     pub(crate) state_ticket: u64,
 }
 
@@ -51,16 +49,16 @@ impl Workspace {
         let (partials, tickets) = most_partials(multiprocessors, channels);
         let partials = 2 * partials;
         let message = Pass::Forward.message_len(channels, params);
-        // One number more, since partials begin at an even one; and one ticket more: the state's.
+        // One number more, for the alignment of the partial sums, and one ticket more, the state's.
         let numbers =
-            channels.checked_mul(2).and_then(|own| own.checked_add(message)?.checked_add(partials + 1));
+            channels.checked_mul(2).and_then(|local| local.checked_add(message)?.checked_add(partials + 1));
         let bytes = numbers
             .and_then(|numbers| numbers.checked_mul(F64)?.checked_add((tickets + 1) * size_of::<u32>()));
         let bytes = bytes.ok_or(CudaError::OutOfMemory { bytes: usize::MAX })?;
         Ok(Self { memory: Owned::zeroed(queue, bytes)?, channels, params, partials, tickets })
     }
 
-    /// Refuses tensors that it has no room for.
+    /// Refuses tensors with other channels or parameters than it was made for.
     pub(crate) fn check(&self, geometry: &Geometry, params: Dtype) -> Result<(), CudaError> {
         if geometry.channels() == self.channels && params == self.params {
             return Ok(());
@@ -68,16 +66,16 @@ impl Workspace {
         Err(CudaError::OtherWorkspace { channels: self.channels, params: self.params })
     }
 
-    /// Where everything is, for work on it. Kernels that read the sums write tickets, so every use is a write.
-    pub(crate) fn parts<'a>(&'a self, access: &mut Access<'_, 'a>) -> Result<Parts, CudaError> {
+    /// The addresses, for work that uses them. Kernels that read the sums also write tickets, so every use is a write.
+    pub(crate) fn pointers<'a>(&'a self, access: &mut Access<'_, 'a>) -> Result<Pointers, CudaError> {
         access.write("the workspace", self.memory.region(0), 0)?;
         let message = self.memory.pointer();
-        let own = message + (self.message_len(Pass::Forward) * F64) as u64;
-        // They are read two numbers at a time.
-        let partials = (own + (2 * self.channels * F64) as u64).next_multiple_of(2 * F64 as u64);
+        let local_moments = message + (self.message_len(Pass::Forward) * F64) as u64;
+        // The kernels read two numbers at a time.
+        let partials = (local_moments + (2 * self.channels * F64) as u64).next_multiple_of(2 * F64 as u64);
         let tickets = partials + (self.partials * F64) as u64;
         let state_ticket = tickets + (self.tickets * size_of::<u32>()) as u64;
-        Ok(Parts { message, own, partials, tickets, state_ticket })
+        Ok(Pointers { message, local_moments, partials, tickets, state_ticket })
     }
 
     /// A pass's message.
@@ -96,7 +94,7 @@ impl Workspace {
     }
 }
 
-/// The statistics of one forward pass, on loan from the device's pool.
+/// The statistics of one forward pass. Their memory goes back to the device's pool.
 #[derive(Debug)]
 pub struct Saved {
     slot: Option<Slot>,
@@ -107,7 +105,7 @@ pub struct Saved {
 struct Slot {
     memory: Owned,
     channels: usize,
-    /// The stream whose passes may have it at once.
+    /// The stream on which it may be used again without a wait.
     stream: Arc<CudaStream>,
 }
 
@@ -138,13 +136,13 @@ impl Drop for Saved {
     }
 }
 
-/// Saved statistics that are not in use, by stream and channels: work on a stream runs in order, so the next forward pass on it
-/// need not wait.
+/// Memory of saved statistics that are not in use, by stream and channels. Work on a stream runs in order, so the next forward pass on
+/// it does not have to wait.
 #[derive(Debug)]
 pub(crate) struct Pool {
     context: Arc<CudaContext>,
     free: Mutex<HashMap<(usize, usize), Vec<Slot>>>,
-    /// Those that graphs may read or write at any replay: they are never lent again.
+    /// Memory that graphs may use at any replay. It is never used again.
     retired: Mutex<Vec<Slot>>,
 }
 

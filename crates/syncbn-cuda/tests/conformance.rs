@@ -1,4 +1,4 @@
-//! Every law of the kit, on this backend: ranks are threads with a stream each, on one device.
+//! Every law of the testkit, on this backend. Ranks are threads, each with its own stream, on one device.
 
 use std::sync::OnceLock;
 

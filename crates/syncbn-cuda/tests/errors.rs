@@ -1,6 +1,4 @@
-//! What is too large or on the wrong device is a typed error that says so, and never a panic.
-//!
-//! Deliberately not here: missing libraries, which `processes.rs` hides from a process of their own.
+//! Tensors that are too large, or on the wrong device, are typed errors, never panics. `processes.rs` tests missing libraries.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -51,7 +49,7 @@ fn memory_of_another_device_is_refused_with_the_tensors_name() {
     assert_eq!(rig.written(), before);
 }
 
-/// Anyone can call a kernel: none writes beyond what it was lent.
+/// A kernel that is called directly does not write beyond the memory that it was given.
 #[test]
 fn a_workspace_of_another_layer_is_refused() {
     for cuda in devices() {

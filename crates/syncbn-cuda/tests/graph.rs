@@ -1,4 +1,4 @@
-//! A step in a CUDA graph, collective included; and that nothing in a step waits for the device.
+//! A step in a CUDA graph, collective included. No part of a step waits for the device.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
@@ -30,7 +30,7 @@ fn alone() -> MutexGuard<'static, ()> {
 
 type Group = Arc<dyn Communicator<Cuda>>;
 
-/// Steps that ran one by one and replays of one captured step, from the same state, leave the same bits.
+/// Steps and replays of a captured step leave the same bits, from the same state.
 fn replays_equal_steps(cuda: &Cuda, group: &Group, samples: usize) {
     let mut eager = Rig::new(cuda, group.clone(), samples);
     for _ in 0..REPLAYS {
@@ -40,7 +40,7 @@ fn replays_equal_steps(cuda: &Cuda, group: &Group, samples: usize) {
 
     let mut rig = Rig::new(cuda, group.clone(), samples);
     let start = rig.layer.state(&rig.queue).unwrap();
-    rig.step(); // compiles, allocates and connects what a capture must not
+    rig.step(); // compiles, allocates and connects, which a capture cannot
     rig.layer.load_state(&rig.queue, &start).unwrap();
     let graph = capture(&mut rig);
     for _ in 0..REPLAYS {
@@ -67,7 +67,7 @@ fn end_capture(rig: &Rig) -> Option<CudaGraph> {
     rig.queue.end_capture(flags).unwrap()
 }
 
-/// No safe code makes a graph of a pass, whose replays would use what the pass was lent; and none breaks a capture by trying.
+/// Safe code cannot capture a pass, whose replays would use memory after its borrow; and trying does not end the capture.
 #[test]
 fn a_pass_is_captured_only_where_that_was_allowed() {
     let _alone = alone();
@@ -88,7 +88,7 @@ fn a_pass_is_captured_only_where_that_was_allowed() {
     }
 }
 
-/// What was saved before a capture and used in a captured backward pass belongs to the graph: no later forward pass gets it.
+/// Saved statistics that a captured backward pass uses are not used again by a later forward pass.
 #[test]
 fn what_a_graph_reads_is_not_lent_again() {
     let _alone = alone();
@@ -148,7 +148,7 @@ fn a_captured_step_with_nccl_replayed_1000_times_equals_1000_steps() {
     });
 }
 
-/// The same with ranks that meet inside their kernels: what counts their passes is on the device.
+/// The same with ranks that meet inside their kernels: their passes are counted on the device.
 #[test]
 fn a_captured_step_with_peers_replayed_1000_times_equals_1000_steps() {
     let _alone = alone();
@@ -167,7 +167,7 @@ fn a_captured_step_with_peers_replayed_1000_times_equals_1000_steps() {
     });
 }
 
-/// The queue is blocked; steps return all the same, and have not run.
+/// Steps return while the queue is blocked, before they have run.
 #[test]
 fn a_step_returns_while_the_device_has_not_begun_it() {
     let _alone = alone();

@@ -1,4 +1,4 @@
-//! The caller's own memory: cudarc's slices and views, raw pointers, at any alignment and of any size.
+//! The caller's memory: cudarc's slices and views, and raw pointers, of any alignment and size.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
@@ -146,8 +146,8 @@ fn more_than_2_to_the_31_elements_are_counted_and_found() {
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// x lives on one stream and is lent to a layer on another, which is blocked. The borrow is forgotten and x is freed: its memory, which
-/// the first stream gets again at once, must not change before the layer has read it.
+/// x belongs to one stream, and a layer borrows it on another one, which is blocked. The borrow is forgotten and x is freed. The first
+/// stream then gets the same memory, and must not write to it before the layer has read it.
 #[test]
 fn a_forgotten_borrow_does_not_let_memory_go_before_it_was_read() {
     const SHAPE: [usize; 3] = [1 << 16, 2, 8];
@@ -194,7 +194,7 @@ fn a_snapshot_on_another_stream_comes_after_what_was_enqueued() {
     }
 }
 
-/// Forward on one stream, backward on another, weights changed on a third: as on one stream.
+/// Forward on one stream, backward on another, and weights changed on a third give what one stream gives.
 #[test]
 fn streams_wait_for_each_other_where_they_share_a_layer() {
     for cuda in devices() {

@@ -1,6 +1,6 @@
-//! Every law of the kit with NCCL between the ranks, one rank on each GPU; and what NCCL's groups do besides.
+//! Every law of the testkit with NCCL between the ranks, one rank on each GPU; and tests of NCCL's groups.
 //!
-//! Groups are made once and used again, since NCCL takes a second to make one: run it with `--test-threads=1`, as `cargo
+//! Groups are made once and used again, since making one takes a second. Run it with `--test-threads=1`, as `cargo
 //! xtask test-gpu` does, so that no two tests use the same devices at once.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
@@ -35,13 +35,13 @@ fn gpus() -> Result<&'static [Cuda], Unavailable> {
     GPUS.get_or_init(open).as_deref().map_err(Clone::clone)
 }
 
-/// One group's ranks, each made by the first thread that plays it.
+/// One group's ranks, each made by the first thread that uses it.
 struct Set {
     id: NcclId,
     ranks: Vec<OnceLock<Arc<NcclCommunicator>>>,
 }
 
-/// A group of this size that nobody uses now.
+/// A group of this size that is not in use.
 fn free_set(world_size: usize) -> Arc<Set> {
     static SETS: Mutex<Vec<Arc<Set>>> = Mutex::new(Vec::new());
     let mut sets = SETS.lock().unwrap();
@@ -201,7 +201,7 @@ fn four_ranks_make_two_independent_worlds_of_two() {
     });
 }
 
-/// The rank's peers get a typed error that names layer and pass, their stream is released, and the layer wants its state back.
+/// The rank's peers get a typed error that names layer and pass, their stream is released, and the layer needs a snapshot.
 #[test]
 fn a_rank_that_does_not_come_is_an_error_in_time_and_the_state_can_be_restored() {
     let timeout = Duration::from_secs(2);
@@ -269,7 +269,7 @@ fn numbers_of_either_type_are_summed_and_others_are_refused() {
     });
 }
 
-/// A rank that cannot go on says so: its peers hear of it within the time-out.
+/// The peers of a rank that fails get an error within the time-out.
 #[test]
 fn a_poisoned_group_ends_on_every_rank() {
     let timeout = Duration::from_secs(2);

@@ -1,6 +1,6 @@
-//! Every law of the kit with ranks that meet inside their kernels, one rank on each GPU; and what such groups do besides.
+//! Every law of the testkit with ranks that meet inside their kernels, one rank on each GPU; and tests of such groups.
 //!
-//! Ranks are threads here; `peer_processes.rs` has processes.
+//! Ranks are threads here, and processes in `processes.rs`.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
@@ -175,7 +175,7 @@ fn a_rank_that_does_not_come_is_named_in_time_and_the_state_can_be_restored() {
     });
 }
 
-/// A rank with another eps, and one that goes forward while the other goes back: both hear where the other is.
+/// A rank with another eps, and a rank in the forward pass while the other is in the backward one: both errors name the other's call.
 #[test]
 fn ranks_in_different_calls_are_told_where_the_others_are() {
     let timeout = Duration::from_secs(5);

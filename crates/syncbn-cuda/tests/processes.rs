@@ -1,6 +1,4 @@
-//! One process a GPU, as torchrun or mpirun starts them: this program starts itself once for each rank.
-//!
-//! Deliberately not here: laws, which `nccl.rs` holds with threads.
+//! One process for each GPU, as torchrun or mpirun starts them. This program starts itself once for each rank.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
@@ -117,13 +115,13 @@ fn train(over: Over) {
     }
 }
 
-/// Asks for what is not there, and prints what it is told.
+/// Opens a device and NCCL, both of which are missing, and prints the errors.
 fn open() {
     println!("{}", Cuda::open(0).unwrap_err());
     println!("{}", NcclId::new().unwrap_err());
 }
 
-/// With neither NVRTC nor NCCL; without a driver, that is told of first.
+/// Without NVRTC and NCCL. Where the driver is missing, too, the error names that.
 fn hide_libraries() {
     let missing = "/missing/library.so";
     let output = Command::new(std::env::current_exe().unwrap())
@@ -197,7 +195,7 @@ fn share_statistics(role: &str) {
     }
 }
 
-/// Sends the signal to one rank of two, and looks at what the other says.
+/// Sends the signal to one rank of two, and checks the other's error.
 fn lose_one(role: &str, signal: &str) {
     if world_size() < 2 {
         return needs("2 GPUs");

@@ -1,6 +1,6 @@
-//! A directory that nobody but this process's user can change, and files in it that can be trusted for that.
+//! A directory that only this process's user can change, so that its files can be trusted.
 //!
-//! Everything goes through the open directory, so that what was checked is what is used.
+//! All files are opened relative to the open directory, so the directory that was checked is the one that is used.
 
 use std::fs::{DirBuilder, File};
 use std::io::{Read, Write};
@@ -16,7 +16,7 @@ use rustix::process::geteuid;
 
 /// The end of the name of a file that is being written.
 const PARTIAL: &str = ".partial";
-/// Whoever writes a file is done by then, or was killed.
+/// A process that writes a file is done by then, or was killed.
 const OLD: Duration = Duration::from_secs(3600);
 
 pub(super) struct Directory(OwnedFd);
@@ -53,7 +53,7 @@ impl Directory {
     pub(super) fn write(&self, name: &str, content: &[u8]) -> Option<()> {
         self.remove_old_partials();
         let partial = format!("{name}.{:016x}{PARTIAL}", fastrand::u64(..));
-        // EXCL: the file is new, and no link that somebody has put there is followed.
+        // EXCL: the file is new, and no existing link is followed.
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let file = openat(&self.0, &partial, flags, Mode::RUSR | Mode::WUSR).ok()?;
         let written = File::from(file).write_all(content).ok();
@@ -64,7 +64,7 @@ impl Directory {
         moved
     }
 
-    /// What killed processes have left.
+    /// Removes the files of killed processes.
     fn remove_old_partials(&self) {
         let Ok(entries) = Dir::read_from(&self.0) else { return };
         for entry in
@@ -155,7 +155,7 @@ mod tests {
         for name in ["long", "link", "folder", "fifo", "missing"] {
             assert_eq!(directory.read(name, LIMIT), None, "{name}");
         }
-        // What is in the way of an entry is replaced, and not written to.
+        // A file of an entry's name is replaced, not written to.
         for name in ["link", "fifo"] {
             directory.write(name, b"code").unwrap();
             assert_eq!(directory.read(name, LIMIT).as_deref(), Some(&b"code"[..]));

@@ -1,4 +1,4 @@
-//! In place of `directory`, on systems where it is not known how to find out who may change a file: nothing is kept.
+//! In place of `directory`, on systems where the crate cannot find out who may change a file: nothing is kept.
 
 use std::path::Path;
 

@@ -1,7 +1,5 @@
-//! The call into NCCL that is under way, and the group's first failure: one lock for both, so that a call which has begun after a
-//! failure was decided does not exist.
-//!
-//! Deliberately not here: NCCL. Whoever holds the group's gate and has seen no failure since may use the communicator.
+//! The current call into NCCL, and the group's first failure. One lock guards both, so no call can begin after the group has failed.
+//! A thread that holds the group's gate, and has found no failure since it does, may use the communicator.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,7 +16,7 @@ struct State {
 }
 
 impl Calls {
-    /// A call begins, unless the group has failed: then it gets the failure. The caller holds the gate.
+    /// A call begins. If the group has failed, it gets the failure instead. The caller holds the gate.
     pub(super) fn begin(&self, id: &CollectiveId) -> Result<(), CommError> {
         let mut state = self.state();
         if let Some(failure) = &state.failure {
@@ -42,8 +40,8 @@ impl Calls {
         self.state().failure.get_or_insert(error).clone()
     }
 
-    /// If the call that is under way has taken so long, the group fails with this error, and no other call begins. The
-    /// communicator is then used by nobody else than that call, and may be aborted to release it.
+    /// If the current call has taken so long, the group fails with this error, and no other call begins. Then only that call uses the
+    /// communicator, which may be aborted to end the call.
     pub(super) fn fail_if_stuck(
         &self,
         timeout: Duration,

@@ -1,9 +1,8 @@
-//! One rank's state in an NCCL group: what is enqueued and not finished, and what has failed.
+//! One rank's state in an NCCL group: the sums that are not finished, and the first failure.
 //!
-//! Whoever calls NCCL holds the gate, and has looked for a failure since it does. The first failure aborts the communicator and is
-//! kept; every later call gets it back.
-//!
-//! Deliberately not here: when to look. The watchdog looks now and then, layers before every pass.
+//! A thread that calls NCCL holds the gate, and has checked for a failure since it does. The first failure aborts the communicator; every
+//! later call returns it.
+//! The watchdog checks the group at intervals, and layers check it before every pass.
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
@@ -20,7 +19,7 @@ use crate::device::Cuda;
 use crate::error::{CudaError, NcclError};
 use crate::raw::nccl::Comm;
 
-/// How often a wait looks.
+/// The pause between two checks of a wait.
 const PAUSE: Duration = Duration::from_micros(200);
 
 pub(super) struct Group {
@@ -28,24 +27,24 @@ pub(super) struct Group {
     pub(super) world_size: NonZeroUsize,
     pub(super) timeout: Duration,
     cuda: Cuda,
-    /// Joins and splits: non-blocking.
+    /// For joining and splitting: non-blocking.
     joined: Mutex<Comm>,
-    /// Sums: blocking, so that a call enqueues on the caller's thread.
+    /// For sums: blocking, so that a call enqueues on the caller's thread.
     comm: Comm,
     gate: Mutex<Gate>,
-    /// Should a call hang, the watchdog cannot get through the gate.
+    /// Outside the gate, so that the watchdog can read it while a call hangs.
     calls: Calls,
 }
 
-/// What only one thread at a time may do: call NCCL, and count what it has enqueued.
+/// Guards what one thread at a time may do: call NCCL, and record what it has enqueued.
 #[derive(Default)]
 struct Gate {
     unfinished: VecDeque<Unfinished>,
-    /// Events that are free again.
+    /// Events for reuse.
     spare: Vec<CudaEvent>,
 }
 
-/// A sum that the device has not finished, as far as is known.
+/// A sum that is not known to be finished.
 struct Unfinished {
     id: CollectiveId,
     since: Instant,
@@ -86,7 +85,7 @@ impl Group {
         lock(&self.joined).split(color, key, false, deadline)
     }
 
-    /// Enqueues a sum of as many numbers as the identity says. What fails before NCCL is asked has told nobody anything.
+    /// Enqueues a sum of as many numbers as the identity says. A failure before the call of NCCL has no effect on the peers.
     pub(super) fn sum(
         &self,
         id: &CollectiveId,
@@ -112,7 +111,7 @@ impl Group {
         match summed {
             Err(CudaError::Nccl(error)) => Err(self.nccl_failed(Some(id), error)),
             Err(error) => Err(unsent(error)),
-            // The peers have this rank's numbers: it cannot go on without them.
+            // The peers have this rank's numbers, but nothing would watch the sum: the group fails.
             Ok(()) if watched => gate.watch(&self.cuda, queue, id).map_err(|error| {
                 self.fail(self.error(Some(id), false, CommErrorKind::Transport(Arc::new(error))))
             }),
@@ -120,13 +119,13 @@ impl Group {
         }
     }
 
-    /// Ends the group: a peer's next sum does not end, and its watchdog tells it so.
+    /// Ends the group. A peer's next sum does not end, until its watchdog aborts it.
     pub(super) fn poison(&self, cause: &CommError) {
         let _held = lock(&self.gate);
         self.fail(cause.clone());
     }
 
-    /// Whether the group still works, without waiting: while another thread is in a call, that call will tell.
+    /// Whether the group still works, without waiting. While another thread is in a call, that call finds failures.
     pub(super) fn status(&self) -> Result<(), CommError> {
         let held = self.gate.try_lock();
         self.not_poisoned()?;
@@ -136,7 +135,7 @@ impl Group {
         }
     }
 
-    /// Until the queue is done, or `timeout` is over.
+    /// Waits until the queue is done, or `timeout` is over.
     pub(super) fn wait(&self, queue: &CudaStream, timeout: Duration) -> Result<(), CommError> {
         let broken = |error: CudaError| self.error(None, false, CommErrorKind::Transport(Arc::new(error)));
         let driver = |error| broken(CudaError::driver("waiting for the queue")(error));
@@ -153,7 +152,7 @@ impl Group {
         self.status()
     }
 
-    /// The watchdog's look: what is finished is forgotten, what takes too long or has failed ends the group.
+    /// The watchdog's check: forgets finished sums, and ends the group if one has failed or takes too long.
     pub(super) fn look(&self) {
         let timeout = self.timeout;
         let late = |id: &CollectiveId| self.error(Some(id), true, CommErrorKind::Unfinished { timeout });
@@ -169,7 +168,7 @@ impl Group {
                     self.fail(late(&sum.id));
                 }
             }
-            // A call that hangs keeps the gate; aborting is what ends it.
+            // A call that hangs keeps the gate. Only aborting ends it.
             Err(TryLockError::WouldBlock | TryLockError::Poisoned(_)) => {
                 if self.calls.fail_if_stuck(timeout, late) {
                     self.comm.abort();
@@ -178,7 +177,7 @@ impl Group {
         }
     }
 
-    /// Ends it: once its sums have run, or at once where something has failed.
+    /// Ends it: after its sums have run, or at once if something has failed.
     pub(super) fn close(&self) {
         let mut gate = lock(&self.gate);
         let began = Instant::now();
@@ -192,7 +191,7 @@ impl Group {
         }
     }
 
-    /// NCCL's error: refused calls concern this call alone, anything else what was enqueued before, too. The caller holds the gate.
+    /// NCCL's error. A refused call concerns only itself; other errors also concern what was enqueued before. The caller holds the gate.
     fn nccl_failed(&self, id: Option<&CollectiveId>, error: NcclError) -> CommError {
         let late = !error.callers;
         self.fail(self.error(id, late, CommErrorKind::Transport(Arc::new(error))))
@@ -220,7 +219,7 @@ impl Group {
 }
 
 impl Gate {
-    /// Marks the place behind what was just enqueued.
+    /// Records an event after what was just enqueued.
     fn watch(&mut self, cuda: &Cuda, queue: &CudaStream, id: &CollectiveId) -> Result<(), CudaError> {
         let failed = CudaError::driver("marking a sum's end");
         self.forget_finished();
@@ -230,7 +229,7 @@ impl Gate {
         Ok(())
     }
 
-    /// Whether nothing is left. A device that fails finishes nothing: that shows as a time-out, if not before.
+    /// Whether all sums are finished. If the device fails, none finishes, which shows as a time-out at the latest.
     fn forget_finished(&mut self) -> bool {
         while self.unfinished.front().is_some_and(|sum| sum.event.is_complete()) {
             self.spare.extend(self.unfinished.pop_front().map(|sum| sum.event));

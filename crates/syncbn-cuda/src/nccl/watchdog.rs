@@ -1,6 +1,4 @@
-//! A thread that looks after a group of several ranks, until the communicator is dropped.
-//!
-//! Deliberately not here: what it looks for.
+//! A thread that checks a group of several ranks at intervals, until the communicator is dropped.
 
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
@@ -11,7 +9,7 @@ use super::group::Group;
 use crate::error::CudaError;
 use crate::raw::capture::RelaxedCapture;
 
-/// The longest time between two looks.
+/// The longest time between two checks.
 const PERIOD: Duration = Duration::from_millis(100);
 
 pub(super) struct Watchdog {
@@ -26,7 +24,7 @@ impl Watchdog {
         let group = Arc::clone(group);
         let period = (group.timeout / 10).clamp(Duration::from_millis(1), PERIOD);
         let watch = move || {
-            // Asking for an event's state would end another thread's capture of a graph.
+            // Otherwise querying an event would end another thread's capture of a graph.
             let _relaxed = RelaxedCapture::begin();
             while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(period) {
                 group.look();
@@ -41,7 +39,7 @@ impl Watchdog {
 impl Drop for Watchdog {
     fn drop(&mut self) {
         drop(self.stop.take());
-        // It does not panic; if it did, there is nothing left for it to look after.
+        // It does not panic. If it did, there would be nothing left to check.
         let _ = self.thread.take().map(JoinHandle::join);
     }
 }

@@ -9,22 +9,18 @@ use syncbn_core::{CollectiveId, CommError, CommErrorKind};
 use crate::device::Cuda;
 use crate::error::CudaError;
 use crate::raw::driver::{self, DeviceMemory};
-use crate::raw::params::{MOST_RANKS, PeersParams, Report};
+use crate::raw::params::{Control, HEADER, MOST_RANKS, PACKET_BYTES, PeersParams, Report};
 use crate::raw::peers::{Inbox, Mapped, ReportPage};
 
-/// Bytes of a packet, which carries one number.
-const PACKET: usize = 16;
-/// Packets in front of those of the channels; peers.cuh has the same.
-const HEADER: usize = 8;
 /// Layers with more channels meet through the communicator beneath.
 const MOST_CHANNELS: usize = 8192;
-const SLOT: usize = HEADER + 2 * MOST_CHANNELS;
-/// `Control` of peers.cuh, and the packets behind it.
-const CONTROL: usize = 64 + 2 * MOST_CHANNELS * PACKET;
+const PACKETS_PER_SLOT: usize = HEADER + 2 * MOST_CHANNELS;
+/// Bytes of the control block, and of the packets behind it.
+const CONTROL_BYTES: usize = size_of::<Control>() + 2 * MOST_CHANNELS * PACKET_BYTES;
 
 /// The bytes of an inbox: two slots for each rank.
 pub(super) const fn inbox_bytes(ranks: usize) -> usize {
-    2 * ranks * SLOT * PACKET
+    2 * ranks * PACKETS_PER_SLOT * PACKET_BYTES
 }
 
 /// Another rank's inbox, or this one's own.
@@ -55,7 +51,7 @@ pub(crate) struct Direct {
     links: Vec<Link>,
     control: DeviceMemory,
     report: ReportPage,
-    /// What a digest stands for, of every call that this rank has made.
+    /// Every call that this rank has made, by its digest.
     known: Mutex<HashMap<u64, CollectiveId>>,
     failure: Mutex<Option<CommError>>,
 }
@@ -69,8 +65,8 @@ impl Direct {
         links: Vec<Link>,
     ) -> Result<Self, CudaError> {
         let stream = cuda.context().default_stream();
-        let mut control = DeviceMemory::new(cuda.context(), CONTROL)?;
-        driver::zero(&stream, &mut control, CONTROL)?;
+        let mut control = DeviceMemory::new(cuda.context(), CONTROL_BYTES)?;
+        driver::zero(&stream, &mut control, CONTROL_BYTES)?;
         stream.synchronize().map_err(CudaError::driver("clearing memory"))?;
         Ok(Self {
             cuda: cuda.clone(),
@@ -85,7 +81,7 @@ impl Direct {
         })
     }
 
-    /// Whether a pass has room in an inbox. No pass has fewer than two numbers a channel, whatever their type.
+    /// Whether a pass fits into an inbox. A pass has at least two numbers for each channel.
     pub(super) fn has_room(id: &CollectiveId) -> bool {
         id.length / 2 <= MOST_CHANNELS
     }
@@ -108,12 +104,12 @@ impl Direct {
             timeout: u64::try_from(self.timeout.as_nanos()).unwrap_or(u64::MAX),
             rank: self.rank as i32,
             ranks: self.links.len() as i32,
-            slot: SLOT as i32,
+            packets_per_slot: PACKETS_PER_SLOT as i32,
             unused: 0,
         }
     }
 
-    /// The group's first failure, if there is one: what a kernel has reported counts, if nothing was noted before.
+    /// The group's first failure, if there is one. A kernel's report counts if there was none before.
     pub(super) fn failure(&self) -> Option<CommError> {
         let mut failure = lock(&self.failure);
         if failure.is_none() {
@@ -122,7 +118,7 @@ impl Direct {
         failure.clone()
     }
 
-    /// Ends this rank's part; returns the first failure, which may be this one.
+    /// Ends this rank's part in the group. Returns the first failure, which may be this one.
     pub(super) fn fail(&self, error: CommError) -> CommError {
         let first = lock(&self.failure).get_or_insert(error).clone();
         self.report.stop();
@@ -130,8 +126,8 @@ impl Direct {
     }
 
     fn explain(&self, report: &Report) -> CommError {
-        let elsewhere = usize::try_from(report.elsewhere).ok().and_then(|rank| rank.checked_sub(1));
-        let kind = match (elsewhere, self.call(report.other)) {
+        let elsewhere = usize::try_from(report.other_rank).ok().and_then(|rank| rank.checked_sub(1));
+        let kind = match (elsewhere, self.call(report.other_call)) {
             (None, _) => match self.missing(report.number) {
                 Ok(missing) => CommErrorKind::Timeout { missing, timeout: self.timeout },
                 Err(error) => CommErrorKind::Transport(Arc::new(error)),
@@ -144,13 +140,13 @@ impl Direct {
         self.error(self.call(report.call), true, kind)
     }
 
-    /// The ranks of which nothing has come in the pass of this number: copies of a few bytes, beside the streams of the layers.
+    /// The ranks that have sent nothing in the pass of this number. Copies a few bytes, on a stream of its own.
     fn missing(&self, number: u64) -> Result<Vec<usize>, CudaError> {
         let ranks = self.links.len();
         let mut missing = Vec::new();
         for rank in 0..ranks {
             let slot = (number % 2) as usize * ranks + rank;
-            let [_, of_pass, ..] = self.inbox.peek(slot * SLOT * PACKET)?;
+            let [_, of_pass, ..] = self.inbox.peek(slot * PACKETS_PER_SLOT * PACKET_BYTES)?;
             if u64::from(of_pass) != number {
                 missing.push(rank);
             }
@@ -176,7 +172,7 @@ impl Drop for Direct {
     }
 }
 
-/// One number of an identity, a use and a step.
+/// A hash of an identity, a use and a step.
 fn mix(call: [u64; 3]) -> u64 {
     call.into_iter().fold(0, |hash, word| {
         // A step of splitmix64.

@@ -1,4 +1,4 @@
-//! How ranks find each other's memory: what each has to offer, and whether all of them reach all.
+//! How ranks find each other's memory, and whether every rank reaches all others'.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
@@ -16,10 +16,10 @@ use crate::raw::params::MOST_RANKS;
 use crate::raw::peers::{Handle, Inbox, Mapped};
 use crate::raw::transfer;
 
-/// Why ranks do not meet inside their kernels: as this rank knows it, or as others have said.
+/// The group, or why its ranks do not meet inside their kernels.
 pub(super) type Joined = Result<Arc<Direct>, String>;
 
-/// Makes the group's memory, over the communicator that joins the ranks already. Collective; all ranks come to the same answer.
+/// Makes the group's memory, with the help of a communicator of its ranks. Collective; either all ranks succeed or none does.
 pub(super) fn join(
     cuda: &Cuda,
     over: &dyn Communicator<Cuda>,
@@ -32,7 +32,7 @@ pub(super) fn join(
     if ranks > MOST_RANKS {
         return Ok(Err(format!("there are {ranks} ranks, and {MOST_RANKS} at most meet inside kernels")));
     }
-    // A rank that fails says so, and comes to every question all the same.
+    // A rank that fails still takes part in every sum, in which it says so.
     let mine = Inbox::new(cuda.context(), inbox_bytes(ranks));
     let mut card = mine.as_ref().map_or(Card::NOTHING, |inbox| Card::of(cuda, inbox.id));
     let mut cards = gather(cuda, over, "cards", card)?;
@@ -53,13 +53,13 @@ pub(super) fn join(
     agree(cuda, over, "proof", proven)
 }
 
-/// What a rank tells the others of itself. It goes through sums of f64, a number for each byte.
+/// What a rank tells the others about itself. It is sent through sums of f64, one number for each byte.
 #[derive(Clone, Copy)]
 struct Card {
     host: u64,
     process: u64,
     device: [u8; 16],
-    /// Its number in its process, from 1; 0 where there is none.
+    /// The id of its inbox in its process, from 1; 0 if it has none.
     inbox: u64,
     /// For other processes.
     handle: Handle,
@@ -98,7 +98,7 @@ fn take<const N: usize>(bytes: &mut impl Iterator<Item = u8>) -> [u8; N] {
     std::array::from_fn(|_| bytes.next().unwrap_or_default())
 }
 
-/// Which host this is: its kernel's boot, where the kernel tells; none else.
+/// A hash of this host's boot id; on systems without one, all hosts count as the same.
 fn host() -> u64 {
     let boot = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     boot.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
@@ -132,7 +132,7 @@ fn links(cuda: &Cuda, mine: &Arc<Inbox>, cards: &[Card]) -> Result<Vec<Link>, St
     cards.iter().enumerate().map(link).collect()
 }
 
-/// A first meeting: packets go both ways between all ranks.
+/// A first pass, in which all ranks send packets to each other.
 fn prove(direct: &Arc<Direct>) -> Result<(), String> {
     let cuda = &direct.cuda;
     let params = direct.params(&CollectiveId::new("(a new group)", 0));
@@ -159,7 +159,7 @@ fn agree<T>(
     })
 }
 
-/// Every rank's card, as a sum of which each rank has filled in its own part.
+/// Every rank's card. Each rank fills in its own part of a sum.
 fn gather(
     cuda: &Cuda,
     over: &dyn Communicator<Cuda>,

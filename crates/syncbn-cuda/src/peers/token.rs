@@ -7,7 +7,7 @@ use crate::error::CudaError;
 use crate::peers::direct::Direct;
 use crate::raw::params::PeersParams;
 
-/// A pass's way into the peers' memory. [`PeerCommunicator`](super::PeerCommunicator) makes it, and the kernels use it up.
+/// What a pass needs to reach its peers' memory. [`PeerCommunicator`](super::PeerCommunicator) makes it for each pass.
 #[derive(Clone, Debug)]
 pub struct Peers {
     pub(super) direct: Arc<Direct>,
@@ -15,8 +15,8 @@ pub struct Peers {
 }
 
 impl Peers {
-    /// The kernel's second parameter. Kernels that have it run one after the other on a device, whatever their streams and groups:
-    /// so none that waits for a peer keeps from running what that peer waits for.
+    /// The kernel's second parameter. Kernels that have it run one after the other on a device, whatever their streams and groups. So a
+    /// kernel that waits for a peer never blocks a kernel for which that peer waits.
     pub(crate) fn params(&self, access: &Access<'_, '_>) -> Result<PeersParams, CudaError> {
         access.come_after("the device's turn to meet its peers", self.direct.cuda.turn()?)?;
         Ok(self.params)

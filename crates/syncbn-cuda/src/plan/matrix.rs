@@ -1,25 +1,23 @@
-//! What vectors a tensor consists of: the widest that are aligned and belong to whole columns or runs.
-//!
-//! Deliberately not here: threads, which are put to them in `team`.
+//! How a tensor is divided into vectors: the widest that are aligned and lie within one column or run.
 
 use syncbn_core::Geometry;
 
-use super::limits::{MOST_PACK, SMALL};
+use super::limits::{MOST_CHANNELS_PER_BLOCK, SMALL};
 
 /// The widest load, in bytes.
 const WIDEST: usize = 16;
-/// The bytes of the lanes of a block of columns: a line of the cache.
+/// The bytes of a row that a block of columns reads: a line of the cache.
 const LINE: usize = 128;
-/// The most lanes of a block whose channels would not end together in fewer.
-const MOST_SLOTS: usize = 128;
-/// Fewer rows than this are not worth reading as matrices that end between them.
+/// The most lanes of a block, where fewer would end within a channel.
+const MOST_LANES_PER_BLOCK: usize = 128;
+/// Reading several rows as one is not worth its cost with fewer rows of vectors than this.
 const LEAST_RUNS: usize = 32;
-/// The most rows and channels of a tensor that [`Kernel::few`](crate::kernel::Kernel::few) is for: a few loads to each of half a block's
-/// threads, and no more blocks than find room at once.
+/// The most rows and channels of a tensor that [`Kernel::scalar_up_to`](crate::kernel::Kernel::scalar_up_to) is for: half of a block's
+/// threads get a few loads each, and all blocks fit on the device at once.
 const FEW_ROWS: usize = 2 * SMALL;
 const FEW_CHANNELS: usize = 2048;
 
-/// What vectors a tensor consists of, before threads are put to them.
+/// The vectors of a tensor. kernels/walk.cuh explains the terms.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Matrix {
     pub(super) vec: usize,
@@ -28,18 +26,22 @@ pub(super) struct Matrix {
     pub(super) segment: usize,
     pub(super) runs: usize,
     pub(super) inner: usize,
-    /// Lanes and channels that a block cannot do with fewer of; rows: of one warp's block.
-    pub(super) slots: usize,
-    pub(super) pack: usize,
+    /// The fewest lanes of a block, and their channels. For rows: of a block of one channel.
+    pub(super) lanes_per_block: usize,
+    pub(super) channels_per_block: usize,
     pub(super) tail: usize,
 }
 
 impl Matrix {
-    /// The matrix of the widest vectors that are aligned and belong to whole columns or runs.
-    pub(super) fn of(geometry: &Geometry, size: usize, pointers: &[u64], few: usize) -> Self {
+    /// The division into the widest vectors that are aligned and lie within one column or run.
+    pub(super) fn of(geometry: &Geometry, size: usize, pointers: &[u64], scalar_up_to: usize) -> Self {
         let (outer, channels, inner) = (geometry.outer(), geometry.channels(), geometry.inner());
-        if inner == 1 && outer <= FEW_ROWS && channels <= FEW_CHANNELS && geometry.len() <= few {
-            return Self { slots: 1, pack: 1, ..Self::plain_columns(outer, channels, 1, size) };
+        if inner == 1 && outer <= FEW_ROWS && channels <= FEW_CHANNELS && geometry.len() <= scalar_up_to {
+            return Self {
+                lanes_per_block: 1,
+                channels_per_block: 1,
+                ..Self::plain_columns(outer, channels, 1, size)
+            };
         }
         let aligned = |vec: &usize| pointers.iter().all(|p| p.is_multiple_of((vec * size) as u64));
         let widths = [8, 4, 2].into_iter().filter(|vec| vec * size <= WIDEST).filter(aligned);
@@ -65,14 +67,34 @@ impl Matrix {
     fn rows(outer: usize, channels: usize, inner: usize, vec: usize) -> Self {
         let segment = (inner / vec).max(1);
         let runs = if inner == 0 { 0 } else { outer };
-        Self { vec, columns: false, lanes: channels, segment, runs, inner, slots: 1, pack: 1, tail: 0 }
+        Self {
+            vec,
+            columns: false,
+            lanes: channels,
+            segment,
+            runs,
+            inner,
+            lanes_per_block: 1,
+            channels_per_block: 1,
+            tail: 0,
+        }
     }
 
     fn plain_columns(rows: usize, channels: usize, vec: usize, size: usize) -> Self {
         let lanes = channels / vec;
-        let slots = lanes.min(LINE / (vec * size));
-        let pack = slots * vec;
-        Self { vec, columns: true, lanes, segment: 1, runs: rows, inner: 1, slots, pack, tail: 0 }
+        let lanes_per_block = lanes.min(LINE / (vec * size));
+        let channels_per_block = lanes_per_block * vec;
+        Self {
+            vec,
+            columns: true,
+            lanes,
+            segment: 1,
+            runs: rows,
+            inner: 1,
+            lanes_per_block,
+            channels_per_block,
+            tail: 0,
+        }
     }
 
     fn channels_last(rows: usize, channels: usize, vec: usize, size: usize) -> Option<Self> {
@@ -80,7 +102,7 @@ impl Matrix {
         if common == vec {
             return Some(Self::plain_columns(rows, channels, vec, size));
         }
-        // So many rows fill whole vectors, and are read as one.
+        // So many rows are whole vectors, and are read as one row.
         let together = vec / common;
         let lanes = channels / common;
         let runs = rows / together;
@@ -89,24 +111,32 @@ impl Matrix {
             lanes,
             runs,
             tail,
-            slots: lanes,
-            pack: channels,
+            lanes_per_block: lanes,
+            channels_per_block: channels,
             ..Self::plain_columns(0, vec, vec, size)
         };
-        (lanes <= MOST_SLOTS && channels <= MOST_PACK && runs >= LEAST_RUNS).then_some(matrix)
+        (lanes <= MOST_LANES_PER_BLOCK && channels <= MOST_CHANNELS_PER_BLOCK && runs >= LEAST_RUNS)
+            .then_some(matrix)
     }
 
     fn short_planes(samples: usize, channels: usize, inner: usize, vec: usize, size: usize) -> Option<Self> {
-        // So many channels fill whole vectors.
+        // So many channels are whole vectors.
         let together = vec / gcd(inner, vec);
-        let slots = together * inner / vec;
-        if !(channels * inner).is_multiple_of(vec) || slots > MOST_SLOTS {
+        let lanes_per_block = together * inner / vec;
+        if !(channels * inner).is_multiple_of(vec) || lanes_per_block > MOST_LANES_PER_BLOCK {
             return None;
         }
-        let times = (4 * LINE / (slots * vec * size)).max(1);
-        let (slots, pack) = (slots * times, together * times);
+        let times = (4 * LINE / (lanes_per_block * vec * size)).max(1);
+        let (lanes_per_block, channels_per_block) = (lanes_per_block * times, together * times);
         let lanes = channels * inner / vec;
-        Some(Self { lanes, runs: samples, inner, slots, pack, ..Self::plain_columns(0, vec, vec, size) })
+        Some(Self {
+            lanes,
+            runs: samples,
+            inner,
+            lanes_per_block,
+            channels_per_block,
+            ..Self::plain_columns(0, vec, vec, size)
+        })
     }
 }
 

@@ -1,63 +1,67 @@
-//! Plans, walked through as the device walks them.
+//! Launch plans, followed as the device follows them.
 
-use super::team::{best_splits, nearly};
+use super::block_shape::{best_blocks_per_channel, nearly};
 use super::*;
 use crate::{grad_input, grad_sums, moments, normalize};
 
 const KERNELS: [&Kernel; 4] = [&moments::KERNEL, &normalize::KERNEL, &grad_sums::KERNEL, &grad_input::KERNEL];
 
-/// How often the threads of the device visit every element, and that they visit it for its channel.
-fn visits(geometry: &Geometry, plan: &Plan) -> Vec<u32> {
-    let tile = &plan.tile;
-    let (members, slots, pack) = (tile.members as usize, tile.slots as usize, tile.pack as usize);
-    let (lanes, segment) = (tile.lanes as usize, tile.segment as usize);
+/// How often the threads of the device read each element. Fails where they read it for another channel.
+fn visits(geometry: &Geometry, plan: &LaunchPlan) -> Vec<u32> {
+    let walk = &plan.walk;
+    let (threads_per_lane, lanes_per_block) = (walk.threads_per_lane as usize, walk.lanes_per_block as usize);
+    let channels_per_block = walk.channels_per_block as usize;
+    let blocks_per_channel = walk.blocks_per_channel as usize;
+    let (lanes, segment) = (walk.lanes as usize, walk.segment as usize);
     let mut seen = vec![0; geometry.len()];
     let mut visit = |element: usize, channel: usize| {
         assert_eq!(element / geometry.inner() % geometry.channels(), channel);
         seen[element] += 1;
     };
     for block in 0..plan.blocks as usize {
-        let (group, split) = (block / tile.splits as usize, block % tile.splits as usize);
+        let (group, block_of_channel) = (block / blocks_per_channel, block % blocks_per_channel);
         for thread in 0..plan.threads as usize {
-            let (member, slot) = if plan.columns {
-                (thread / slots, thread % slots)
+            let (thread_of_lane, lane_of_block) = if plan.columns {
+                (thread / lanes_per_block, thread % lanes_per_block)
             } else {
-                (thread % members, thread / members)
+                (thread % threads_per_lane, thread / threads_per_lane)
             };
-            let lane = group * slots + slot;
-            let at = split * members + member;
-            if lane >= lanes || member >= members {
+            let lane = group * lanes_per_block + lane_of_block;
+            let at = block_of_channel * threads_per_lane + thread_of_lane;
+            if lane >= lanes || thread_of_lane >= threads_per_lane {
                 continue;
             }
             let mut within = at % segment;
             let mut index = ((at / segment * lanes + lane) * segment + within) as i64;
-            for _ in 0..tile.whole as usize + usize::from(at < tile.rest as usize) {
+            for _ in
+                0..walk.vectors_per_thread as usize + usize::from(at < walk.threads_with_one_more as usize)
+            {
                 for w in 0..plan.vec {
-                    let column = slot * plan.vec + w;
-                    let local = match tile.inner {
-                        _ if !plan.columns => slot,
-                        1 => column % pack,
+                    let column = lane_of_block * plan.vec + w;
+                    let local = match walk.inner {
+                        _ if !plan.columns => lane_of_block,
+                        1 => column % channels_per_block,
                         inner => column / inner as usize,
                     };
-                    visit(index as usize * plan.vec + w, group * pack + local);
+                    visit(index as usize * plan.vec + w, group * channels_per_block + local);
                 }
-                within += tile.step_within as usize;
-                index += tile.step_index;
+                within += walk.step_within as usize;
+                index += walk.step_index;
                 if within >= segment {
                     within -= segment;
-                    index += tile.wrap;
+                    index += walk.run_gap;
                 }
             }
         }
     }
-    for e in 0..tile.tail as usize {
-        visit(tile.runs as usize * slots * plan.vec + e, e % pack);
+    for e in 0..walk.tail as usize {
+        visit(walk.runs as usize * lanes_per_block * plan.vec + e, e % channels_per_block);
     }
     seen
 }
 
 #[test]
-fn every_element_is_visited_once_and_for_its_channel() {
+fn every_element_is_read_once_and_for_its_channel() {
     for shape in [
         &[2, 3, 7][..],
         &[1, 1, 5],
@@ -78,7 +82,7 @@ fn every_element_is_visited_once_and_for_its_channel() {
             let geometry = geometry.unwrap();
             for (kernel, size) in KERNELS.into_iter().flat_map(|kernel| [2, 4, 8].map(|size| (kernel, size)))
             {
-                let plan = Plan::new(&geometry, size, &[256], 132, kernel).unwrap();
+                let plan = LaunchPlan::new(&geometry, size, &[256], 132, kernel).unwrap();
                 let name = kernel.name;
                 assert!(visits(&geometry, &plan).iter().all(|&n| n == 1), "{shape:?} {first} {name} {size}");
             }
@@ -93,22 +97,28 @@ fn a_block_has_room_for_its_channels_and_its_threads_for_its_sums() {
             let geometry = Geometry::channels_first(&shape).unwrap();
             for (kernel, size) in KERNELS.into_iter().flat_map(|kernel| [2, 4, 8].map(|size| (kernel, size)))
             {
-                let plan = Plan::new(&geometry, size, &[256], 132, kernel).unwrap();
-                let tile = &plan.tile;
-                let what = format!("{shape:?} {} {tile:?} of {} threads", kernel.name, plan.threads);
+                let plan = LaunchPlan::new(&geometry, size, &[256], 132, kernel).unwrap();
+                let walk = &plan.walk;
+                let what = format!("{shape:?} {} {walk:?} of {} threads", kernel.name, plan.threads);
                 assert!(
-                    tile.pack as usize <= most_pack(plan.columns)
-                        && tile.pack * tile.shares <= plan.threads as i32,
+                    walk.channels_per_block as usize <= most_channels_per_block(plan.columns)
+                        && walk.channels_per_block * walk.reducers_per_channel <= plan.threads as i32,
                     "{what}"
                 );
                 assert!(plan.threads.is_multiple_of(32) && kernel.tuning(true, size).unroll <= 64, "{what}");
-                assert!(tile.slots * tile.members <= plan.threads as i32, "{what}");
+                assert!(walk.lanes_per_block * walk.threads_per_lane <= plan.threads as i32, "{what}");
                 assert!(plan.threads as usize <= kernel.tuning(plan.columns, size).threads, "{what}");
-                assert!(tile.members >= 1 && (plan.columns || tile.members % 32 == 0), "{what}");
+                assert!(
+                    walk.threads_per_lane >= 1 && (plan.columns || walk.threads_per_lane % 32 == 0),
+                    "{what}"
+                );
                 let (partials, tickets) = most_partials(132, channels);
-                let splits = tile.splits as usize;
-                assert!(splits == 1 || splits * channels <= partials, "{what}");
-                assert!(splits == 1 || plan.blocks as usize / splits <= tickets, "{what}");
+                let blocks_per_channel = walk.blocks_per_channel as usize;
+                assert!(blocks_per_channel == 1 || blocks_per_channel * channels <= partials, "{what}");
+                assert!(
+                    blocks_per_channel == 1 || plan.blocks as usize / blocks_per_channel <= tickets,
+                    "{what}"
+                );
             }
         }
     }
@@ -121,22 +131,26 @@ fn no_block_waits_for_another_to_sum_a_small_tensor() {
         for (kernel, size) in
             [&moments::KERNEL, &grad_sums::KERNEL].into_iter().flat_map(|k| [2, 4, 8].map(|size| (k, size)))
         {
-            let plan = Plan::new(&geometry, size, &[256], 132, kernel).unwrap();
-            let what = format!("{shape:?} {} {:?}", kernel.name, plan.tile);
-            assert_eq!((plan.tile.splits, plan.vec), (1, 1), "{what}");
-            // All of a thread's loads are in flight at once, or nearly.
-            assert!(plan.tile.whole as usize <= kernel.tuning(true, size).unroll.max(4), "{what}");
+            let plan = LaunchPlan::new(&geometry, size, &[256], 132, kernel).unwrap();
+            let what = format!("{shape:?} {} {:?}", kernel.name, plan.walk);
+            assert_eq!((plan.walk.blocks_per_channel, plan.vec), (1, 1), "{what}");
+            // A thread's loads are all in flight at once, or nearly all.
+            assert!(
+                plan.walk.vectors_per_thread as usize <= kernel.tuning(true, size).unroll.max(4),
+                "{what}"
+            );
         }
     }
     let large = Geometry::channels_last(&[1, 1, 512, 1024]).unwrap();
-    assert!(Plan::new(&large, 4, &[256], 132, &moments::KERNEL).unwrap().vec > 1);
+    assert!(LaunchPlan::new(&large, 4, &[256], 132, &moments::KERNEL).unwrap().vec > 1);
 }
 
 #[test]
 fn a_pointer_off_alignment_narrows_the_loads() {
     let geometry = Geometry::channels_first(&[2, 64, 64]).unwrap();
-    let vec =
-        |size, pointers: &[u64]| Plan::new(&geometry, size, pointers, 132, &moments::KERNEL).unwrap().vec;
+    let vec = |size, pointers: &[u64]| {
+        LaunchPlan::new(&geometry, size, pointers, 132, &moments::KERNEL).unwrap().vec
+    };
     assert_eq!(vec(2, &[256]), 8);
     assert_eq!(vec(2, &[256, 258]), 1);
     assert_eq!(vec(4, &[8]), 2);
@@ -144,7 +158,7 @@ fn a_pointer_off_alignment_narrows_the_loads() {
 }
 
 #[test]
-fn what_is_read_ahead_is_there_and_has_room_in_every_block_of_a_multiprocessor() {
+fn prefetched_vectors_exist_and_fit_into_the_shared_memory_of_all_blocks_of_a_multiprocessor() {
     let (room, taken) = (228 * 1024, 12_000);
     let mut most = 0;
     for shape in
@@ -152,58 +166,68 @@ fn what_is_read_ahead_is_there_and_has_room_in_every_block_of_a_multiprocessor()
     {
         let geometry = Geometry::channels_first(&shape).unwrap();
         for (kernel, size) in KERNELS.into_iter().flat_map(|kernel| [2, 4, 8].map(|size| (kernel, size))) {
-            let plan = Plan::new(&geometry, size, &[256], 132, kernel).unwrap();
+            let plan = LaunchPlan::new(&geometry, size, &[256], 132, kernel).unwrap();
             let tuning = kernel.tuning(plan.columns, size);
-            let Ahead { turns, bytes } = plan.ahead(kernel, size, room, taken);
-            let (turns, bytes) = (turns as usize, bytes as usize);
+            let Prefetch { rounds, bytes } = plan.prefetch(kernel, size, room, taken);
+            let (rounds, bytes) = (rounds as usize, bytes as usize);
             let vector = plan.threads as usize * plan.vec * size;
-            assert_eq!(bytes, turns * tuning.unroll * vector * kernel.reads, "{shape:?} {}", kernel.name);
+            assert_eq!(bytes, rounds * tuning.unroll * vector * kernel.reads, "{shape:?} {}", kernel.name);
             let blocks = tuning.threads * tuning.blocks / plan.threads as usize;
             assert!(
-                turns == 0 || blocks * (bytes + taken + RESERVED) <= room,
+                rounds == 0 || blocks * (bytes + taken + RESERVED) <= room,
                 "{shape:?} {} {blocks}",
                 kernel.name
             );
-            // A turn that stays in registers is left to every thread that has one.
-            let vectors = plan.tile.whole as usize + usize::from(plan.tile.rest > 0);
-            assert!(turns == 0 || turns * tuning.unroll < vectors, "{shape:?} {}", kernel.name);
-            most = most.max(turns);
+            // Every thread has its last round left for its registers.
+            let vectors =
+                plan.walk.vectors_per_thread as usize + usize::from(plan.walk.threads_with_one_more > 0);
+            assert!(rounds == 0 || rounds * tuning.unroll < vectors, "{shape:?} {}", kernel.name);
+            most = most.max(rounds);
         }
     }
     assert!(most >= 2);
-    let plan =
-        Plan::new(&Geometry::channels_first(&[2, 64, 131_072]).unwrap(), 4, &[256], 132, &normalize::KERNEL);
-    assert_eq!(plan.unwrap().ahead(&normalize::KERNEL, 4, 0, taken).turns, 0);
+    let plan = LaunchPlan::new(
+        &Geometry::channels_first(&[2, 64, 131_072]).unwrap(),
+        4,
+        &[256],
+        132,
+        &normalize::KERNEL,
+    );
+    assert_eq!(plan.unwrap().prefetch(&normalize::KERNEL, 4, 0, taken).rounds, 0);
 }
 
 #[test]
-fn the_splits_are_the_fewest_that_fill_a_device_nearly_as_well_as_the_best() {
+fn a_channel_has_the_fewest_blocks_that_fill_a_device_nearly_as_well_as_the_best() {
     for groups in [1, 2, 3, 4, 7, 16, 19, 32, 64, 100, 129, 131, 133, 256, 300, 2048, 5000] {
         for (room, most) in
             [(132, 1), (132, 7), (132, 132), (264, 500), (528, 5000), (1056, 40), (1056, 9000)]
         {
-            let score = |splits: usize| {
-                let blocks = groups * splits;
-                let rounds = blocks.div_ceil(room);
-                blocks as f64 / (rounds * room) as f64 - 0.05 * (rounds - 1) as f64
+            let score = |blocks: usize| {
+                let blocks = groups * blocks;
+                let waves = blocks.div_ceil(room);
+                blocks as f64 / (waves * room) as f64 - 0.05 * (waves - 1) as f64
             };
             let all = 1..=most.min((4 * room / groups).max(1));
             let best = all.clone().map(score).fold(f64::MIN, f64::max);
-            let fewest = all.clone().find(|&splits| score(splits) >= nearly(best)).unwrap();
-            assert_eq!(best_splits(groups, room, most), (fewest, score(fewest)), "{groups} {room} {most}");
+            let fewest = all.clone().find(|&blocks| score(blocks) >= nearly(best)).unwrap();
+            assert_eq!(
+                best_blocks_per_channel(groups, room, most),
+                (fewest, score(fewest)),
+                "{groups} {room} {most}"
+            );
         }
     }
 }
 
 #[test]
-fn a_block_of_one_channel_has_no_thread_too_many() {
+fn no_thread_of_a_block_of_rows_is_without_a_lane() {
     for channels in [1_400, 3_400, 22_000] {
         let geometry = Geometry::channels_first(&[16, channels, 16, 16]).unwrap();
         for (multiprocessors, kernel) in
             [8, 20, 132].into_iter().flat_map(|n| KERNELS.map(|kernel| (n, kernel)))
         {
-            let plan = Plan::new(&geometry, 4, &[256], multiprocessors, kernel).unwrap();
-            let used = plan.tile.slots * plan.tile.members;
+            let plan = LaunchPlan::new(&geometry, 4, &[256], multiprocessors, kernel).unwrap();
+            let used = plan.walk.lanes_per_block * plan.walk.threads_per_lane;
             assert!(
                 plan.columns || used as u32 == plan.threads,
                 "{channels} {multiprocessors} {}",

@@ -1,6 +1,6 @@
-//! Work that a graph captures: replays use memory long after the calls that lent it have returned.
+//! Capturing passes in a graph. Replays use memory long after the calls that borrowed it have returned.
 //!
-//! No borrow lasts as long as a graph, and any safe code may begin a capture. So passes refuse a stream that captures, except in
+//! No borrow lasts as long as a graph, and safe code may begin a capture. So passes refuse a stream that captures, except in
 //! [`allow_capture`].
 
 use std::cell::Cell;
@@ -22,9 +22,9 @@ thread_local! {
 ///
 /// # Safety
 /// Until the last replay of a graph that holds work of the body has run, whatever the borrows of the body's calls say:
-/// - Lifetime: all memory that the body's passes were lent, the layers (their parameters, running statistics and scratch)
+/// - Lifetime: all memory that the body's passes borrow, the layers (their parameters, running statistics and scratch)
 ///   and the communicators live, and stay where they are.
-/// - Order: what else uses that memory, the layers' other passes among it, is ordered before or after a replay as a whole
+/// - Order: other work that uses that memory, the layers' other passes included, is ordered before or after a replay as a whole
 ///   (the same stream, or an event), and no two replays run at once.
 pub unsafe fn allow_capture<R>(body: impl FnOnce() -> R) -> R {
     struct Allowed;
@@ -38,13 +38,13 @@ pub unsafe fn allow_capture<R>(body: impl FnOnce() -> R) -> R {
     body()
 }
 
-/// Whether the stream captures a graph, which then must have been allowed.
+/// Whether the stream captures a graph. An error if that was not allowed.
 pub(crate) fn check_capture(stream: &CudaStream) -> Result<bool, CudaError> {
     let capturing = is_capturing(stream)?;
     if capturing && ALLOWED.with(Cell::get) == 0 { Err(CudaError::Capturing) } else { Ok(capturing) }
 }
 
-/// For what no graph can hold.
+/// For operations that cannot be captured.
 pub(crate) fn refuse_capture(stream: &CudaStream, what: &'static str) -> Result<(), CudaError> {
     if is_capturing(stream)? { Err(CudaError::NotCaptured { what }) } else { Ok(()) }
 }
@@ -56,7 +56,7 @@ pub(crate) fn is_capturing(stream: &CudaStream) -> Result<bool, CudaError> {
     Ok(status != CU_STREAM_CAPTURE_STATUS_NONE)
 }
 
-/// Allows what touches no stream (allocation, loading modules, asking for an event's state) while a graph is captured.
+/// While it lives, this thread may make calls that concern no stream (allocate, load modules, query events) during a capture.
 pub(crate) struct RelaxedCapture(sys::CUstreamCaptureMode);
 
 impl RelaxedCapture {

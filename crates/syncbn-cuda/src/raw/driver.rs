@@ -1,4 +1,4 @@
-//! The driver's calls that cudarc's safe layer has no untracked form of: allocation, copies, modules and launches.
+//! Calls of the driver that cudarc's safe layer always tracks by events: allocation, copies, modules and launches.
 
 use std::ffi::{CString, c_void};
 use std::ptr::null_mut;
@@ -11,8 +11,8 @@ use super::library;
 use super::params::{Params, PeersParams};
 use crate::error::CudaError;
 
-/// Whether the driver's library is there. cudarc can only be asked where it loads the library itself, which it does not in a program
-/// with a dependency that links CUDA, such as candle.
+/// Whether the driver's library can be loaded. cudarc can tell only where it loads the library itself, which it does not in a program with
+/// a dependency that links CUDA, such as candle.
 pub(crate) fn find() -> Result<(), CudaError> {
     let found = library::open(None, &["libcuda.so.1", "libcuda.so", "nvcuda.dll"]);
     let missing =
@@ -20,10 +20,10 @@ pub(crate) fn find() -> Result<(), CudaError> {
     found.map(drop).map_err(missing)
 }
 
-/// The driver's version from which on a captured graph may have kernels that overlap.
+/// The first driver with which kernels of a captured graph may overlap.
 pub(crate) const CAPTURES_OVERLAPS: i32 = 12_030;
 
-/// The newest CUDA that the driver serves, as 12030 for 12.3.
+/// The newest version of CUDA that the driver supports, as 12030 for 12.3.
 pub(crate) fn version() -> Result<i32, CudaError> {
     let mut version = 0;
     // SAFETY: the driver writes the one number that the pointer is for.
@@ -33,7 +33,7 @@ pub(crate) fn version() -> Result<i32, CudaError> {
     Ok(version)
 }
 
-/// Device memory that waits for the device when it is freed, so that no work can outlive it. Not tracked by events.
+/// Device memory that is not tracked by events. Freeing it waits for the device, so no work can outlive it.
 #[derive(Debug)]
 pub(crate) struct DeviceMemory {
     context: Arc<CudaContext>,
@@ -41,7 +41,7 @@ pub(crate) struct DeviceMemory {
 }
 
 impl DeviceMemory {
-    /// At least `bytes` bytes of unset memory.
+    /// At least `bytes` bytes, uninitialised.
     pub(crate) fn new(context: &Arc<CudaContext>, bytes: usize) -> Result<Self, CudaError> {
         context.bind_to_thread().map_err(CudaError::driver("binding the context"))?;
         let _relaxed = RelaxedCapture::begin()?;
@@ -70,7 +70,7 @@ impl Drop for DeviceMemory {
             // SAFETY: the pointer came from malloc_sync and nobody else frees it. cuMemFree waits for work in flight.
             unsafe { result::free_sync(self.pointer) }
         };
-        // A failure here is an earlier one's echo; cudarc reports it at the context's next use.
+        // A failure here is an earlier one of the device; cudarc reports it at the context's next use.
         self.context.record_err(free());
     }
 }
@@ -125,13 +125,13 @@ pub(crate) unsafe fn download<T>(
     copied.and_then(|()| stream.synchronize()).map_err(CudaError::driver("copying from the device"))
 }
 
-/// A compiled kernel on a device. It is never unloaded: graphs may hold it.
+/// A compiled kernel on a device. It is never unloaded, since graphs may use it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Function {
     handle: sys::CUfunction,
     /// Whether it was compiled for peers, and takes their parameters.
     peers: bool,
-    /// The bytes of shared memory that a block has without asking.
+    /// Bytes of static shared memory of a block.
     pub(crate) shared: usize,
 }
 
@@ -163,7 +163,7 @@ impl Function {
     }
 }
 
-/// Lets a kernel be launched with all shared memory that a block can have; returns what it has without asking.
+/// Allows launches with all the shared memory that a block can have. Returns the bytes of static shared memory.
 fn allow_shared_memory(context: &CudaContext, function: sys::CUfunction) -> Result<usize, DriverError> {
     use sys::CUfunction_attribute::{
         CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as DYNAMIC,
@@ -183,10 +183,10 @@ fn allow_shared_memory(context: &CudaContext, function: sys::CUfunction) -> Resu
 pub(crate) struct Launch {
     pub(crate) blocks: u32,
     pub(crate) threads: u32,
-    /// Bytes of shared memory that a block asks for.
+    /// Bytes of dynamic shared memory of a block.
     pub(crate) shared: u32,
-    /// Programmatic dependent launch: the kernel may start when the stream's previous kernel says so, and waits by
-    /// itself before it touches what that one writes. What is not a kernel is waited for in any case.
+    /// Programmatic dependent launch: the kernel may start when the stream's previous kernel allows it, and waits itself before it
+    /// uses what that one writes. Other work than a kernel is always waited for.
     pub(crate) overlaps: bool,
 }
 

@@ -5,8 +5,8 @@ use std::ffi::OsString;
 
 use libloading::Library;
 
-/// The first of these that the loader finds; where this environment variable is set, the file that it names alone. The error is
-/// what the loader said of the first.
+/// The first of these libraries that the loader finds. If the environment variable is set, only the file that it names. The error is the
+/// loader's for the first of them.
 pub(crate) fn open(variable: Option<&str>, names: &[&str]) -> Result<Library, String> {
     let named = variable.and_then(std::env::var_os);
     let names = named.map_or_else(|| names.iter().map(OsString::from).collect(), |name| vec![name]);

@@ -1,8 +1,6 @@
-//! Device memory that is borrowed: where it lies, and what orders its uses.
+//! Device memory that is borrowed: its address, and what orders its uses.
 //!
-//! A use is told to whoever has to wait for it when work is enqueued, never when a borrow ends: a borrow may be forgotten.
-//!
-//! Deliberately not here: memory that this crate owns.
+//! A use is recorded when work is enqueued, not when a borrow ends, because a borrow may be forgotten.
 
 use std::marker::PhantomData;
 
@@ -37,14 +35,14 @@ fn event<'a>(guard: SyncOnDrop<'a>, stream: &'a CudaStream) -> Order<'a> {
         SyncOnDrop::Record(Some((event, _))) => Some(*event),
         SyncOnDrop::Record(None) | SyncOnDrop::Sync(_) => None,
     };
-    // Every use records it; until there is one, there is nothing to record.
+    // Every use records it.
     std::mem::forget(guard);
     Order::Event { stream, used }
 }
 
 impl<'a, T: Scalar> Mem<'a, T> {
-    /// Borrows a view of cudarc's, to be used on this stream: it waits for the view's last write, and the view's memory
-    /// waits for this read.
+    /// Borrows a view of cudarc's, for use on this stream. The stream waits for the last write to the view, and later writes wait
+    /// for this read.
     #[must_use]
     pub fn new(view: CudaView<'a, T>, stream: &'a CudaStream) -> Self {
         let (context, len) = (view.stream().context().clone(), view.len());
@@ -67,8 +65,8 @@ impl<'a, T: Scalar> Mem<'a, T> {
 }
 
 impl<'a, T: Scalar> MemMut<'a, T> {
-    /// Borrows a view of cudarc's, to be used on this stream: it waits for the view's last use, and the view's memory
-    /// waits for this write.
+    /// Borrows a view of cudarc's, for use on this stream. The stream waits for the last use of the view, and later uses wait for
+    /// this write.
     #[must_use]
     pub fn new(view: CudaViewMut<'a, T>, stream: &'a CudaStream) -> Self {
         let (context, len) = (view.stream().context().clone(), view.len());

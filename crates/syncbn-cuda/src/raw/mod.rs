@@ -1,6 +1,5 @@
 //! All unsafe code of the crate: memory, launches, and the libraries behind them.
-//!
-//! Deliberately not here: decisions. What is launched, with which arguments and on which grid, is the other files' business.
+//! What is launched, with which arguments and on which grid, the other files decide.
 
 pub(crate) mod capture;
 pub(crate) mod driver;
@@ -12,4 +11,5 @@ pub(crate) mod nvrtc;
 pub(crate) mod owned;
 pub(crate) mod params;
 pub(crate) mod peers;
+mod shared;
 pub(crate) mod transfer;

@@ -1,8 +1,6 @@
-//! NCCL's calls, as little of it as a sum over the ranks needs.
+//! The calls of NCCL that a sum over the ranks needs.
 //!
 //! `SYNCBN_NCCL` names the library's file where the loader does not find it.
-//!
-//! Deliberately not here: when to give up on a group; [`nccl`](crate::nccl) decides.
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::ptr::{null, null_mut};
@@ -84,7 +82,7 @@ pub(crate) struct Nccl {
     destroy: unsafe extern "C" fn(RawComm) -> Code,
     error_string: unsafe extern "C" fn(Code) -> *const c_char,
     last_error: unsafe extern "C" fn(RawComm) -> *const c_char,
-    /// Keeps the functions where they are.
+    /// Keeps the functions loaded.
     _library: Library,
 }
 
@@ -164,7 +162,7 @@ fn text(raw: *const c_char) -> String {
     unsafe { CStr::from_ptr(raw) }.to_string_lossy().trim().to_owned()
 }
 
-/// Why a communicator did not come to be.
+/// Why a communicator was not made.
 pub(crate) enum NotMade {
     /// NCCL's error.
     Failed(NcclError),
@@ -220,7 +218,7 @@ impl Comm {
         deadline: Instant,
     ) -> Result<Option<Self>, CudaError> {
         let during = "splitting the group";
-        // NCCL may write to both until it is done, also after we have given up: then they stay behind.
+        // NCCL may write to both until it is done, even after the deadline: then they are leaked.
         let config = Box::into_raw(Box::new(Config::new(blocking)));
         let made = Box::into_raw(Box::new(null_mut::<c_void>()));
         // SAFETY: this communicator is live; the pointers stay valid until the boxes are taken back.
@@ -238,7 +236,7 @@ impl Comm {
         Ok((!raw.is_null()).then(|| Self { nccl: self.nccl, raw: AtomicPtr::new(raw) }))
     }
 
-    /// Until what was begun is done.
+    /// Waits until the call that was begun is done.
     fn wait(&self, during: &'static str, deadline: Instant) -> Result<(), NotMade> {
         while self.is_in_progress(during)? {
             if Instant::now() >= deadline {
@@ -249,7 +247,7 @@ impl Comm {
         Ok(())
     }
 
-    /// What has failed since, without waiting.
+    /// The error of earlier work, if there is one. Does not wait.
     pub(crate) fn async_error(&self) -> Result<(), NcclError> {
         self.is_in_progress("summing").map(drop)
     }
@@ -266,7 +264,7 @@ impl Comm {
         Ok(state == IN_PROGRESS)
     }
 
-    /// The number of ranks, and this one's place.
+    /// The number of ranks, and this rank.
     pub(crate) fn size_and_rank(&self) -> Result<(c_int, c_int), NcclError> {
         let (mut size, mut rank) = (0, 0);
         // SAFETY: the communicator is live; the pointer is for one number.
@@ -309,7 +307,7 @@ impl Comm {
         self.nccl.check("summing", code)
     }
 
-    /// Ends it at once, with whatever is under way.
+    /// Ends it at once, with its unfinished work.
     pub(crate) fn abort(&self) {
         let raw = self.raw.swap(null_mut(), Ordering::AcqRel);
         if !raw.is_null() {
@@ -318,7 +316,7 @@ impl Comm {
         }
     }
 
-    /// Ends it; whatever it had enqueued has run.
+    /// Ends it, after all its work has run.
     pub(crate) fn destroy(&self) {
         let raw = self.raw.swap(null_mut(), Ordering::AcqRel);
         if !raw.is_null() {

@@ -1,5 +1,5 @@
-//! Device memory that this crate owns, with an account of the streams that use it: it may be used on any stream, and is freed when
-//! nothing on the device can use it any more.
+//! Device memory that this crate owns. It records the streams that use it, so it may be used on any stream, and it is freed when nothing
+//! on the device can use it any more.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,12 +10,12 @@ use super::capture::is_capturing;
 use super::driver::{self, DeviceMemory};
 use crate::error::CudaError;
 
-/// Where borrowed memory lies, and what orders its uses.
+/// The address of borrowed memory, and what orders its uses.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Region<'a> {
     pub(crate) pointer: u64,
     pub(crate) len: usize,
-    /// The context's handle, as a number: compared, never followed.
+    /// The context's handle, as a number: only compared.
     pub(crate) context: usize,
     pub(crate) order: Order<'a>,
 }
@@ -23,13 +23,13 @@ pub(crate) struct Region<'a> {
 /// What orders the uses of memory on several streams.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Order<'a> {
-    /// There are no elements to be used.
+    /// Nothing: there are no elements.
     Empty,
-    /// The caller has promised it.
+    /// The caller, by a promise.
     Promised,
-    /// cudarc: the stream already waits for what came before, and whatever uses the memory records the event, if it is tracked.
+    /// cudarc: the stream waits for earlier uses already, and every use records the event, if the memory is tracked.
     Event { stream: &'a CudaStream, used: Option<&'a CudaEvent> },
-    /// The memory's own account.
+    /// The memory's own record.
     Owned(&'a Owned),
 }
 
@@ -42,16 +42,16 @@ pub(crate) struct Owned {
     captured: AtomicBool,
 }
 
-/// The streams that may have work in flight which uses the memory.
+/// The streams that may have unfinished work which uses the memory.
 #[derive(Debug, Default)]
 struct Uses {
-    /// The last to write.
+    /// The stream of the last write.
     writer: Option<Arc<CudaStream>>,
-    /// Those that have read since, ordered after the writer.
+    /// The streams that have read since.
     readers: Vec<Arc<CudaStream>>,
 }
 
-/// What a use does with memory.
+/// How work uses memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Use {
     Read,
@@ -86,7 +86,7 @@ impl Owned {
         self.captured.load(Ordering::Acquire)
     }
 
-    /// Orders what this queue is given next after the uses on other streams, and notes it as one.
+    /// Orders the next work of this queue after conflicting uses on other streams, and records it as a use.
     pub(crate) fn order(
         &self,
         queue: &Arc<CudaStream>,
@@ -116,8 +116,8 @@ impl Owned {
         Ok(())
     }
 
-    /// Orders what this queue is given next after the last write. It is not noted: the caller waits for it, and keeps the memory
-    /// borrowed meanwhile.
+    /// Orders the next work of this queue after the last write. It is not recorded: the caller waits for it while the memory is
+    /// borrowed.
     pub(crate) fn order_after_write(
         &self,
         queue: &Arc<CudaStream>,
@@ -127,7 +127,7 @@ impl Owned {
         writer.map_or(Ok(()), |writer| join(queue, &writer, false, what))
     }
 
-    /// The caller has the memory for itself, and has waited for the queue that wrote to it last.
+    /// The caller has exclusive access, and has waited for the queue that wrote to it last.
     pub(crate) fn is_idle(&self) {
         *self.uses() = Uses::default();
     }
@@ -143,12 +143,12 @@ impl Uses {
     }
 }
 
-/// Whether work given to the one is in order with work given to the other. Every context has a default stream of the same handle.
+/// Whether both are the same stream, so that their work is in order. The default streams of all contexts have the same handle.
 pub(crate) fn is_same(a: &CudaStream, b: &CudaStream) -> bool {
     a.cu_stream() == b.cu_stream() && a.context().cu_ctx() == b.context().cu_ctx()
 }
 
-/// Orders the queue after what the other stream has been given. Work outside a capture and work inside cannot wait for each other.
+/// Orders the queue after the work of the other stream so far. Captured work and other work cannot wait for each other.
 fn join(
     queue: &CudaStream,
     other: &CudaStream,

@@ -1,5 +1,5 @@
-//! Memory that several devices of a host reach: inboxes, shared within a process or between processes, and the page on which kernels
-//! tell the host of a failure.
+//! Memory that several devices of a host reach: inboxes, shared within a process or between processes, and the page in the host's memory
+//! in which kernels report a failure.
 
 use std::collections::HashMap;
 use std::mem::offset_of;
@@ -14,20 +14,20 @@ use super::driver::{self, DeviceMemory};
 use super::params::Report;
 use crate::error::CudaError;
 
-/// What a process gives away of its memory: 64 bytes of the driver's.
+/// The driver's handle of memory that other processes may open.
 pub(crate) type Handle = [u8; 64];
 
 /// A rank's inbox. Every rank that may write to it holds it.
 #[derive(Debug)]
 pub(crate) struct Inbox {
-    /// None other of this process has it.
+    /// Unique in this process.
     pub(crate) id: u64,
     memory: Option<DeviceMemory>,
     exported: AtomicBool,
 }
 
 impl Inbox {
-    /// So many bytes, all 0, which other ranks of this process find by its number.
+    /// So many bytes, all 0. Other ranks of this process find it by its id.
     pub(crate) fn new(context: &Arc<CudaContext>, bytes: usize) -> Result<Arc<Self>, CudaError> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let stream = context.default_stream();
@@ -40,7 +40,7 @@ impl Inbox {
         Ok(inbox)
     }
 
-    /// The inbox of this number that a rank of this process has made.
+    /// The inbox of this id, made by a rank of this process.
     pub(crate) fn find(id: u64) -> Option<Arc<Self>> {
         inboxes().get(&id).and_then(Weak::upgrade)
     }
@@ -49,11 +49,11 @@ impl Inbox {
         self.memory.as_ref().map_or(0, DeviceMemory::pointer)
     }
 
-    /// The packet at this place, in bytes, as it is now.
+    /// The current packet at this offset in bytes.
     ///
     /// # Errors
     ///
-    /// Those of the driver, after a kernel that has failed among them.
+    /// Those of the driver, also after a kernel has failed.
     pub(crate) fn peek(&self, at: usize) -> Result<[u32; 4], CudaError> {
         let mut words = [0; 4];
         let Some(memory) = &self.memory else { return Ok(words) };

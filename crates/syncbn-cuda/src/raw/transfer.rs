@@ -14,7 +14,7 @@ use crate::error::CudaError;
 
 const MEMORY: &str = "the memory that is copied";
 
-/// Waits for the queue, and copies the memory to as many values.
+/// Waits for the queue, and copies the memory to the values.
 pub(crate) fn read<T: Scalar>(
     queue: &Arc<CudaStream>,
     mem: &Mem<'_, T>,
@@ -27,7 +27,7 @@ pub(crate) fn read<T: Scalar>(
     access.enqueue(|queue| unsafe { driver::download(queue, pointer, values) })
 }
 
-/// Overwrites the memory with as many values, and waits until it has them.
+/// Copies the values to the memory, and waits.
 pub(crate) fn write<T: Scalar>(
     queue: &Arc<CudaStream>,
     mem: &mut MemMut<'_, T>,

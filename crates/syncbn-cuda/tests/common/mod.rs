@@ -1,4 +1,4 @@
-//! A layer with the memory of its step, on one rank of the machine's GPUs: what the tests of graphs and waits run.
+//! A layer with the memory of a step, for the tests of graphs, waits and processes.
 
 #![allow(dead_code, clippy::unwrap_used, reason = "helpers of several tests, which fail where these do")]
 
@@ -15,7 +15,7 @@ use syncbn_cuda::cudarc::driver::{CudaContext, CudaStream, result};
 use syncbn_cuda::{Buffer, Cuda, CudaError};
 use syncbn_testkit::report::{absent, skipped};
 
-/// What skipped tests are told of: the file that they are in.
+/// The name under which skipped tests are reported: that of their file.
 const TESTS: &str = concat!(env!("CARGO_CRATE_NAME"), "::", env!("CARGO_CRATE_NAME"));
 
 /// The machine's GPUs; none, with the reason printed, where there is no CUDA. With `SYNCBN_REQUIRE=cuda` that is a failure.
@@ -28,13 +28,13 @@ pub(crate) fn devices() -> Vec<Cuda> {
     std::iter::once(first).chain((1..count).map(|ordinal| Cuda::open(ordinal).unwrap())).collect()
 }
 
-/// Tells that something is missing; nothing of it is left.
+/// Reports that something is missing; returns none.
 pub(crate) fn missing(name: &str, error: &CudaError) -> Option<Cuda> {
     absent(name, TESTS, error);
     None
 }
 
-/// Tells that a test needs more than the machine has.
+/// Reports that a test needs more than the machine has.
 pub(crate) fn needs(what: &str) {
     skipped(TESTS, &format!("needs {what}"));
 }
@@ -46,7 +46,7 @@ pub(crate) fn download<T: Scalar>(cuda: &Cuda, queue: &Arc<CudaStream>, buffer: 
     values
 }
 
-/// Keeps a queue from going on until what is returned is sent to or dropped, for `most` at the longest.
+/// Blocks a queue until the returned sender is used or dropped, for `most` at the longest.
 pub(crate) fn block(cuda: &Cuda, queue: &CudaStream, most: Duration) -> Sender<()> {
     unsafe extern "C" fn receive(gate: *mut c_void) {
         // SAFETY: the pointer is the box below, which is taken back here, once.
@@ -122,7 +122,7 @@ impl Rig {
         Self { cuda: cuda.clone(), queue, layer, rank, geometry, x, y, dy, dx, d_weight, d_bias }
     }
 
-    /// Its place in the group that it was made in.
+    /// Its rank in its group.
     pub(crate) fn rank(&self) -> usize {
         self.rank
     }
@@ -165,7 +165,7 @@ impl Rig {
         self.layer.backward(&self.queue, saved, view(&self.x), gradients, parameters)
     }
 
-    /// Another x, so many times the one that it was made with.
+    /// Sets x to so many times the x that it was made with.
     pub(crate) fn fill_x(&mut self, scale: f32) {
         let x: Vec<f32> = values(self.geometry.len(), X).iter().map(|value| value * scale).collect();
         self.cuda.write(&self.queue, <Cuda as Storage>::mem_mut(&mut self.x), &x).unwrap();
