@@ -29,4 +29,11 @@ mod _syncbn {
     use super::layer::Layer;
     #[pymodule_export]
     use super::token::Token;
+
+    use pyo3::prelude::*;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
 }

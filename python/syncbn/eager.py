@@ -1,0 +1,172 @@
+"""The passes outside torch.compile, in as little Python as they need.
+
+A small layer's step is bound by this path, so nothing is computed twice here, and the checks are the native half's.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from . import double_backward
+from ._syncbn import Layer, Token
+from .checkpoint import Uses, running_regions
+from .errors import Error
+
+_top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
+_is_grad_enabled = torch.is_grad_enabled
+_empty, _empty_like = torch.empty, torch.empty_like
+
+Running = tuple[Tensor, Tensor, Tensor]
+
+
+class Use(NamedTuple):
+    """What one forward pass leaves for its backward pass, and for its second run."""
+
+    saved: Tensor
+    token: Token
+
+
+class Passes:
+    """A layer's passes on one device, in one group."""
+
+    __slots__ = ("channels", "group", "layer", "uses")
+
+    def __init__(self, layer: Layer, channels: int, group: Any) -> None:
+        self.layer = layer
+        self.channels = channels
+        self.group = group
+        self.uses = Uses()
+
+    def forward(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running | None) -> Tensor:
+        """`y` of a training step, with gradients; running statistics are moved."""
+        if not x.is_contiguous():
+            x = dense(x)
+        # Torch runs checkpointed regions under hooks for saved tensors, or without gradients.
+        if _top_hooks(True) is None and _is_grad_enabled():
+            return _Norm.apply(x, weight, bias, self, running, None)
+        return self._forward_in_regions(x, weight, bias, running)
+
+    def _forward_in_regions(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running | None
+    ) -> Tensor:
+        regions = running_regions()
+        try:
+            use = self.uses.find(regions)
+        except LookupError as error:
+            text = f"recomputation of layer `{self.layer.name}` on rank {self.group.rank} of {self.group.world_size}: {error}"
+            place = {"rank": self.group.rank, "world_size": self.group.world_size}
+            raise Error(text, operation="recomputation", layer=self.layer.name, **place) from None
+        made: list[Use] = []
+        y = _Norm.apply(x, weight, bias, self, running, (use, made))
+        self.uses.note(regions, use or made[0])
+        return y
+
+
+def dense(x: Tensor) -> Tensor:
+    """The tensor itself if it is channels-last without gaps, otherwise a contiguous copy."""
+    axes = x.dim()
+    if axes > 2 and x.permute(0, *range(2, axes), 1).is_contiguous():
+        return x
+    return x.contiguous()
+
+
+def as_laid_out(dy: Tensor, x: Tensor) -> Tensor:
+    """`dy` in the memory order of `x`."""
+    if dy.stride() == x.stride() or (dy.is_contiguous() and x.is_contiguous()):
+        return dy
+    return torch.empty_like(x).copy_(dy)
+
+
+class _Norm(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        passes: Passes,
+        running: Running | None,
+        again: tuple[Use | None, list[Use]] | None,
+    ) -> Tensor:
+        y = _empty_like(x)
+        if again is not None and again[0] is not None:
+            saved, token = again[0]
+            passes.layer.recompute(x, y, weight, bias, saved, token)
+        else:
+            saved = _empty(3 * passes.channels + 1, dtype=torch.float64, device=x.device)
+            token = passes.layer.forward(x, y, weight, bias, running, saved, group=True)
+            if again is not None:
+                again[1].append(Use(saved, token))
+        ctx.save_for_backward(x, weight, saved)
+        ctx.passes = passes
+        ctx.token = token
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, saved = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        if _is_grad_enabled():
+            grads = _Gradients.apply(dy, x, weight, saved, ctx.passes, ctx.token, wanted[:3])
+        else:
+            grads = gradients(dy, x, weight, saved, ctx.passes.layer, ctx.token, wanted)
+        return (*grads, None, None, None)
+
+
+def gradients(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    saved: Tensor,
+    layer: Layer,
+    token: Token,
+    wanted: tuple[bool, ...],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of x, weight and bias that are wanted."""
+    if not (dy.is_contiguous() and x.is_contiguous()):
+        dy = as_laid_out(dy, x)
+    dx = _empty_like(x) if wanted[0] else None
+    d_weight = d_bias = None
+    if wanted[1] or wanted[2]:
+        channels = x.shape[1]
+        dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
+        if wanted[1]:
+            d_weight = _empty(channels, dtype=dtype, device=x.device)
+        if wanted[2]:
+            d_bias = _empty(channels, dtype=dtype, device=x.device)
+    layer.backward(x, dy, dx, weight, d_weight, d_bias, saved, token)
+    return dx, d_weight, d_bias
+
+
+class _Gradients(Function):
+    """The backward pass where it is differentiated itself."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        dy: Tensor,
+        x: Tensor,
+        weight: Tensor | None,
+        saved: Tensor,
+        passes: Passes,
+        token: Token,
+        wanted: tuple[bool, bool, bool],
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        ctx.save_for_backward(dy, x, weight, saved)
+        ctx.passes, ctx.token = passes, token
+        return gradients(dy, x, weight, saved, passes.layer, token, wanted)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(
+        ctx: Any, d_dx: Tensor | None, d_d_weight: Tensor | None, d_d_bias: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        dy, x, weight, saved = ctx.saved_tensors
+        group = ctx.passes.group if ctx.token.is_group else None
+        name = ctx.passes.layer.name
+        given = (d_dx, d_d_weight, d_d_bias)
+        return (*double_backward.gradients(given, dy, x, weight, saved, group, name), None, None, None, None)
