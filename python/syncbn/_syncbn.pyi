@@ -1,13 +1,11 @@
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from torch import Tensor
 
 class Token:
     @property
     def is_group(self) -> bool: ...
-    def words(self) -> list[int]: ...
-    @staticmethod
-    def from_words(words: Sequence[int]) -> Token: ...
+    def with_input(self, x: Tensor) -> Token: ...
 
 class Group:
     @staticmethod

@@ -15,6 +15,7 @@ from .eager import Passes, Running
 from .errors import ArgumentError
 
 _is_compiling = torch.compiler.is_compiling
+_is_transformed = torch._C._are_functorch_transforms_active
 _default_group = groups.default_group
 _NARROW = (torch.float16, torch.bfloat16)
 # Settings that the native half compares between ranks: a change makes another layer of it.
@@ -48,13 +49,14 @@ class SyncBatchNorm(_BatchNorm):
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **options)
         self.process_group = process_group
         self.name = name
+        self.key = operations.register(self)
 
     def forward(self, input: Tensor) -> Tensor:
         """y, of the shape, type and memory order of `input` (N, C, *spatial)."""
         if not self.training:
             return self._evaluate(input)
-        if _is_compiling():
-            return operations.training_step(self, input)
+        if _is_compiling() or _is_transformed():
+            return self._forward_traced(input)
         # nn.Module looks parameters up in a slow way, and this path is what a small layer's step consists of.
         parameters, buffers = self._parameters, self._buffers
         weight = parameters["weight"] if "weight" in parameters else self.weight
@@ -98,6 +100,12 @@ class SyncBatchNorm(_BatchNorm):
         self.__dict__["_ready"] = (passes, self.process_group or _default_group(), device, double)
         return passes
 
+    def _forward_traced(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight, self.bias
+        if weight is not None and weight.dtype in _NARROW:
+            weight, bias = weight.float(), None if bias is None else bias.float()
+        return operations.training_step(self, x, weight, bias)
+
     def _forward_narrow(self, x: Tensor, weight: Tensor, bias: Tensor | None, running: Running | None) -> Tensor:
         """With parameters of half precision (`model.half()`, FSDP's mixed precision): the passes get them as float32."""
         wide = running
@@ -129,10 +137,11 @@ class SyncBatchNorm(_BatchNorm):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__["_ready"] = (None, None, None, None)
+        self.key = operations.register(self)
 
     def __getstate__(self) -> dict[str, Any]:
         # What is ready here is this process's, and made again elsewhere.
-        return {key: value for key, value in self.__dict__.items() if key != "_ready"}
+        return {key: value for key, value in self.__dict__.items() if key not in ("_ready", "key")}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SyncBatchNorm:
         # A copy is in the same group.

@@ -33,13 +33,23 @@ class Use(NamedTuple):
 class Passes:
     """A layer's passes on one device, in one group."""
 
-    __slots__ = ("channels", "group", "layer", "uses")
+    __slots__ = ("channels", "group", "latest", "layer", "uses")
 
     def __init__(self, layer: Layer, channels: int, group: Any) -> None:
         self.layer = layer
         self.channels = channels
         self.group = group
         self.uses = Uses()
+        self.latest: Token | None = None
+
+    def token_of(self, x: Tensor) -> Token:
+        """For operations in a graph, which keep tensors alone: the latest forward pass, as if x had been its input.
+
+        Which use a pass is of is told between ranks alone, whose passes come in the same order.
+        """
+        if self.latest is None:
+            raise Error(f"backward of layer `{self.layer.name}`: there was no forward pass", layer=self.layer.name)
+        return self.latest.with_input(x)
 
     def forward(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running | None) -> Tensor:
         """`y` of a training step, with gradients; running statistics are moved."""
