@@ -55,7 +55,7 @@ class SyncBatchNorm(_BatchNorm):
         """y, of the shape, type and memory order of `input` (N, C, *spatial)."""
         if not self.training:
             return self._evaluate(input)
-        if _is_compiling() or _is_transformed():
+        if _is_compiling():
             return self._forward_traced(input)
         # nn.Module looks parameters up in a slow way, and this path is what a small layer's step consists of.
         parameters, buffers = self._parameters, self._buffers
@@ -66,7 +66,9 @@ class SyncBatchNorm(_BatchNorm):
             running = (buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"])
         if weight is not None and weight.dtype in _NARROW:
             return self._forward_narrow(input, weight, bias, running)
-        return self.passes(input).forward(input, weight, bias, running)
+        passes = self.passes(input)
+        run = passes.forward if not _is_transformed() else passes.forward_transformed
+        return run(input, weight, bias, running)
 
     def passes(self, x: Tensor) -> Passes:
         """What runs the passes for tensors as x is. The first call in a process group waits for all of its ranks."""

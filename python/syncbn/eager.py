@@ -60,6 +60,12 @@ class Passes:
             return _Norm.apply(x, weight, bias, self, running, None)
         return self._forward_in_regions(x, weight, bias, running)
 
+    def forward_transformed(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running | None
+    ) -> Tensor:
+        """The same inside a transform of torch.func."""
+        return _TransformedNorm.apply(dense(x), weight, bias, self, running)[0]
+
     def _forward_in_regions(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running | None
     ) -> Tensor:
@@ -127,6 +133,31 @@ class _Norm(Function):
         return (*grads, None, None, None)
 
 
+class _TransformedNorm(Function):
+    """As _Norm, in the form that torch.func takes."""
+
+    @staticmethod
+    def forward(
+        x: Tensor, weight: Tensor | None, bias: Tensor | None, passes: Passes, running: Running | None
+    ) -> tuple[Tensor, Tensor]:
+        y = _empty_like(x)
+        saved = _empty(3 * passes.channels + 1, dtype=torch.float64, device=x.device)
+        passes.latest = passes.layer.forward(x, y, weight, bias, running, saved, group=True)
+        return y, saved
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, weight, _, passes, _ = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(x, weight, output[1])
+        ctx.passes, ctx.token = passes, passes.latest
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, _saved: Tensor | None) -> tuple[Tensor | None, ...]:
+        wanted = ctx.needs_input_grad[:3]
+        return (*_Gradients.apply(dy, *ctx.saved_tensors, ctx.passes, ctx.token, wanted), None, None)
+
+
 def gradients(
     dy: Tensor,
     x: Tensor,
@@ -157,7 +188,6 @@ class _Gradients(Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
         dy: Tensor,
         x: Tensor,
         weight: Tensor | None,
@@ -166,17 +196,41 @@ class _Gradients(Function):
         token: Token,
         wanted: tuple[bool, bool, bool],
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        ctx.save_for_backward(dy, x, weight, saved)
-        ctx.passes, ctx.token = passes, token
         return gradients(dy, x, weight, saved, passes.layer, token, wanted)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(
-        ctx: Any, d_dx: Tensor | None, d_d_weight: Tensor | None, d_d_bias: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
-        dy, x, weight, saved = ctx.saved_tensors
-        group = ctx.passes.group if ctx.token.is_group else None
-        name = ctx.passes.layer.name
-        given = (d_dx, d_d_weight, d_d_bias)
-        return (*double_backward.gradients(given, dy, x, weight, saved, group, name), None, None, None, None)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*inputs[:4])
+        ctx.passes, ctx.token = inputs[4:6]
+
+    @staticmethod
+    def backward(ctx: Any, *given: Tensor | None) -> tuple[Tensor | None, ...]:
+        second = _SecondGradients.apply(*given, *ctx.saved_tensors, ctx.passes, ctx.token)
+        return (*second, None, None, None, None)
+
+
+class _SecondGradients(Function):
+    """The backward pass of the backward pass, which is the last."""
+
+    @staticmethod
+    def forward(
+        d_dx: Tensor | None,
+        d_d_weight: Tensor | None,
+        d_d_bias: Tensor | None,
+        dy: Tensor,
+        x: Tensor,
+        weight: Tensor | None,
+        saved: Tensor,
+        passes: Passes,
+        token: Token,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        group = passes.group if token.is_group else None
+        return double_backward.gradients((d_dx, d_d_weight, d_d_bias), dy, x, weight, saved, group, passes.layer.name)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.layer = inputs[7].layer
+
+    @staticmethod
+    def backward(ctx: Any, *given: Tensor | None) -> tuple[Tensor | None, ...]:
+        double_backward.refuse_third(ctx.layer.name)

@@ -170,8 +170,20 @@ def _differentiate_backward(ctx, d_dx: Tensor, d_d_weight: Tensor, d_d_bias: Ten
     return d_dy, d_x, None if weight is None else d_weight, None, None, None
 
 
+def _save_layer(ctx, inputs, output) -> None:
+    ctx.layer = inputs[7]
+
+
+def _differentiate_double_backward(ctx, *given: Tensor):
+    module = _layers.get(ctx.layer)
+    double_backward.refuse_third("" if module is None else module.name)
+
+
 torch.library.register_autograd("syncbn::forward", _differentiate_forward, setup_context=_save_forward, lib=_library)
 torch.library.register_autograd("syncbn::backward", _differentiate_backward, setup_context=_save_backward, lib=_library)
+torch.library.register_autograd(
+    "syncbn::double_backward", _differentiate_double_backward, setup_context=_save_layer, lib=_library
+)
 
 
 def _register_effects() -> bool:

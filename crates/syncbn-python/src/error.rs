@@ -24,7 +24,9 @@ impl std::fmt::Display for Refused {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::NoTensor { name, got } => write!(f, "{name} is a {got}, expected a torch.Tensor"),
-            Self::Dtype { name, got, expected } => write!(f, "{name} holds {got}, expected {expected} numbers"),
+            Self::Dtype { name, got, expected } => {
+                write!(f, "{name} holds {got}, expected {expected} numbers")
+            }
             Self::Type { name, got, expected } => write!(f, "{name} holds {got}, expected {expected}"),
             Self::Activations { got, params: Dtype::F64 } => {
                 write!(f, "x holds {got}, expected f64, as the parameters and running statistics are")
@@ -39,21 +41,56 @@ impl std::fmt::Display for Refused {
                 write!(f, "{name} is a lazily negated view, expected values: call resolve_neg() first")
             }
             Self::NoMemory { name } => write!(f, "{name} has no memory that numbers could be read from"),
-            Self::Overlap { name, other } => write!(f, "{name} is written, and lies in the memory of {other}"),
+            Self::Overlap { name, other } => {
+                write!(f, "{name} is written, and lies in the memory of {other}")
+            }
         }
     }
 }
 
-impl From<Refused> for PyErr {
+/// Why a call has not run.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    Core(Error),
+    Refused(Refused),
+    /// What torch, or the interpreter, has raised.
+    Python(PyErr),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Core(error)
+    }
+}
+
+impl From<Refused> for Failure {
     fn from(refused: Refused) -> Self {
-        Python::attach(|py| argument(py, None, refused.to_string()))
+        Self::Refused(refused)
+    }
+}
+
+impl From<PyErr> for Failure {
+    fn from(error: PyErr) -> Self {
+        Self::Python(error)
+    }
+}
+
+impl Failure {
+    /// The exception, which says where it was.
+    pub(crate) fn at(self, py: Python<'_>, place: &Place<'_>) -> PyErr {
+        match self {
+            Self::Core(error) => of_layer(py, &error),
+            Self::Refused(refused) => argument(py, place, format!("{place}: {refused}")),
+            Self::Python(error) => error,
+        }
     }
 }
 
 /// Where a refusal came up.
 pub(crate) struct Place<'a> {
     pub(crate) operation: &'a str,
-    pub(crate) layer: &'a str,
+    /// None for a group's own.
+    pub(crate) layer: Option<&'a str>,
     pub(crate) rank: usize,
     pub(crate) world_size: usize,
 }
@@ -61,21 +98,18 @@ pub(crate) struct Place<'a> {
 impl std::fmt::Display for Place<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { operation, layer, rank, world_size } = self;
-        write!(f, "{operation} of layer `{layer}` on rank {rank} of {world_size}")
+        write!(f, "{operation}")?;
+        if let Some(layer) = layer {
+            write!(f, " of layer `{layer}`")?;
+        }
+        write!(f, " on rank {rank} of {world_size}")
     }
 }
 
-/// A refusal with its place.
-pub(crate) fn refused(py: Python<'_>, place: &Place<'_>, refused: &Refused) -> PyErr {
-    argument(py, Some(place), format!("{place}: {refused}"))
-}
-
-fn argument(py: Python<'_>, place: Option<&Place<'_>>, text: String) -> PyErr {
+fn argument(py: Python<'_>, place: &Place<'_>, text: String) -> PyErr {
     let make = || {
         let fields = PyDict::new(py);
-        if let Some(place) = place {
-            fill(&fields, place)?;
-        }
+        fill(&fields, place)?;
         make(py, "ArgumentError", text, &fields)
     };
     make().unwrap_or_else(|error| error)
@@ -93,7 +127,7 @@ pub(crate) fn of_layer(py: Python<'_>, error: &Error) -> PyErr {
     let operation = error.operation.to_string();
     let place = Place {
         operation: &operation,
-        layer: &error.layer,
+        layer: Some(&error.layer),
         rank: error.rank,
         world_size: error.world_size,
     };

@@ -15,7 +15,7 @@ use syncbn_cuda::Cuda;
 use syncbn_cuda::nccl::{NcclCommunicator, NcclId};
 
 use crate::device::{self, current_stream};
-use crate::error::{Refused, of_bootstrap, of_device, of_group};
+use crate::error::{Failure, Place, Refused, of_bootstrap, of_device, of_group};
 use crate::memory::{Lent, Memory, on_device};
 use crate::tensor::numbers;
 
@@ -103,8 +103,7 @@ impl Group {
     ) -> PyResult<Self> {
         let cuda = open(py, Some(device))?;
         let (world_size, timeout) = (ranks(world_size)?, timeout(seconds)?);
-        let join =
-            || NcclCommunicator::new(&cuda, &NcclId::from_bytes(id), rank, world_size, timeout);
+        let join = || NcclCommunicator::new(&cuda, &NcclId::from_bytes(id), rank, world_size, timeout);
         let joined = py.detach(|| on_device(join));
         let communicator = joined.map_err(|error| of_device(py, "joining the group", &error))?;
         Ok(Self { members: Members::Cuda(core::Group::new(communicator), cuda) })
@@ -138,7 +137,8 @@ impl Group {
 
     /// Replaces numbers of f64 by their sum over the ranks; `name` is what ranks compare and errors show.
     fn all_reduce(&self, py: Python<'_>, name: &str, tensor: &Bound<'_, PyAny>) -> PyResult<()> {
-        let memory = numbers("the numbers", tensor)?;
+        let place = Place { operation: name, layer: None, rank: self.rank(), world_size: self.world_size() };
+        let memory = numbers("the numbers", tensor).map_err(|failure| failure.at(py, &place))?;
         let summed = match &self.members {
             Members::Cpu(group) => py.detach(|| sum(group, name, &Cpu, &(), memory)),
             Members::Cuda(group, cuda) => {
@@ -146,7 +146,8 @@ impl Group {
                 py.detach(|| on_device(|| sum(group, name, cuda, &stream, memory)))
             }
         };
-        summed?.map_err(|error| of_group(py, name, &error))
+        let summed = summed.map_err(|refused| Failure::Refused(refused).at(py, &place))?;
+        summed.map_err(|error| of_group(py, name, &error))
     }
 }
 

@@ -12,10 +12,10 @@ use syncbn_cuda::Cuda;
 use syncbn_cuda::cudarc::driver::{CudaStream, sys::CUstreamCaptureStatus};
 
 use crate::device::current_stream;
-use crate::error::{Place, Refused, of_layer, refused};
+use crate::error::{Failure, Place, Refused, of_layer};
 use crate::group::{Group, Members};
 use crate::memory::on_device;
-use crate::passes::{self, Backward, Failure, Forward, Recompute, Running, UpdateRunning};
+use crate::passes::{self, Backward, Forward, Recompute, Running, UpdateRunning};
 use crate::tensor::{activations, numbers, optional};
 use crate::token::Token;
 
@@ -135,18 +135,22 @@ impl Layer {
         saved: &Object<'_>,
         group: bool,
     ) -> PyResult<Token> {
-        let args = Forward {
-            x: activations("x", x)?,
-            y: activations("y", y)?,
-            weight: optional("weight", weight)?,
-            bias: optional("bias", bias)?,
-            running: running.as_ref().map(read_running).transpose()?,
-            group,
-            saved: numbers("saved", saved)?,
+        let read = || {
+            Ok(Forward {
+                x: activations("x", x)?,
+                y: activations("y", y)?,
+                weight: optional("weight", weight)?,
+                bias: optional("bias", bias)?,
+                running: running.as_ref().map(read_running).transpose()?,
+                group,
+                saved: numbers("saved", saved)?,
+            })
         };
-        let dtype = args.x.memory.dtype;
-        let run = |queue: &Queue| pass!(&*self.norm, queue, dtype, forward, args);
-        Ok(Token(self.run(py, Operation::Forward, run)?))
+        let run = |queue: &Queue, args: Forward| {
+            let dtype = args.x.memory.dtype;
+            pass!(&*self.norm, queue, dtype, forward, args)
+        };
+        Ok(Token(self.run(py, Operation::Forward, read, run)?))
     }
 
     /// Writes y once more, with the statistics that a forward pass has saved. No rank is asked.
@@ -161,16 +165,20 @@ impl Layer {
         saved: &Object<'_>,
         token: &Token,
     ) -> PyResult<()> {
-        let args = Recompute {
-            x: activations("x", x)?,
-            y: activations("y", y)?,
-            weight: optional("weight", weight)?,
-            bias: optional("bias", bias)?,
-            saved: numbers("saved", saved)?,
-            token: token.0,
+        let read = || {
+            Ok(Recompute {
+                x: activations("x", x)?,
+                y: activations("y", y)?,
+                weight: optional("weight", weight)?,
+                bias: optional("bias", bias)?,
+                saved: numbers("saved", saved)?,
+                token: token.0,
+            })
         };
-        let dtype = args.x.memory.dtype;
-        self.run(py, Operation::Recompute, |queue| pass!(&*self.norm, queue, dtype, recompute, args))
+        self.run(py, Operation::Recompute, read, |queue, args: Recompute| {
+            let dtype = args.x.memory.dtype;
+            pass!(&*self.norm, queue, dtype, recompute, args)
+        })
     }
 
     /// Moves the running statistics by what a forward pass has saved.
@@ -181,22 +189,26 @@ impl Layer {
         saved: &Object<'_>,
         token: &Token,
     ) -> PyResult<()> {
-        let args = UpdateRunning {
-            running: read_running(&running)?,
-            saved: numbers("saved", saved)?,
-            token: token.0,
+        let read = || {
+            Ok(UpdateRunning {
+                running: read_running(&running)?,
+                saved: numbers("saved", saved)?,
+                token: token.0,
+            })
         };
-        self.run(py, Operation::UpdateRunning, |queue| match (&*self.norm, queue) {
-            (Norm::CpuF32(norm), _) => passes::update_running::<Cpu, f32>(norm, &(), args),
-            (Norm::CpuF64(norm), _) => passes::update_running::<Cpu, f64>(norm, &(), args),
-            (Norm::CudaF32(norm), Queue::Cuda(stream)) => {
-                on_device(|| passes::update_running::<Cuda, f32>(norm, stream, args))
-            }
-            (Norm::CudaF64(norm), Queue::Cuda(stream)) => {
-                on_device(|| passes::update_running::<Cuda, f64>(norm, stream, args))
-            }
-            (norm, Queue::Cpu) => {
-                Err(Refused::Activations { got: Dtype::I64, params: norm.params() }.into())
+        self.run(py, Operation::UpdateRunning, read, |queue, args: UpdateRunning| {
+            match (&*self.norm, queue) {
+                (Norm::CpuF32(norm), _) => passes::update_running::<Cpu, f32>(norm, &(), args),
+                (Norm::CpuF64(norm), _) => passes::update_running::<Cpu, f64>(norm, &(), args),
+                (Norm::CudaF32(norm), Queue::Cuda(stream)) => {
+                    on_device(|| passes::update_running::<Cuda, f32>(norm, stream, args))
+                }
+                (Norm::CudaF64(norm), Queue::Cuda(stream)) => {
+                    on_device(|| passes::update_running::<Cuda, f64>(norm, stream, args))
+                }
+                (norm, Queue::Cpu) => {
+                    Err(Refused::Activations { got: Dtype::I64, params: norm.params() }.into())
+                }
             }
         })
     }
@@ -215,18 +227,22 @@ impl Layer {
         saved: &Object<'_>,
         token: &Token,
     ) -> PyResult<()> {
-        let args = Backward {
-            x: activations("x", x)?,
-            dy: activations("dy", dy)?,
-            dx: dx.map(|dx| activations("dx", dx)).transpose()?,
-            weight: optional("weight", weight)?,
-            d_weight: optional("d_weight", d_weight)?,
-            d_bias: optional("d_bias", d_bias)?,
-            saved: numbers("saved", saved)?,
-            token: token.0,
+        let read = || {
+            Ok(Backward {
+                x: activations("x", x)?,
+                dy: activations("dy", dy)?,
+                dx: dx.map(|dx| activations("dx", dx)).transpose()?,
+                weight: optional("weight", weight)?,
+                d_weight: optional("d_weight", d_weight)?,
+                d_bias: optional("d_bias", d_bias)?,
+                saved: numbers("saved", saved)?,
+                token: token.0,
+            })
         };
-        let dtype = args.x.memory.dtype;
-        self.run(py, Operation::Backward, |queue| pass!(&*self.norm, queue, dtype, backward, args))
+        self.run(py, Operation::Backward, read, |queue, args: Backward| {
+            let dtype = args.x.memory.dtype;
+            pass!(&*self.norm, queue, dtype, backward, args)
+        })
     }
 
     /// The name that errors show.
@@ -236,7 +252,7 @@ impl Layer {
     }
 }
 
-fn read_running([mean, var, num_batches_tracked]: &[Object<'_>; 3]) -> PyResult<Running> {
+fn read_running([mean, var, num_batches_tracked]: &[Object<'_>; 3]) -> Result<Running, Failure> {
     Ok(Running {
         mean: numbers("running_mean", mean)?,
         var: numbers("running_var", var)?,
@@ -245,12 +261,13 @@ fn read_running([mean, var, num_batches_tracked]: &[Object<'_>; 3]) -> PyResult<
 }
 
 impl Layer {
-    /// Runs a pass without the interpreter's lock.
-    fn run<R: Send>(
+    /// Reads the arguments, and runs a pass with them without the interpreter's lock.
+    fn run<A: Send, R: Send>(
         &self,
         py: Python<'_>,
         operation: Operation,
-        pass: impl FnOnce(&Queue) -> Result<R, Failure> + Send,
+        read: impl FnOnce() -> Result<A, Failure>,
+        pass: impl FnOnce(&Queue, A) -> Result<R, Failure> + Send,
     ) -> PyResult<R> {
         let queue = match &*self.norm {
             Norm::CpuF32(_) | Norm::CpuF64(_) => Queue::Cpu,
@@ -258,12 +275,11 @@ impl Layer {
             Norm::CudaF64(norm) => Queue::Cuda(current_stream(py, norm.backend())?),
         };
         self.keep(&queue);
-        py.detach(|| pass(&queue)).map_err(|failure| match failure {
-            Failure::Core(error) => of_layer(py, &error),
-            Failure::Refused(why) => {
-                let (layer, (rank, world_size)) = (self.name(), self.norm.place());
-                refused(py, &Place { operation: &operation.to_string(), layer, rank, world_size }, &why)
-            }
+        let run = read().and_then(|args| py.detach(|| pass(&queue, args)));
+        run.map_err(|failure| {
+            let (rank, world_size) = self.norm.place();
+            let operation = &operation.to_string();
+            failure.at(py, &Place { operation, layer: Some(self.name()), rank, world_size })
         })
     }
 
@@ -271,8 +287,8 @@ impl Layer {
     fn keep(&self, queue: &Queue) {
         let Queue::Cuda(stream) = queue else { return };
         let none = CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
-        let captures = !self.kept.load(Ordering::Relaxed)
-            && stream.capture_status().is_ok_and(|status| status != none);
+        let captures =
+            !self.kept.load(Ordering::Relaxed) && stream.capture_status().is_ok_and(|status| status != none);
         if captures && !self.kept.swap(true, Ordering::Relaxed) {
             std::mem::forget(Arc::clone(&self.norm));
         }
@@ -291,4 +307,3 @@ impl Norm {
         any!(self, norm => (norm.group().rank(), norm.group().world_size().get()))
     }
 }
-

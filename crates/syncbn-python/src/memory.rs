@@ -74,7 +74,8 @@ pub(crate) fn check_apart(
 /// A backend that works on torch's memory.
 pub(crate) trait Lent: Backend {
     /// Memory to be read.
-    fn mem<'a, T: Scalar>(&self, name: &'static str, memory: &'a Memory) -> Result<Self::Mem<'a, T>, Refused>;
+    fn mem<'a, T: Scalar>(&self, name: &'static str, memory: &'a Memory)
+    -> Result<Self::Mem<'a, T>, Refused>;
     /// Memory to be written. [`check_apart`] has been asked.
     fn mem_mut<'a, T: Scalar>(
         &self,

@@ -8,27 +8,9 @@ use syncbn_core::{
     RunningMut, SavedRef, SavedToken, ShapeError, Tensor, View, ViewMut,
 };
 
-use crate::error::Refused;
+use crate::error::{Failure, Refused};
 use crate::memory::{Lent, Memory, check_apart};
 use crate::tensor::Activations;
-
-/// Why a pass has not run.
-pub(crate) enum Failure {
-    Core(Error),
-    Refused(Refused),
-}
-
-impl From<Error> for Failure {
-    fn from(error: Error) -> Self {
-        Self::Core(error)
-    }
-}
-
-impl From<Refused> for Failure {
-    fn from(refused: Refused) -> Self {
-        Self::Refused(refused)
-    }
-}
 
 /// Running mean, variance and counter.
 pub(crate) struct Running {

@@ -8,7 +8,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyTuple, PyType};
 use syncbn_core::{Dtype, Geometry, MAX_AXES, ShapeError};
 
-use crate::error::Refused;
+use crate::error::{Failure, Refused};
 use crate::memory::Memory;
 
 /// Where a tensor's memory is.
@@ -68,11 +68,11 @@ impl Torch {
 }
 
 /// A tensor of activations or their gradient. One in neither order of memory is refused with its strides when a pass needs it.
-pub(crate) fn activations(name: &'static str, tensor: &Bound<'_, PyAny>) -> PyResult<Activations> {
+pub(crate) fn activations(name: &'static str, tensor: &Bound<'_, PyAny>) -> Result<Activations, Failure> {
     let py = tensor.py();
     let mut memory = memory(name, tensor)?;
     let mut sizes = [0_usize; MAX_AXES];
-    let shape = tensor.getattr(intern!(py, "shape"))?.cast_into::<PyTuple>()?;
+    let shape = tensor.getattr(intern!(py, "shape"))?.cast_into::<PyTuple>().map_err(PyErr::from)?;
     let axes = shape.len();
     let geometry = if axes > MAX_AXES {
         Err(ShapeError::Axes { shape: shape.extract()? })
@@ -94,7 +94,7 @@ pub(crate) fn activations(name: &'static str, tensor: &Bound<'_, PyAny>) -> PyRe
 }
 
 /// Numbers side by side: parameters, running statistics, what a forward pass saves.
-pub(crate) fn numbers(name: &'static str, tensor: &Bound<'_, PyAny>) -> PyResult<Memory> {
+pub(crate) fn numbers(name: &'static str, tensor: &Bound<'_, PyAny>) -> Result<Memory, Failure> {
     let mut memory = memory(name, tensor)?;
     let py = tensor.py();
     if !is_true(tensor, intern!(py, "is_contiguous"))? {
@@ -106,12 +106,15 @@ pub(crate) fn numbers(name: &'static str, tensor: &Bound<'_, PyAny>) -> PyResult
 }
 
 /// [`numbers`] that may be left out.
-pub(crate) fn optional(name: &'static str, tensor: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Memory>> {
+pub(crate) fn optional(
+    name: &'static str,
+    tensor: Option<&Bound<'_, PyAny>>,
+) -> Result<Option<Memory>, Failure> {
     tensor.map(|tensor| numbers(name, tensor)).transpose()
 }
 
 /// All but the length.
-fn memory(name: &'static str, tensor: &Bound<'_, PyAny>) -> PyResult<Memory> {
+fn memory(name: &'static str, tensor: &Bound<'_, PyAny>) -> Result<Memory, Failure> {
     let py = tensor.py();
     let torch = Torch::get(py)?;
     if !torch.is_tensor(tensor)? {
