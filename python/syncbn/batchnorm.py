@@ -17,7 +17,7 @@ from .errors import ArgumentError
 _is_compiling = torch.compiler.is_compiling
 _is_transformed = torch._C._are_functorch_transforms_active
 _default_group = groups.default_group
-_NARROW = (torch.float16, torch.bfloat16)
+_NARROW = operations.NARROW
 # Settings that the native half compares between ranks: a change makes another layer of it.
 _SETTINGS = frozenset({"num_features", "eps", "momentum", "affine", "track_running_stats", "process_group", "name"})
 

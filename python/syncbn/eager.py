@@ -18,6 +18,7 @@ from .errors import Error
 
 _top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 _is_grad_enabled = torch.is_grad_enabled
+_running_backward = torch._C._current_graph_task_id
 _empty, _empty_like = torch.empty, torch.empty_like
 
 Running = tuple[Tensor, Tensor, Tensor]
@@ -55,8 +56,8 @@ class Passes:
         """`y` of a training step, with gradients; running statistics are moved."""
         if not x.is_contiguous():
             x = dense(x)
-        # Torch runs checkpointed regions under hooks for saved tensors, or without gradients.
-        if _top_hooks(True) is None and _is_grad_enabled():
+        # Torch runs checkpointed regions under hooks for saved tensors, or without gradients and again in a backward pass.
+        if _top_hooks(True) is None and _is_grad_enabled() and _running_backward() == -1:
             return _Norm.apply(x, weight, bias, self, running, None)
         return self._forward_in_regions(x, weight, bias, running)
 

@@ -25,6 +25,8 @@ _library = torch.library.Library("syncbn", "DEF")
 _layers: weakref.WeakValueDictionary[str, SyncBatchNorm] = weakref.WeakValueDictionary()
 _made = 0
 
+NARROW = (torch.float16, torch.bfloat16)
+
 _library.define("forward(Tensor x, Tensor? weight, Tensor? bias, str layer) -> (Tensor, Tensor)")
 _library.define(
     "update_running(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor(c!) num_batches_tracked, Tensor saved, Tensor x, "
@@ -53,7 +55,12 @@ def training_step(module: SyncBatchNorm, x: Tensor, weight: Tensor | None, bias:
     y, saved = torch.ops.syncbn.forward(x, weight, bias, module.key)
     mean, var, count = module.running_mean, module.running_var, module.num_batches_tracked
     if mean is not None:
-        torch.ops.syncbn.update_running(mean, var, count, saved.detach(), x.detach(), module.key)
+        wide = torch.float32 if mean.dtype in NARROW else mean.dtype
+        wide_mean, wide_var = mean.to(wide), var.to(wide)
+        torch.ops.syncbn.update_running(wide_mean, wide_var, count, saved.detach(), x.detach(), module.key)
+        if wide_mean is not mean:
+            mean.copy_(wide_mean)
+            var.copy_(wide_var)
     return y
 
 
