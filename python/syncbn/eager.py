@@ -5,6 +5,7 @@ A small layer's step is bound by this path, so nothing is computed twice here, a
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +22,8 @@ _is_grad_enabled = torch.is_grad_enabled
 _running_backward = torch._C._current_graph_task_id
 _empty, _empty_like = torch.empty, torch.empty_like
 
+_MOST_TOKENS = 256
+
 Running = tuple[Tensor, Tensor, Tensor]
 
 
@@ -34,7 +37,7 @@ class Use(NamedTuple):
 class Passes:
     """A layer's passes on one device, in one group."""
 
-    __slots__ = ("channels", "group", "latest", "layer", "uses")
+    __slots__ = ("channels", "group", "latest", "layer", "tokens", "uses")
 
     def __init__(self, layer: Layer, channels: int, group: Any) -> None:
         self.layer = layer
@@ -42,15 +45,21 @@ class Passes:
         self.group = group
         self.uses = Uses()
         self.latest: Token | None = None
+        self.tokens: OrderedDict[int, Token] = OrderedDict()
 
-    def token_of(self, x: Tensor) -> Token:
-        """For operations in a graph, which keep tensors alone: the latest forward pass, as if x had been its input.
+    def note(self, saved: Tensor, token: Token) -> None:
+        """For operations in a graph, which keep tensors alone: the token of what was saved, found again by its address."""
+        self.latest = self.tokens[saved.data_ptr()] = token
+        if len(self.tokens) > _MOST_TOKENS:
+            self.tokens.popitem(last=False)
 
-        Which use a pass is of is told between ranks alone, whose passes come in the same order.
-        """
-        if self.latest is None:
+    def token_of(self, saved: Tensor, x: Tensor) -> Token:
+        """What was noted. Had the tensor been moved since, it is the latest token: which use a pass is of is told between ranks
+        alone, whose passes come in the same order."""
+        token = self.tokens.get(saved.data_ptr(), self.latest)
+        if token is None:
             raise Error(f"backward of layer `{self.layer.name}`: there was no forward pass", layer=self.layer.name)
-        return self.latest.with_input(x)
+        return token.with_input(x)
 
     def forward(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running | None) -> Tensor:
         """`y` of a training step, with gradients; running statistics are moved."""

@@ -66,6 +66,9 @@ def step(number: int) -> None:
 def group_of(process_group: ProcessGroup | None, device: int) -> _syncbn.Group:
     """The group for layers on this device (-1 is the CPU). The first call for a process group waits for all of its ranks."""
     process_group = process_group or default_group()
+    if isinstance(process_group, int):
+        # What torch's new_group gives a process that is not in the group.
+        raise _no_member()
     if process_group is None or process_group.size() == 1:
         return _alone_on(device)
     joined = _joined.setdefault(process_group, _Joined())
@@ -94,8 +97,7 @@ def _alone_on(device: int) -> _syncbn.Group:
 def _join(process_group: ProcessGroup, device: int, joined: _Joined) -> _syncbn.Group:
     rank, size = process_group.rank(), process_group.size()
     if not 0 <= rank < size:
-        text = "this process is not one of the process group's ranks, and cannot synchronise with them"
-        raise ArgumentError(text, operation="joining the group")
+        raise _no_member()
     # Every rank makes its groups of one process group in the same order, as all else that is collective.
     place = f"syncbn/{joined.made}"
     joined.made += 1
@@ -108,6 +110,11 @@ def _join(process_group: ProcessGroup, device: int, joined: _Joined) -> _syncbn.
         if "nccl" in _backend_name(process_group, device):
             return _join_nccl(store, place, device, rank, size, timeout)
         return _join_tcp(store, place, device, rank, size, timeout)
+
+
+def _no_member() -> ArgumentError:
+    text = "this process is not one of the process group's ranks, and cannot synchronise with them"
+    return ArgumentError(text, operation="joining the group")
 
 
 def _join_tcp(store: Any, place: str, device: int | None, rank: int, size: int, timeout: timedelta) -> _syncbn.Group:

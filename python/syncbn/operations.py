@@ -75,20 +75,20 @@ def _forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, layer: str) 
     passes = _passes(layer, x)
     y = torch.empty_like(x)
     saved = _new_saved(x)
-    passes.latest = passes.layer.forward(x, y, weight, bias, None, saved, group=True)
+    passes.note(saved, passes.layer.forward(x, y, weight, bias, None, saved, group=True))
     return y, saved
 
 
 def _update_running(mean: Tensor, var: Tensor, count: Tensor, saved: Tensor, x: Tensor, layer: str) -> None:
     passes = _passes(layer, x)
-    passes.layer.update_running((mean, var, count), saved, passes.token_of(x))
+    passes.layer.update_running((mean, var, count), saved, passes.token_of(saved, x))
 
 
 def _backward(
     dy: Tensor, x: Tensor, weight: Tensor | None, saved: Tensor, layer: str, wanted: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
     passes = _passes(layer, x)
-    made = gradients(dy, x, weight, saved, passes.layer, passes.token_of(x), tuple(wanted))
+    made = gradients(dy, x, weight, saved, passes.layer, passes.token_of(saved, x), tuple(wanted))
     return tuple(x.new_empty(0) if gradient is None else gradient for gradient in made)
 
 
