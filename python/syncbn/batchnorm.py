@@ -123,8 +123,11 @@ class SyncBatchNorm(_BatchNorm):
 
     def _evaluate(self, x: Tensor) -> Tensor:
         """Torch's own batch norm: with running statistics nothing is left to synchronise. Without them, the batch is this rank's."""
-        batch = self.running_mean is None
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, batch, 0.0, self.eps)
+        mean, var, weight, bias = self.running_mean, self.running_var, self.weight, self.bias
+        if mean is not None and torch.is_grad_enabled() and (x.requires_grad or getattr(weight, "requires_grad", False)):
+            # The backward pass needs them as they are now: until then DDP may write its broadcast over them.
+            mean, var = mean.clone(), var.clone()
+        return F.batch_norm(x, mean, var, weight, bias, mean is None, 0.0, self.eps)
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:

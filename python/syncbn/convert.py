@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -33,11 +34,15 @@ def convert_sync_batchnorm(module: nn.Module, process_group: Any | None = None) 
 
     The model is changed in place, and returned; only where the model is a batch norm itself, another module is. Parameters and
     buffers are the same objects, so an optimiser made before stays right. Names, training flags, hooks, and modules that are used
-    in several places stay as they are. Subclasses of torch's modules, whose forward may be another, are left alone.
+    in several places stay as they are. Subclasses of torch's modules, whose forward may be another, are left alone, with a warning.
     """
     done: dict[int, nn.Module] = {}
     converted = _replaced(module, _is_convertible, lambda old: _to_sync(old, process_group), done)
     name_layers(converted)
+    left = {type(each).__qualname__ for each in converted.modules() if isinstance(each, _PLAIN)}
+    if left:
+        kinds = ", ".join(sorted(left))
+        warnings.warn(f"not converted, since their forward may be another than batch norm's: {kinds}", stacklevel=2)
     return converted
 
 

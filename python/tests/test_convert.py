@@ -76,7 +76,8 @@ def test_subclasses_with_a_forward_of_their_own_are_left_alone():
         def forward(self, input):
             return input
 
-    model = syncbn.convert_sync_batchnorm(nn.Sequential(Frozen(3), nn.BatchNorm2d(3)))
+    with pytest.warns(UserWarning, match="not converted.*Frozen"):
+        model = syncbn.convert_sync_batchnorm(nn.Sequential(Frozen(3), nn.BatchNorm2d(3)))
     assert type(model[0]) is Frozen and type(model[1]) is syncbn.SyncBatchNorm
 
 
