@@ -4,11 +4,16 @@
 
 """
 
+import torch.distributed as _dist
+
 from ._syncbn import __version__
 from .batchnorm import SyncBatchNorm, name_layers
 from .convert import BatchNorm, convert_sync_batchnorm, revert
 from .errors import ArgumentError, DeviceError, Error, GroupError
 from .groups import step
+
+if _dist.is_available():
+    from .joining import Joinable  # noqa: F401
 
 __all__ = [
     "ArgumentError",

@@ -34,6 +34,45 @@ class Use(NamedTuple):
     token: Token
 
 
+class Record:
+    """The passes of a step, in their order, to be run again on no samples (see joining.py)."""
+
+    def __init__(self) -> None:
+        self._passes: list[tuple[Passes, Tensor, tuple[Any, ...]] | int] = []
+
+    def clear(self) -> None:
+        """Begins another step."""
+        self._passes.clear()
+
+    def forward(self, passes: Passes, x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running | None) -> int:
+        """Notes a forward pass, and gives its place."""
+        self._passes.append((passes, x.detach()[:0], (weight, bias, running)))
+        return len(self._passes) - 1
+
+    def backward(self, place: int) -> None:
+        """Notes the backward pass of the forward pass of this place."""
+        self._passes.append(place)
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        """Takes part in the sums of all passes with zeros; running statistics are moved."""
+        uses: dict[int, tuple[Any, ...]] = {}
+        for at, noted in enumerate(self._passes):
+            if isinstance(noted, int):
+                passes, x, weight, use = uses[noted]
+                passes.layer.backward(x, x, None, weight, None, None, *use)
+                continue
+            passes, x, (weight, bias, running) = noted
+            saved = _empty(3 * passes.channels + 1, dtype=torch.float64, device=x.device)
+            y = _empty_like(x)
+            token = passes.layer.forward(x, y, weight, bias, running, saved, group=True)
+            uses[at] = (passes, x, weight, Use(saved, token))
+
+
+record: Record | None = None
+"""Where passes are noted, in a Join context."""
+
+
 class Passes:
     """A layer's passes on one device, in one group."""
 
@@ -130,12 +169,15 @@ class _Norm(Function):
         ctx.save_for_backward(x, weight, saved)
         ctx.passes = passes
         ctx.token = token
+        ctx.place = None if record is None else record.forward(passes, x, weight, bias, running)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, saved = ctx.saved_tensors
         wanted = ctx.needs_input_grad
+        if record is not None and ctx.place is not None:
+            record.backward(ctx.place)
         if _is_grad_enabled():
             grads = _Gradients.apply(dy, x, weight, saved, ctx.passes, ctx.token, wanted[:3])
         else:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import torch
 from common import close
 from common_ranks import Ranks
 from torch import nn
+from torch.distributed.algorithms.join import Join
 from torch.nn.parallel import DistributedDataParallel
 
 import syncbn
@@ -57,6 +60,42 @@ def fsdp(ranks: Ranks) -> None:
     expected.square().mean().backward()
     close(y, expected[2 * ranks.rank : 2 * ranks.rank + 2], 1e-12)
     close(ours[1].weight.grad.full_tensor(), whole[1].weight.grad, 1e-12)
+
+
+def join_with_uneven_inputs(ranks: Ranks) -> None:
+    """Ranks that run out of batches answer with zeros: running statistics are those of the samples that there were."""
+    for broadcast in (False, True):
+        model = _model(ranks, True)
+        whole = _model(ranks, False)
+        ddp = DistributedDataParallel(model, broadcast_buffers=broadcast)
+        joinable = syncbn.Joinable(ddp)
+        batches = [[ranks.randn(3, 3, 6, 6) for _ in range(2 + rank)] for rank in range(ranks.world)]
+        with Join([joinable, ddp]):
+            for x in batches[ranks.rank]:
+                ddp(x).square().mean().backward()
+        for step in range(2 + ranks.world - 1):
+            there = [steps[step] for steps in batches if step < len(steps)]
+            whole(torch.cat(there))
+        for name, buffer in model.named_buffers():
+            close(buffer, whole.get_buffer(name), 1e-11, name)
+        assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
+
+
+def join_without_ours_is_an_error(ranks: Ranks) -> None:
+    if ranks.world == 1 or ranks.native:
+        return
+    group = torch.distributed.new_group(timeout=timedelta(seconds=3))
+    model = syncbn.convert_sync_batchnorm(_model(ranks, False), group)
+    ddp = DistributedDataParallel(model, broadcast_buffers=False)
+    try:
+        with Join([ddp]):
+            for _ in range(2 + ranks.rank):
+                ddp(ranks.randn(3, 3, 6, 6)).square().mean().backward()
+    except (syncbn.GroupError, RuntimeError) as error:
+        if ranks.rank == ranks.world - 1:
+            assert isinstance(error, syncbn.GroupError) and error.layer == "1", error
+    else:
+        assert ranks.rank != ranks.world - 1, "no error"
 
 
 def _model(ranks: Ranks, synchronised: bool) -> nn.Module:
