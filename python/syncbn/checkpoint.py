@@ -16,14 +16,31 @@ import sys
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import torch
-from torch.utils.checkpoint import CheckpointFunction
+from torch.utils import checkpoint as _torchs
 
 _autograd = torch._C._autograd
-_FORWARD = CheckpointFunction.forward.__code__
-_BACKWARD = CheckpointFunction.backward.__code__
+_FORWARD = _torchs.CheckpointFunction.forward.__code__
+_BACKWARD = _torchs.CheckpointFunction.backward.__code__
+# The innermost hooks for saved tensors, from PyTorch 2.8 on. Before, regions are known by their calls alone.
+_top_hooks = getattr(_autograd, "_top_saved_tensors_default_hooks", None)
+_CHECKPOINT = inspect.unwrap(_torchs.checkpoint).__code__
+_UNPACK = next(
+    const for const in _torchs._checkpoint_hook.__init__.__code__.co_consts if getattr(const, "co_name", "") == "unpack_hook"
+)
+
+
+def may_be_in_region() -> bool:
+    """Whether it is worth looking: torch runs regions under hooks for saved tensors, or without gradients, and again in a
+    backward pass."""
+    return not (_no_hooks() and torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1)
+
+
+def _no_hooks() -> bool:
+    return _top_hooks is not None and _top_hooks(True) is None
 
 
 @dataclass(frozen=True)
@@ -72,13 +89,13 @@ def _innermost_again(regions: list[Region]) -> int | None:
 
 def running_regions() -> list[Region]:
     """The checkpointed regions that this thread is in, from the outermost on."""
-    return [*_regions_of_hooks(), *_regions_of_calls()]
+    return [*([] if _top_hooks is None else _regions_of_hooks()), *_regions_of_calls()]
 
 
 def _regions_of_hooks() -> list[Region]:
     """Those of `use_reentrant=False`, which are known by their hooks for saved tensors."""
     hooks = []
-    while (top := _autograd._top_saved_tensors_default_hooks(True)) is not None:
+    while (top := _top_hooks(True)) is not None:
         hooks.append(top)
         _autograd._pop_saved_tensors_default_hooks()
     for pack, unpack in reversed(hooks):
@@ -102,12 +119,24 @@ def _region_of_hook(pack: Callable[..., Any]) -> Region | None:
 
 
 def _regions_of_calls() -> list[Region]:
-    """Those of `use_reentrant=True`, which are known by torch's functions that run them."""
+    """Those of `use_reentrant=True`, which are known by torch's functions that run them; and all, where hooks cannot be seen."""
     regions = []
     call = sys._getframe()
     while call is not None:
-        if call.f_code is _FORWARD or call.f_code is _BACKWARD:
-            again = call.f_code is _BACKWARD
-            regions.append(Region(call.f_locals["ctx"], torch._C._current_graph_task_id(), again))
+        region = _region_of_call(call)
+        if region is not None:
+            regions.append(region)
         call = call.f_back
     return regions[::-1]
+
+
+def _region_of_call(call: FrameType) -> Region | None:
+    code = call.f_code
+    if code is _FORWARD or code is _BACKWARD:
+        return Region(call.f_locals["ctx"], torch._C._current_graph_task_id(), code is _BACKWARD)
+    if _top_hooks is None and code is _UNPACK:
+        return Region(call.f_locals["frame"], call.f_locals["gid"], again=True)
+    if _top_hooks is None and code is _CHECKPOINT and (generator := call.f_locals.get("gen")) is not None:
+        frame = generator.gi_frame and generator.gi_frame.f_locals.get("new_frame")
+        return None if frame is None else Region(frame, None, again=False)
+    return None

@@ -14,12 +14,10 @@ from torch.autograd import Function
 
 from . import double_backward
 from ._syncbn import Layer, Token
-from .checkpoint import Uses, running_regions
+from .checkpoint import Uses, may_be_in_region, running_regions
 from .errors import Error
 
-_top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 _is_grad_enabled = torch.is_grad_enabled
-_running_backward = torch._C._current_graph_task_id
 _empty, _empty_like = torch.empty, torch.empty_like
 
 _MOST_TOKENS = 256
@@ -104,8 +102,7 @@ class Passes:
         """`y` of a training step, with gradients; running statistics are moved."""
         if not x.is_contiguous():
             x = dense(x)
-        # Torch runs checkpointed regions under hooks for saved tensors, or without gradients and again in a backward pass.
-        if _top_hooks(True) is None and _is_grad_enabled() and _running_backward() == -1:
+        if not may_be_in_region():
             return _Norm.apply(x, weight, bias, self, running, None)
         return self._forward_in_regions(x, weight, bias, running)
 
