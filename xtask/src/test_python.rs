@@ -1,6 +1,6 @@
 //! `cargo xtask test-python`: the wheel, built and installed, and its tests.
 //!
-//! Without an environment of the caller's, one is made under target/, with PyTorch from PyPI: its package for Linux is the CUDA
+//! Without an environment of the caller's, one is made under target/, with PyTorch from its registry: the package for Linux is the CUDA
 //! build, some 3 GB to fetch and 6 GB on disk.
 //!
 //! Deliberately not here: the tests, which are pytest's, in python/tests.

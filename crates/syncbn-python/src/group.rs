@@ -42,12 +42,10 @@ impl Group {
     /// This process alone; `device` is a CUDA device's ordinal, or None for the CPU.
     #[staticmethod]
     fn local(py: Python<'_>, device: Option<usize>) -> PyResult<Self> {
-        let members = match device {
-            None => Members::Cpu(core::Group::new(SingleRank)),
-            Some(_) => {
-                let cuda = open(py, device)?;
-                Members::Cuda(core::Group::new(SingleRank), cuda)
-            }
+        let members = if let Some(device) = device {
+            Members::Cuda(core::Group::new(SingleRank), open(py, device)?)
+        } else {
+            Members::Cpu(core::Group::new(SingleRank))
         };
         Ok(Self { members })
     }
@@ -81,12 +79,10 @@ impl Group {
         });
         failed?;
         let communicator = ViaHost(joined.map_err(|error| of_bootstrap(py, &error))?);
-        let members = match device {
-            None => Members::Cpu(core::Group::new(communicator)),
-            Some(_) => {
-                let cuda = open(py, device)?;
-                Members::Cuda(core::Group::new(communicator), cuda)
-            }
+        let members = if let Some(device) = device {
+            Members::Cuda(core::Group::new(communicator), open(py, device)?)
+        } else {
+            Members::Cpu(core::Group::new(communicator))
         };
         Ok(Self { members })
     }
@@ -101,7 +97,7 @@ impl Group {
         world_size: usize,
         seconds: f64,
     ) -> PyResult<Self> {
-        let cuda = open(py, Some(device))?;
+        let cuda = open(py, device)?;
         let (world_size, timeout) = (ranks(world_size)?, timeout(seconds)?);
         let join = || NcclCommunicator::new(&cuda, &NcclId::from_bytes(id), rank, world_size, timeout);
         let joined = py.detach(|| on_device(join));
@@ -163,8 +159,8 @@ fn sum<B: Lent>(
 }
 
 /// Leaves the device as the thread's current one: the Python half puts back what was.
-fn open(py: Python<'_>, device: Option<usize>) -> PyResult<Cuda> {
-    let opened = py.detach(|| device::open(device.unwrap_or(0)));
+fn open(py: Python<'_>, device: usize) -> PyResult<Cuda> {
+    let opened = py.detach(|| device::open(device));
     opened.map_err(|error| of_device(py, "opening the device", &error))
 }
 

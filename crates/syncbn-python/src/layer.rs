@@ -124,6 +124,7 @@ impl Layer {
     /// Writes y and what backward needs; moves the running statistics, where they are given.
     #[pyo3(signature = (x, y, weight, bias, running, saved, *, group))]
     #[allow(clippy::too_many_arguments)] // a pass has as many tensors
+    #[allow(clippy::needless_pass_by_value)] // the interpreter's tuple is taken apart into it
     fn forward(
         &self,
         py: Python<'_>,
@@ -182,6 +183,7 @@ impl Layer {
     }
 
     /// Moves the running statistics by what a forward pass has saved.
+    #[allow(clippy::needless_pass_by_value)] // the interpreter's tuple is taken apart into it
     fn update_running(
         &self,
         py: Python<'_>,

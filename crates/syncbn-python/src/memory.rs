@@ -98,7 +98,7 @@ fn check<T: Scalar>(name: &'static str, memory: Memory, place: Place) -> Result<
 impl Lent for Cpu {
     fn mem<'a, T: Scalar>(&self, name: &'static str, memory: &'a Memory) -> Result<&'a [T], Refused> {
         check::<T>(name, *memory, Place::Cpu)?;
-        let Some(pointer) = NonNull::new(memory.pointer as *const T as *mut T) else { return Ok(&[]) };
+        let Some(pointer) = NonNull::new(memory.pointer as *mut T) else { return Ok(&[]) };
         // SAFETY: a torch tensor of this type has `len` elements side by side from here on, aligned as `check` has seen; it
         // lives as long as the call, and nobody writes it meanwhile (the module's promise, and `check_apart`).
         Ok(unsafe { slice::from_raw_parts(pointer.as_ptr(), memory.len) })
