@@ -7,7 +7,7 @@ mod common;
 use std::io::Write;
 use std::net::TcpStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -54,6 +54,24 @@ fn the_bits_are_those_of_thread_ranks() {
     };
     let expected = threads::run(size(5), PATIENT, |comm| body(&comm)).unwrap();
     assert_eq!(each(tcp_group(5, PATIENT).unwrap(), |comm| body(&comm)), expected);
+}
+
+#[test]
+fn rank_0_may_listen_anywhere_and_say_where() {
+    let (announce, announced) = mpsc::channel();
+    thread::scope(|scope| {
+        let first = scope.spawn(move || {
+            TcpCommunicator::host(&env(0, 2, 0), PATIENT, |port| announce.send(port).unwrap())
+        });
+        let port = announced.recv().unwrap();
+        assert_ne!(port, 0);
+        let second = TcpCommunicator::new(&env(1, 2, port), PATIENT).unwrap();
+        let id = CollectiveId::new("sum", 1);
+        let other = scope.spawn(move || sum(&second, &id).unwrap());
+        let first = first.join().unwrap().unwrap();
+        assert_eq!(sum(&first, &CollectiveId::new("sum", 1)).unwrap(), [3.0]);
+        assert_eq!(other.join().unwrap(), [3.0]);
+    });
 }
 
 #[test]
