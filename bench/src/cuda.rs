@@ -13,6 +13,7 @@ use syncbn_core::{CollectiveId, Communicator, Dtype, Element, Numbers, Storage};
 use syncbn_cuda::cudarc::driver::sys::{CUdevice_attribute, CUevent_flags, CUgraphInstantiate_flags};
 use syncbn_cuda::cudarc::driver::{CudaSlice, CudaStream, sys::CUstreamCaptureMode};
 use syncbn_cuda::nccl::{NcclCommunicator, NcclId};
+use syncbn_cuda::peers::PeerCommunicator;
 use syncbn_cuda::{Buffer, Cuda, allow_capture};
 
 use crate::measure::measure;
@@ -39,6 +40,8 @@ pub struct CudaDevice {
 /// The group of all ranks, and a number that they sum to start together.
 struct Ranks {
     group: Arc<NcclCommunicator>,
+    /// The same ranks, which meet inside their kernels.
+    peers: Arc<PeerCommunicator>,
     token: RefCell<Buffer<f32>>,
 }
 
@@ -53,7 +56,12 @@ impl CudaDevice {
         let (cuda, group) = NcclCommunicator::from_env(TIMEOUT)?;
         let mut device = Self::of(cuda)?;
         let token = RefCell::new(device.cuda.upload(&device.stream, &[0_f32])?);
-        device.ranks = Some(Ranks { group: Arc::new(group), token });
+        let group = Arc::new(group);
+        let peers = Arc::new(PeerCommunicator::new(&device.cuda, Arc::clone(&group), TIMEOUT)?);
+        if let Some(reason) = peers.reason() {
+            eprintln!("the ranks do not meet inside their kernels: {reason}");
+        }
+        device.ranks = Some(Ranks { group, peers, token });
         Ok(device)
     }
 
@@ -74,7 +82,7 @@ impl CudaDevice {
     /// Empties the cache, and puts a sum of all ranks in front of what comes.
     fn line_up(&self) -> Result<()> {
         self.stream.memset_zeros(&mut *self.flushed.try_borrow_mut()?)?;
-        if let Some(Ranks { group, token }) = &self.ranks {
+        if let Some(Ranks { group, token, .. }) = &self.ranks {
             let (id, mut token) = (CollectiveId::new("line up", 1), token.try_borrow_mut()?);
             let numbers = Numbers::F32(Cuda::mem_mut(&mut *token));
             group.sum_numbers(&id, &self.cuda, &self.stream, numbers)?;
@@ -123,7 +131,11 @@ impl Device for CudaDevice {
     fn groups(&self) -> Vec<Group<Cuda>> {
         match &self.ranks {
             None => vec![("syncbn", self.alone.clone())],
-            Some(ranks) => vec![("syncbn", ranks.group.clone()), ("syncbn_alone", self.alone.clone())],
+            Some(Ranks { group, peers, .. }) => vec![
+                ("syncbn", peers.clone()),
+                ("syncbn_nccl", group.clone()),
+                ("syncbn_alone", self.alone.clone()),
+            ],
         }
     }
 

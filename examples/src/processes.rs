@@ -80,7 +80,7 @@ fn start_one(rank: usize, processes: NonZeroUsize, port: u16) -> io::Result<Chil
         ("WORLD_SIZE", processes.to_string()),
         ("MASTER_ADDR", "localhost".into()),
         ("SYNCBN_PORT", port.to_string()),
-        ("SYNCBN_SECRET", format!("the demo of process {}", std::process::id())),
+        ("SYNCBN_SECRET", format!("the ranks of process {}", std::process::id())),
     ];
     Command::new(std::env::current_exe()?).args(std::env::args_os().skip(1)).envs(variables).spawn()
 }

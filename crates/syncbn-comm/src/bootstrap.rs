@@ -5,16 +5,16 @@
 //! within a deadline, and names the ranks that did not come.
 //!
 //! Rank 0 listens at every address of its machine, and the others try every address of its name. Both sides prove that they
-//! belong to the job: `wire` is what they say, `door` and `knock` are the two sides. Strangers, silent connections and slow ones
-//! stay at the door; nobody waits for them.
+//! belong to the job: `wire` is what they say, `accept` and `connect` are the two sides. Connections of others, silent ones and slow
+//! ones are not accepted, and delay no rank.
 //!
-//! Deliberately not here: sums. What meets here meets once.
+//! Deliberately not here: sums. A rendezvous happens once.
 
+pub(crate) mod accept;
+pub(crate) mod connect;
 pub(crate) mod connection;
-pub(crate) mod door;
 mod env;
 pub(crate) mod exchange;
-pub(crate) mod knock;
 mod resolve;
 mod token;
 pub(crate) mod wire;
@@ -41,7 +41,7 @@ pub struct LaunchEnv {
     pub local_rank: usize,
     /// Where rank 0 listens, as host and port.
     pub rendezvous: Rendezvous,
-    /// What keeps other jobs' processes away.
+    /// What proves that a process belongs to this job.
     pub token: JobToken,
 }
 
@@ -163,11 +163,7 @@ pub enum BootstrapError {
         reason: String,
     },
     /// Some ranks did not come to rank 0 in time.
-    #[error(
-        "ranks {} of {world_size} did not come within {timeout:?}{}",
-        Few(missing),
-        AtTheDoor(at_the_door)
-    )]
+    #[error("ranks {} of {world_size} did not come within {timeout:?}{}", Few(missing), Rejected(rejected))]
     Missing {
         /// The ranks that did not come.
         missing: Vec<usize>,
@@ -175,8 +171,8 @@ pub enum BootstrapError {
         world_size: usize,
         /// The time that was waited.
         timeout: Duration,
-        /// Who came to rank 0 instead and was not let in, and why.
-        at_the_door: Vec<String>,
+        /// The connections that rank 0 did not accept, and why.
+        rejected: Vec<String>,
     },
     /// Rank 0 was told of another number of ranks.
     #[error("rank {rank} was started as one of {got} ranks, and rank 0 as one of {expected}")]
@@ -229,10 +225,10 @@ impl fmt::Display for Few<'_> {
     }
 }
 
-struct AtTheDoor<'a>(&'a [String]);
+struct Rejected<'a>(&'a [String]);
 
-impl fmt::Display for AtTheDoor<'_> {
+impl fmt::Display for Rejected<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_empty() { Ok(()) } else { write!(f, "; not let in: {}", self.0.join("; ")) }
+        if self.0.is_empty() { Ok(()) } else { write!(f, "; not accepted: {}", self.0.join("; ")) }
     }
 }

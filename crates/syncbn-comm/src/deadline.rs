@@ -1,4 +1,4 @@
-//! One point in time for a whole piece of work, whatever it waits for on the way.
+//! One deadline for several waits. It is measured on the monotonic clock: setting the system's clock does not move it.
 
 use std::time::{Duration, Instant};
 

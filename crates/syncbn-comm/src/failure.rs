@@ -1,4 +1,4 @@
-//! What each rank is told when the ranks cannot meet: the first failure, from where that rank stands.
+//! The error that each rank gets when a collective fails: the first failure, as it concerns that rank.
 //!
 //! Deliberately not here: how a failure is noticed, which is each communicator's business.
 
@@ -32,10 +32,10 @@ impl fmt::Display for Step {
     }
 }
 
-/// Where ranks were when they were found out of step.
+/// Which step each rank was in when they were found out of step.
 pub(crate) type Places = Vec<(usize, Step)>;
 
-/// How a rank is told that others are elsewhere: in sums, or one of them in a split.
+/// The error of a rank whose peers are in other steps: sums, or a split.
 pub(crate) fn out_of_step(mine: Option<&Step>, others: &[&(usize, Step)]) -> CommErrorKind {
     let sums = others.iter().map(|(rank, step)| Some((*rank, step.call()?.clone())));
     match (mine, sums.collect::<Option<_>>()) {
@@ -70,7 +70,7 @@ impl Failure {
         Self { apart, ..Self::new(origin) }
     }
 
-    /// What other ranks have to hear.
+    /// What is sent to the other ranks.
     pub(crate) fn report(&self) -> (CommError, Option<Places>) {
         (CommError::clone(&self.origin), self.apart.clone())
     }
@@ -86,7 +86,7 @@ impl Failure {
         CommError { rank, call: step.call().cloned(), kind, ..CommError::clone(&self.origin) }
     }
 
-    /// What a rank that asks finds.
+    /// The error of a rank that asks for the group's status.
     pub(crate) fn status(&self, rank: usize) -> CommError {
         CommError { rank, call: None, kind: self.kind(rank, None), ..CommError::clone(&self.origin) }
     }
@@ -96,7 +96,7 @@ impl Failure {
         news.unwrap_or_else(|| CommErrorKind::Poisoned(Arc::clone(&self.origin)))
     }
 
-    /// The failure from where this rank stands, unless it is the others' alone.
+    /// The failure as it concerns this rank; None if it concerns only others.
     fn news(&self, rank: usize, step: Option<&Step>) -> Option<CommErrorKind> {
         if let Some(apart) = &self.apart {
             let elsewhere = |(other, theirs): &&(usize, Step)| *other != rank && Some(theirs) != step;

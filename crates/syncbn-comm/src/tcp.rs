@@ -4,11 +4,11 @@
 //! A sum is added in the order of the ranks, in `f64`, on every rank: the bits are those of [`threads`](crate::threads). Rank 0
 //! is needed to meet, and then no more than any other.
 //!
-//! `frame` is what ranks say to each other, `peer` one connection, `links` all of a rank's and the collectives over them, `mesh`
-//! how they come about. Waiting is sleeping: the system wakes a rank when a peer has sent something.
+//! `frame` has the messages between ranks, `peer` one connection, `links` all of a rank's and the collectives over them, `mesh`
+//! makes them. A rank that waits sleeps: the system wakes it when a peer has sent something.
 //!
-//! Deliberately not here: encryption. The job's token keeps strangers out of a group; whoever can read or change what the
-//! network carries can read or change the sums.
+//! Deliberately not here: encryption. The job's token keeps other processes out of a group. Who can read or change packets on the
+//! network can read or change the sums.
 
 mod frame;
 mod join;
@@ -40,8 +40,8 @@ use links::Links;
 /// It may be sent to, and shared by, any threads, as long as its collectives come one after the other; two at once are
 /// an error ([`CommErrorKind::Disagree`]), since ranks could pair them differently.
 ///
-/// Dropping it leaves the group: what the rank has taken part in stays valid, and whoever needs it for more is told
-/// [`CommErrorKind::Left`] at once. So is whoever needs a rank whose process has ended.
+/// Dropping it leaves the group: collectives that were complete stay valid, and a rank that needs it for another gets
+/// [`CommErrorKind::Left`] at once. So does a rank that needs one whose process has ended.
 pub struct TcpCommunicator {
     rank: usize,
     members: Members,
@@ -53,7 +53,7 @@ pub struct TcpCommunicator {
     membership: Arc<Membership>,
 }
 
-/// Who is in the group, and what proves it.
+/// The group's members, and the token that proves that a process is one.
 struct Members {
     token: JobToken,
     group: [u8; 16],
@@ -146,7 +146,7 @@ impl TcpCommunicator {
         if let Some(mut links) = self.try_links() {
             self.settle(&mut links);
         }
-        // Without it the other thread would notice when it next wakes, at its deadline at the latest.
+        // If this fails, the other thread finds the failure when it next wakes, at its deadline at the latest.
         let _ = self.outside.waker.wake();
     }
 
@@ -215,9 +215,9 @@ impl HostCommunicator for TcpCommunicator {
         match self.try_links() {
             Some(mut links) => {
                 self.settle(&mut links);
-                links.look()
+                links.check()
             }
-            // Another thread of this rank is in a collective, and looks itself.
+            // Another thread of this rank is in a collective, and checks itself.
             None => {
                 lock(&self.outside.found).as_ref().map_or(Ok(()), |failure| Err(failure.status(self.rank)))
             }
@@ -273,7 +273,7 @@ impl Outside {
     }
 }
 
-/// Nothing of a caller's runs under a lock: a panic cannot leave half a change.
+/// No code of a caller runs under a lock: a panic cannot leave half a change.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,4 +1,4 @@
-//! Processes, played by threads, become ranks, whoever else comes to the door.
+//! Processes, here threads, become ranks, whatever other connections come.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use syncbn_comm::bootstrap::{BootstrapError, JobToken, LaunchEnv, MAX_WORLD_SIZE, Rendezvous, share};
+use syncbn_testkit::comm::free_port;
 
 /// No test waits for it, even on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -16,11 +17,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const SOON: Duration = Duration::from_secs(20);
 /// What a deadline may be passed by.
 const GRACE: Duration = Duration::from_secs(1);
-
-/// A port that nobody listens at.
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
 
 fn env_at(host: &str, rank: usize, world_size: usize, port: u16) -> LaunchEnv {
     LaunchEnv {
@@ -99,7 +95,7 @@ fn rank_0_is_found_at_every_address_of_both_families() {
 }
 
 #[test]
-fn strangers_of_every_kind_stay_at_the_door_and_keep_nobody_waiting() {
+fn strangers_of_every_kind_are_not_accepted_and_delay_no_rank() {
     let port = free_port();
     all_meet(port, ["127.0.0.1"; 3], move || {
         let connect = || TcpStream::connect(("127.0.0.1", port)).unwrap();
@@ -142,9 +138,9 @@ fn both_jobs_learn_that_there_is_another() {
         let error = fails_by(&theirs, Duration::from_millis(600));
         assert!(error.to_string().contains("belongs to another job"), "{error}");
         let error = zero.join().unwrap();
-        let BootstrapError::Missing { missing, at_the_door, .. } = &error else { panic!("{error}") };
+        let BootstrapError::Missing { missing, rejected, .. } = &error else { panic!("{error}") };
         assert_eq!(missing, &[1]);
-        assert!(at_the_door[0].contains("127.0.0.1") && at_the_door[0].contains("another job"), "{error}");
+        assert!(rejected[0].contains("127.0.0.1") && rejected[0].contains("another job"), "{error}");
     });
 }
 
@@ -253,9 +249,9 @@ fn of_two_processes_of_one_rank_one_is_told_and_rank_0_names_both() {
         let twice = |error: &&BootstrapError| matches!(error, BootstrapError::TwoOfOneRank { rank: 1, .. });
         assert_eq!(told.iter().filter(twice).count(), 1, "{told:?}");
         let error = zero.join().unwrap();
-        let BootstrapError::Missing { missing, at_the_door, .. } = &error else { panic!("{error}") };
+        let BootstrapError::Missing { missing, rejected, .. } = &error else { panic!("{error}") };
         assert_eq!(missing, &[2]);
-        assert!(at_the_door.iter().any(|note| note.contains("came as rank 1")), "{error}");
+        assert!(rejected.iter().any(|note| note.contains("came as rank 1")), "{error}");
     });
 }
 
@@ -285,11 +281,11 @@ fn a_port_in_use_is_named_with_the_way_out() {
 fn a_stranger_is_not_told_the_bytes() {
     let port = free_port();
     all_meet(port, ["127.0.0.1"; 2], move || {
-        let mut stranger = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let mut pending = TcpStream::connect(("127.0.0.1", port)).unwrap();
         let words = [*b"syncbn 1", 1_u64.to_le_bytes(), 2_u64.to_le_bytes()];
-        stranger.write_all(words.as_flattened()).unwrap();
+        pending.write_all(words.as_flattened()).unwrap();
         let mut heard = Vec::new();
-        let _ = stranger.read_to_end(&mut heard);
+        let _ = pending.read_to_end(&mut heard);
         assert!(!heard.windows(8).any(|window| window == &bytes()[..8]), "{heard:?}");
     });
 }

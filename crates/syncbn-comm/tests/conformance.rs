@@ -1,4 +1,5 @@
-//! Every law of the test kit for communicators, on thread ranks and on TCP ranks that are threads of one process.
+//! Every law of the test kit for communicators, on thread ranks, and on TCP ranks that are threads of one process or
+//! processes.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
@@ -10,7 +11,7 @@ use std::time::Duration;
 use common::tcp::tcp_group;
 use syncbn_comm::TcpCommunicator;
 use syncbn_comm::threads::{ThreadComm, ThreadGroup};
-use syncbn_testkit::comm::{Body, on_threads};
+use syncbn_testkit::comm::{Body, on_processes, on_threads};
 use syncbn_testkit::{CommHarness, Outcome};
 
 struct ThreadHarness;
@@ -33,7 +34,11 @@ impl CommHarness for ThreadHarness {
 
 syncbn_testkit::communicator_conformance!(threads: ThreadHarness);
 
-struct TcpHarness;
+/// How TCP ranks are carried.
+enum TcpHarness {
+    Threads,
+    Processes,
+}
 
 impl CommHarness for TcpHarness {
     type Comm = TcpCommunicator;
@@ -43,7 +48,10 @@ impl CommHarness for TcpHarness {
     }
 
     fn run(&self, world_size: NonZeroUsize, timeout: Duration, body: &Body<'_, TcpCommunicator>) -> Outcome {
-        on_threads(tcp_group(world_size.get(), timeout)?, body)
+        match self {
+            Self::Threads => on_threads(tcp_group(world_size.get(), timeout)?, body),
+            Self::Processes => on_processes(world_size, timeout, body),
+        }
     }
 
     fn split(
@@ -56,4 +64,5 @@ impl CommHarness for TcpHarness {
     }
 }
 
-syncbn_testkit::communicator_conformance!(tcp: TcpHarness);
+syncbn_testkit::communicator_conformance!(tcp: TcpHarness::Threads);
+syncbn_testkit::communicator_conformance!(tcp_processes: TcpHarness::Processes);

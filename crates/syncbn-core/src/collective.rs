@@ -69,6 +69,20 @@ impl CollectiveId {
         Self { use_number, step, ..self }
     }
 
+    /// A digest of what is the same in every use: label, kind, length, ordinal and settings. It is the same in every process, for
+    /// communicators whose ranks have no room for more.
+    #[must_use]
+    pub fn digest(&self) -> u64 {
+        let Self { label, kind, length, ordinal, use_number: _, step: _, settings } = self;
+        let kind = match kind {
+            CollectiveKind::Pass(Pass::Forward) => 0,
+            CollectiveKind::Pass(Pass::Backward) => 1,
+            CollectiveKind::AllReduce => 2,
+        };
+        let words = [kind, *length as u64, *ordinal, *settings].into_iter().flat_map(u64::to_le_bytes);
+        fnv(words.chain(label.bytes()))
+    }
+
     /// The first thing in which the two differ, as a noun; `None` if they are the same collective.
     #[must_use]
     pub fn difference(&self, other: &Self) -> Option<&'static str> {
@@ -98,4 +112,9 @@ impl fmt::Display for CollectiveId {
         let numbers = if *length == 1 { "number" } else { "numbers" };
         write!(f, "{length} {numbers}, use {use_number}, step {step})")
     }
+}
+
+/// FNV-1a.
+pub(crate) fn fnv(bytes: impl Iterator<Item = u8>) -> u64 {
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }

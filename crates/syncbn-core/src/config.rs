@@ -3,6 +3,7 @@
 //! Deliberately not here: anything that a backend or communicator needs to know.
 
 use crate::backend::saved_len;
+use crate::collective::fnv;
 use crate::scalar::Dtype;
 use crate::statistics::NonFinite;
 
@@ -88,8 +89,7 @@ impl Config {
             u64::from(non_finite == NonFinite::Skip),
             u64::from(params == Dtype::F64),
         ];
-        let add = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        words.into_iter().flat_map(u64::to_le_bytes).fold(0xcbf2_9ce4_8422_2325, add)
+        fnv(words.into_iter().flat_map(u64::to_le_bytes))
     }
 
     /// Checks that every setting is in range; making a layer does the same.

@@ -3,7 +3,7 @@
 //! A view's channel axis is axis 1: (N, C, *spatial), in the order of that shape or with permuted strides, channels last.
 //! [`channels_last`] takes arrays whose shape says so too: (N, *spatial, C).
 //!
-//! Deliberately not here: copies. A view with gaps gives a [`ShapeError`] that says how to close them.
+//! Nothing is copied: a view with gaps gives a [`ShapeError`] that says how to close them.
 
 use ndarray::{Array, Array1, ArrayBase, ArrayView, ArrayViewMut, Data, DataMut, Dimension};
 use syncbn_core::{
@@ -11,7 +11,7 @@ use syncbn_core::{
     SavedStatistics, ShapeError, SyncBatchNorm, View, ViewMut,
 };
 
-use crate::Cpu;
+use crate::device::Cpu;
 
 impl<'a, T: Element, D: Dimension> IntoView<'a, Cpu, T> for ArrayView<'a, T, D> {
     fn into_view(self) -> Result<View<'a, Cpu, T>, ShapeError> {

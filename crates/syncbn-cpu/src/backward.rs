@@ -1,19 +1,21 @@
-//! The whole backward pass of a rank alone: the sums of a block of channels, then its dx.
-//!
-//! Deliberately not here: several ranks, whose sums are needed in between.
+//! The whole backward pass of a group of one rank: the sums of a block of channels, then the block's dx. A larger group needs the
+//! sum over ranks between the two, and uses the kernels `grad_sums` and `grad_input`.
 
 use syncbn_core::Element;
 use syncbn_core::backend::{BackwardArgs, Gradients};
 use syncbn_core::host_memory::saved_channel;
 
+use crate::device::Cpu;
+use crate::error::CpuError;
 use crate::grad_input::Batch;
 use crate::map::{Coefficients, Input};
-use crate::memory::{Workspace, scratch};
+use crate::memory::scratch;
 use crate::number::Number;
 use crate::plan::{Blocks, Dims, Tiles};
-use crate::{Cpu, CpuError, block, grad_sums};
+use crate::workspace::Workspace;
+use crate::{block, grad_sums};
 
-/// How the tensor is cut, if the whole pass pays.
+/// How the tensor is cut, if the whole pass is faster than two kernels.
 pub(crate) fn blocks<T: Number>(args: &BackwardArgs<'_, Cpu, T>) -> Option<Blocks> {
     if let Gradients::ParametersOnly { .. } = args.gradients {
         return None;

@@ -1,6 +1,6 @@
 //! What can go wrong on a CPU.
 //!
-//! Deliberately not here: errors about arguments, which core reports before it calls a kernel.
+//! Errors about arguments are core's, which reports them before it calls a kernel.
 
 /// The failure of an operation of the [`Cpu`](crate::Cpu) backend.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

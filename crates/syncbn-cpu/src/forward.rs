@@ -1,18 +1,18 @@
-//! The whole forward pass of a rank alone: the moments of a block of channels, then its y.
-//!
-//! Deliberately not here: several ranks, whose sums are needed in between.
+//! The whole forward pass of a group of one rank: the moments of a block of channels, then the block's y. A larger group needs
+//! the sum over ranks between the two, and uses the kernels `moments` and `normalize`.
 
 use syncbn_core::backend::ForwardArgs;
 
-use crate::block;
+use crate::device::Cpu;
+use crate::error::CpuError;
 use crate::map::{Coefficients, Input};
-use crate::memory::Workspace;
 use crate::normalize::{self, Affine, Normalized};
 use crate::number::Number;
 use crate::plan::{Blocks, Dims, Tiles};
-use crate::{Cpu, CpuError, moments};
+use crate::workspace::Workspace;
+use crate::{block, moments};
 
-/// How the tensor is cut, if the whole pass pays.
+/// How the tensor is cut, if the whole pass is faster than two kernels.
 pub(crate) fn blocks<T: Number>(args: &ForwardArgs<'_, Cpu, T>) -> Option<Blocks> {
     let dims = Dims::from(args.x.geometry());
     Blocks::new(dims, &Tiles::new(dims), 1, size_of::<T>())

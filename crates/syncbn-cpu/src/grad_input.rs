@@ -1,18 +1,17 @@
 //! `dx = weight invstd (dy - sum_dy / M - (x - mean) invstd^2 sum_dy_xmu / M)`: one pass over x, dy and dx; with frozen
 //! statistics `dx = weight invstd dy`, and x is not looked at.
-//!
-//! Deliberately not here: the loops.
 
 use syncbn_core::Element;
 use syncbn_core::backend::{Grad, GradInputArgs, GradSource};
 use syncbn_core::host_memory::saved_channel;
 use syncbn_core::statistics::{self, GradTerms};
 
+use crate::device::Cpu;
+use crate::error::CpuError;
 use crate::map::{Coefficients, Formula, Input, map};
 use crate::number::Number;
 use crate::plan::Dims;
 use crate::vector::Vector;
-use crate::{Cpu, CpuError};
 
 pub(crate) fn grad_input<T: Number>(args: GradInputArgs<'_, Cpu, T>) -> Result<(), CpuError> {
     let GradInputArgs { x, mut grad, saved, source, weight } = args;

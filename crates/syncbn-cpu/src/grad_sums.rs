@@ -1,19 +1,19 @@
 //! `sum_dy` and `sum_dy_xmu = sum dy (x - mean)` per channel, and this rank's gradients of weight and bias: one pass over
 //! x and dy.
-//!
-//! Deliberately not here: the loops, and which element belongs to which tile.
 
 use syncbn_core::Element;
 use syncbn_core::backend::GradSumsArgs;
 use syncbn_core::host_memory::saved_channel;
 
 use crate::block::Block;
-use crate::memory::{Workspace, filled, scratch};
+use crate::device::Cpu;
+use crate::error::CpuError;
+use crate::memory::{filled, scratch};
 use crate::number::Number;
 use crate::plan::{Dims, Tile, Tiles};
 use crate::reduce::{self, Terms};
 use crate::vector::Vector;
-use crate::{Cpu, CpuError};
+use crate::workspace::Workspace;
 
 pub(crate) fn grad_sums<T: Number>(args: GradSumsArgs<'_, Cpu, T>) -> Result<(), CpuError> {
     let GradSumsArgs { x, dy, saved, d_weight, d_bias, workspace } = args;
@@ -58,7 +58,7 @@ fn of_tile<T: Number>(
     reduce::tile(dims, tile, inputs, mean, results, Products);
 }
 
-/// Adds up the rows of sums, and writes the gradients that they are.
+/// Adds up the rows of sums, and writes the gradients of weight and bias.
 pub(crate) fn finish<T: Element>(
     rows: &[[f64; 2]],
     saved: &[f64],

@@ -1,10 +1,10 @@
 //! One output element per element, with a few coefficients per channel: what `normalize` and `grad_input` have in common.
 //!
-//! Deliberately not here: sums. No element depends on another, so the cuts between pieces leave no trace.
+//! No element depends on another, so the results do not depend on where the tensor is cut.
 
 use std::iter;
 
-use crate::CpuError;
+use crate::error::CpuError;
 use crate::memory::filled;
 use crate::number::{Number, padded};
 use crate::plan::{Dims, for_each_piece, merged_rows};
@@ -13,10 +13,9 @@ use crate::vector::{STRIP, Strip, Vector, Work, vectors, with_vectors};
 
 /// The `K` coefficients of every channel.
 pub(crate) enum Coefficients<const K: usize> {
-    /// Where vectors run along planes of `len` elements: of each channel.
+    /// For vectors along planes of `len` elements: those of each channel.
     Planes { len: usize, channels: Vec<[f64; K]> },
-    /// Where vectors run across channels: of every strip of a row, or of several, which are `len` elements, after which they start
-    /// again.
+    /// For vectors across channels: those of every strip of one row, or of several rows; they repeat after `len` elements.
     Rows { len: usize, strips: Vec<[Strip; K]> },
 }
 
@@ -44,7 +43,7 @@ impl<const K: usize> Coefficients<K> {
         Ok(Self::Rows { len, strips })
     }
 
-    /// The elements after which others, or the same again, apply.
+    /// The length of a plane, or of the rows after which the coefficients repeat.
     fn period(&self) -> usize {
         match self {
             Self::Planes { len, .. } | Self::Rows { len, .. } => *len,
@@ -175,7 +174,7 @@ impl<T: Number, const N: usize, F> Piece<'_, T, N, F> {
     }
 }
 
-/// Neighbours with the same coefficients. What does not fill a strip is computed with some of the elements before it.
+/// Neighbours with the same coefficients. The last strip overlaps the one before it if the plane is not a whole number of strips.
 #[inline(always)]
 fn plane<T: Number, V: Vector, const N: usize, const K: usize>(
     set: V::Set,
@@ -211,7 +210,7 @@ fn run<T: Number, V: Vector, const N: usize, const K: usize>(
     coefficients: impl Fn(usize) -> [V; K],
     formula: impl Formula<N, K>,
 ) {
-    let distance = prefetch::elements::<T>();
+    let distance = prefetch::elements::<T>(N + 1);
     let (strips, rest) = output.as_chunks_mut::<STRIP>();
     let whole = strips.len();
     let sources = inputs.map(|input| match input {

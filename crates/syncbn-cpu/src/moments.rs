@@ -1,20 +1,20 @@
 //! Count, mean and M2 per channel: one pass over x.
 //!
-//! Each tile sums x - shift and its square in `f64`, the shift being the first of the channel's elements in the tile, so
-//! that nothing cancels however far the mean is from 0; tiles are merged in order (Chan, Golub and `LeVeque` 1983).
-//!
-//! Deliberately not here: the loops, and which element belongs to which tile.
+//! Each tile sums x - shift and its square in `f64`. The shift is the channel's first element in the tile, so that no digits cancel
+//! when the mean is far from 0. Tiles are merged in order (Chan, Golub and `LeVeque` 1983).
 
 use syncbn_core::backend::MomentsArgs;
 use syncbn_core::statistics::Moments;
 
 use crate::block::Block;
-use crate::memory::{Workspace, filled, scratch};
+use crate::device::Cpu;
+use crate::error::CpuError;
+use crate::memory::{filled, scratch};
 use crate::number::Number;
 use crate::plan::{Dims, Tile, Tiles};
 use crate::reduce::{self, Terms};
 use crate::vector::Vector;
-use crate::{Cpu, CpuError};
+use crate::workspace::Workspace;
 
 pub(crate) fn moments<T: Number>(args: MomentsArgs<'_, Cpu, T>) -> Result<(), CpuError> {
     let MomentsArgs { x, workspace } = args;

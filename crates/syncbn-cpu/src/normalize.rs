@@ -1,17 +1,16 @@
 //! `y = (x - mean) invstd weight + bias`: finalises the statistics, then one pass over x and y.
-//!
-//! Deliberately not here: the loops.
 
 use syncbn_core::backend::{NormalizeArgs, RunningMut, Source};
 use syncbn_core::host_memory::{save_channel, saved_channel, update_running};
 use syncbn_core::statistics::{Batch, invstd};
 use syncbn_core::{Element, Param};
 
+use crate::device::Cpu;
+use crate::error::CpuError;
 use crate::map::{Coefficients, Formula, Input, map};
 use crate::number::Number;
 use crate::plan::Dims;
 use crate::vector::Vector;
-use crate::{Cpu, CpuError};
 
 pub(crate) fn normalize<T: Number>(args: NormalizeArgs<'_, Cpu, T>) -> Result<(), CpuError> {
     let NormalizeArgs { x, mut y, source, weight, bias, eps } = args;
@@ -20,7 +19,7 @@ pub(crate) fn normalize<T: Number>(args: NormalizeArgs<'_, Cpu, T>) -> Result<()
     let mut write = |coefficients: &Coefficients<3>| {
         map(dims, coefficients, [Input::Apart(x.mem())], y.mem_mut(), Normalized)
     };
-    // Whatever can fail comes first: then the statistics are written, all of them.
+    // The statistics are written last, after everything that can fail.
     match source {
         Source::Batch { workspace, group, saved, running } => {
             let batch = |channel: usize| {

@@ -1,6 +1,4 @@
 //! How the four activation types reach the arithmetic, which is all in `f64`.
-//!
-//! Deliberately not here: the conversions, which are the processor's, and loops over tensors.
 
 use syncbn_core::{Element, bf16, f16};
 

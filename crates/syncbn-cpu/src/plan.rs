@@ -1,27 +1,26 @@
 //! How a tensor is cut into pieces of work. The cuts of sums depend on the geometry alone, never on the number of threads: that,
 //! and a fixed order of merging, is why any number of threads gives the same bits.
-//!
-//! Deliberately not here: what is done with a piece.
 
 use std::ops::Range;
 
 use syncbn_core::Geometry;
 
+use crate::error::CpuError;
+use crate::pool;
 use crate::vector::STRIP;
-use crate::{CpuError, pool};
 
-/// The elements of one piece of work: enough to be worth a thread's attention, and few enough that a tensor worth
-/// several threads has several.
+/// The elements of one piece of work: enough that handing it to a thread costs little, and few enough that a tensor which is worth
+/// several threads has several pieces.
 const PIECE: usize = 1 << 16;
 
-/// The lanes that rows have sums for: enough for whole vectors, and few enough that the sums stay close to the processor.
+/// The most lanes that rows have sums for: few enough that the sums stay in the first cache.
 pub(crate) const LANES: usize = 1024;
 
-/// The neighbours that planes are added in: long enough for fetching ahead to pay.
+/// The neighbours that a tile of planes has in memory: long enough for prefetching to help.
 const RUN: usize = 1 << 14;
 
-/// From this many neighbours on, vectors run along a channel's own. Below, what the last vector of each plane wastes is more than a
-/// vector across channels costs, which has to load coefficients of its own.
+/// Planes of this many elements or more are worked on along the plane. In shorter ones, the lanes that the last vector leaves unused
+/// cost more than vectors across channels, which have to load coefficients for each vector.
 const PLANE: usize = 32;
 
 /// The sizes of a dense tensor, or of some of its channels.
@@ -48,25 +47,26 @@ impl Dims {
         self.inner >= PLANE
     }
 
-    /// Whether sums run along planes, too. A sum has to be drawn together at the end of each plane, so that it is cheaper to add
-    /// many short ones across channels first.
+    /// Whether sums run along planes, too. At the end of each plane the lanes of its sum have to be added up, so that many short
+    /// planes are cheaper to add across channels.
     pub(crate) fn sums_by_planes(self) -> bool {
         self.by_planes() && (self.inner >= 2 * PLANE || self.outer < 4)
     }
 }
 
-/// The rows of so many elements that vectors take as one: whole strips, if that is possible, and, in all, about `enough`.
+/// How many rows of `row` elements are worked on as one: so many that they are whole strips, if that is possible, and have about
+/// `enough` elements together.
 pub(crate) fn merged_rows(row: usize, enough: usize) -> usize {
     let whole = STRIP >> row.trailing_zeros().min(STRIP.trailing_zeros());
     if row > LANES / whole { 1 } else { whole * (enough / (row * whole)).max(1) }
 }
 
-/// A box of elements: of each of the channels the same ones.
+/// A box of elements: the same positions of each of its channels.
 pub(crate) struct Tile {
     pub(crate) outer: Range<usize>,
     pub(crate) channels: Range<usize>,
     pub(crate) inner: Range<usize>,
-    /// The rows that are added as one: 1 where rows do not lie one behind the other.
+    /// How many rows are added as one: 1 where rows are not contiguous.
     pub(crate) merged_rows: usize,
 }
 
@@ -107,8 +107,8 @@ impl Tiles {
         self.tile(split, 0..1).count()
     }
 
-    /// Whether blocks of so many channels, each with its own part of every tile, have the same sums. Where short rows are added as
-    /// one, they cannot be cut; and sums across channels have so many lanes.
+    /// Whether blocks of `step` channels, each with its part of every tile, have the same sums. Rows that are added as one cannot be
+    /// cut, and sums across channels are limited to the lanes of one tile.
     pub(crate) fn can_be_cut(&self, step: usize) -> bool {
         let whole = step == self.dims.channels || self.merged_rows(self.channel_step) == 1;
         self.dims.sums_by_planes() || (step <= self.channel_step && whole)
@@ -131,7 +131,7 @@ impl Tiles {
         }
     }
 
-    /// Runs `work` for every tile. `results` has one row of `channels` results per split, and a tile is lent its own.
+    /// Runs `work` for every tile, with the tile's part of `results`, which has a row of `channels` entries per split.
     pub(crate) fn for_each<R: Send>(
         &self,
         results: &mut [R],
@@ -159,19 +159,19 @@ pub(crate) struct Blocks {
     pub(crate) step: usize,
 }
 
-/// What a thread reads of a block should take no more than this many bytes, so that a processor's own cache holds it.
+/// The most bytes of a block's inputs, so that a core's own cache holds them.
 const CACHE: usize = 512 << 10;
 
-/// Where a single channel takes more than that, this much is as good as two kernels at least.
+/// The most where the smallest block is larger than that: up to here, a whole pass is no slower than two kernels.
 const LIMIT: usize = 1 << 20;
 
-/// Memory is read and written in runs of at least so many bytes: each may lie on a page of its own.
+/// The least bytes of a block that are contiguous: each such run may lie on a page of its own.
 const SHORTEST: usize = 1 << 10;
 
 impl Blocks {
-    /// `None` where two kernels do better: across channels, whose blocks would be short runs on very many pages; where few
-    /// channels are too much for a cache; and where there would be fewer blocks than threads. `inputs` tensors of `size` bytes
-    /// an element are read.
+    /// `None` where two kernels are faster: for short planes, whose blocks would be short runs on very many pages; where the smallest
+    /// block does not fit the cache; and where there would be fewer blocks than threads. `inputs` is the number of tensors that are
+    /// read, `size` the bytes of an element.
     pub(crate) fn new(dims: Dims, tiles: &Tiles, inputs: usize, size: usize) -> Option<Self> {
         if !dims.by_planes() || dims.len() < pool::SERIAL {
             return None;
@@ -188,8 +188,8 @@ impl Blocks {
     }
 }
 
-/// Runs `work` for every piece of a tensor's memory, with the offset at which the piece begins. Cuts are between planes or
-/// rows, `period` elements long: that keeps the inner loops whole. Only long planes are cut themselves, if they are `divisible`.
+/// Runs `work` for every piece of a tensor's memory, with the offset at which the piece begins. The memory is cut between planes or
+/// rows, which are `period` elements long. A plane longer than a piece is itself cut, if it is `divisible`.
 pub(crate) fn for_each_piece<T: Send>(
     period: usize,
     divisible: bool,

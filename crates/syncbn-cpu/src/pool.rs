@@ -1,11 +1,9 @@
 //! The threads that kernels work on: one pool of the backend's own, started when the first large tensor comes.
 //!
-//! A kernel waits for this pool and for nothing else. The pool's threads run pieces of kernels and nothing else, and a piece
-//! waits for nothing, so that every kernel ends: whatever pools the caller is nested in, and whatever locks it holds.
+//! A kernel waits only for this pool. The pool's threads run only pieces of kernels, and a piece waits for nothing. So every kernel
+//! ends, whatever pool the caller runs in and whatever locks it holds.
 //!
 //! There are as many threads as `RAYON_NUM_THREADS` says, or as many as the processor offers. All ranks of a process share them.
-//!
-//! Deliberately not here: how a tensor is cut into pieces.
 
 use std::sync::OnceLock;
 use std::{env, panic, thread};
@@ -13,12 +11,12 @@ use std::{env, panic, thread};
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use crate::CpuError;
+use crate::error::CpuError;
 
-/// Work on fewer elements is done by the calling thread: waking others takes longer than that.
+/// Work on fewer elements is done by the calling thread: waking other threads would take longer.
 pub(crate) const SERIAL: usize = 1 << 16;
 
-/// Runs `work` on every item, and stops early at an error. The items together stand for so many elements.
+/// Runs `work` on every item, and stops early at an error. `elements` is the size of all items together.
 pub(crate) fn for_each<I: Send>(
     elements: usize,
     mut items: impl Iterator<Item = I>,
@@ -31,7 +29,7 @@ pub(crate) fn for_each<I: Send>(
     run(|| items.into_par_iter().with_max_len(1).try_for_each(&work))?
 }
 
-/// The threads that there are, or will be.
+/// The number of threads of the pool, started or not.
 pub(crate) fn threads() -> usize {
     static THREADS: OnceLock<usize> = OnceLock::new();
     let asked = || env::var("RAYON_NUM_THREADS").ok()?.parse().ok().filter(|&threads| threads > 0);
@@ -41,8 +39,8 @@ pub(crate) fn threads() -> usize {
 
 /// Runs `work` on the pool, and waits without doing anything else.
 ///
-/// A thread of another pool would take up other work of that pool while it waits here, and that work may need what this
-/// thread's caller holds. A thread that belongs to no pool waits in its place.
+/// A thread of another rayon pool would run other tasks of that pool while it waits here, and such a task may need a lock that this
+/// thread's caller holds. So a new thread, which belongs to no pool, waits in its place.
 fn run<R: Send>(work: impl FnOnce() -> R + Send) -> Result<R, CpuError> {
     let pool = pool()?;
     if rayon::current_thread_index().is_none() {

@@ -1,6 +1,4 @@
 //! Two sums per channel over the elements of one tile, in `f64`: what `moments` and `grad_sums` have in common.
-//!
-//! Deliberately not here: how tiles' sums are put together.
 
 use std::array;
 
@@ -9,8 +7,8 @@ use crate::plan::{Dims, LANES, Tile};
 use crate::prefetch;
 use crate::vector::{STRIP, Strip, Vector, Work, vectors, with_vectors};
 
-/// The independent vectors of sums along a plane: enough to hide how long an addition takes. Two were as fast, but each sum of twice as
-/// many terms loses more digits.
+/// The independent vectors of sums along a plane: an addition need not wait for the one before it. Two were as fast, but each would
+/// sum twice as many terms, which costs accuracy.
 const CHAINS: usize = 4;
 
 /// The two numbers that are summed.
@@ -47,7 +45,7 @@ impl<T: Number, const N: usize, S: Fn(usize) -> f64, F: Terms<N>> Work for Sum<'
         if self.dims.sums_by_planes() {
             self.planes::<V>(set);
         } else if N == 1 {
-            // Rows that share one look at the sums: four sequences of memory are as many as the processor keeps up with.
+            // Four rows share one load of the sums. More sequences of memory at once are slower to read.
             self.rows::<V, 4>(set);
         } else {
             self.rows::<V, 1>(set);
@@ -85,8 +83,8 @@ impl<T: Number, const N: usize, S: Fn(usize) -> f64, F: Terms<N>> Sum<'_, T, N, 
             row.iter_mut().zip(channels()).for_each(|(lane, channel)| *lane = shifts(channel));
         }
         let mut strips = [[[0.0; STRIP]; 2]; LANES / STRIP];
-        // The rows after those that are being added, at least.
-        let distance = (prefetch::elements::<T>() / len).max(R).saturating_mul(step);
+        // At least past the rows that are being added.
+        let distance = (prefetch::elements::<T>(N) / len).max(R).saturating_mul(step);
         let mut at = tile.outer.start * stride + tile.channels.start * inner;
         let end = at + tile.outer.len() * stride;
         let cut = |at: usize, len: usize| inputs.map(|input| &input[at..at + len]);
@@ -110,7 +108,7 @@ impl<T: Number, const N: usize, S: Fn(usize) -> f64, F: Terms<N>> Sum<'_, T, N, 
     }
 }
 
-/// Along one channel: vector i belongs to chain i modulo their number, but for the last ones.
+/// Along one channel: vector i is added to chain i modulo their number; the last few go to the first chain.
 #[inline(always)]
 fn along<T: Number, V: Vector, const N: usize>(
     set: V::Set,
@@ -119,7 +117,7 @@ fn along<T: Number, V: Vector, const N: usize>(
     terms: impl Terms<N>,
 ) -> [f64; 2] {
     let shift = V::splat(set, shift);
-    let distance = prefetch::elements::<T>();
+    let distance = prefetch::elements::<T>(N);
     let whole = inputs[0].len() / STRIP;
     let strips = inputs.map(|input| &input.as_chunks::<STRIP>().0[..whole]);
     let mut chains = [[V::splat(set, 0.0); 2]; CHAINS];
@@ -138,7 +136,7 @@ fn along<T: Number, V: Vector, const N: usize>(
     }
     let rest = inputs[0].len() % STRIP;
     if rest > 0 {
-        // The last strip, of which those elements that are in a whole one count for nothing.
+        // The last strip overlaps a whole one: the mask zeroes what has been added already.
         let last = inputs.map(|input| input.last_chunk().copied().unwrap_or_else(|| padded(input)));
         let mask = if whole > 0 { &LAST[rest] } else { &FIRST[rest] };
         add(&mut sums, only(set, mask, terms.of(vectors(set, last.each_ref(), T::widen), shift)));
@@ -149,7 +147,7 @@ fn along<T: Number, V: Vector, const N: usize>(
     [sums[0].total(), sums[1].total()]
 }
 
-/// Across channels: every lane has sums and a shift of its own, which several rows share one look at.
+/// Across channels: every lane has sums and a shift of its own, which are loaded once for `R` rows.
 #[inline(always)]
 fn across<T: Number, V: Vector, const N: usize, const R: usize>(
     set: V::Set,
@@ -182,7 +180,7 @@ fn across<T: Number, V: Vector, const N: usize, const R: usize>(
     }
 }
 
-/// The same strip of every input, and asks for those to come.
+/// The same strip of every input; prefetches those to come.
 #[inline(always)]
 fn read<T: Number, V: Vector, const N: usize>(
     set: V::Set,
@@ -205,20 +203,20 @@ fn add<V: Vector>(sums: &mut [V; 2], terms: [V; 2]) {
     *sums = [sums[0] + terms[0], sums[1] + terms[1]];
 }
 
-/// Zeros instead of the terms of other lanes.
+/// The terms of the lanes in the mask, zero in the others.
 #[inline(always)]
 fn only<V: Vector>(set: V::Set, mask: &Strip, terms: [V; 2]) -> [V; 2] {
     let mask = V::from_f64(set, mask);
     [terms[0].and(mask), terms[1].and(mask)]
 }
 
-/// Ones in every bit of the first lanes, as many as the index says.
+/// Entry n selects the first n lanes: all their bits are ones.
 static FIRST: [Strip; STRIP] = masks(0);
 
-/// Ones in every bit of the last lanes, as many as the index says.
+/// Entry n selects the last n lanes.
 static LAST: [Strip; STRIP] = masks(STRIP);
 
-/// For each number of lanes a mask, in which the lanes end at `end`, or begin at 0.
+/// For each number of lanes a mask of that many, the last before `end`, or the first if that is 0.
 const fn masks(end: usize) -> [Strip; STRIP] {
     let mut masks = [[0.0; STRIP]; STRIP];
     let mut lanes = 0;

@@ -1,10 +1,9 @@
-//! Slices, vectors and arrays with a shape as tensors: `(&x, [N, C, H, W])` is channels-first memory of that shape.
-//!
-//! Deliberately not here: channels-last memory, which [`View::channels_last`] takes.
+//! Slices, vectors and arrays with a shape as tensors: `(&x, [N, C, H, W])` is channels-first memory of that shape. Channels-last
+//! memory is what [`View::channels_last`] takes.
 
 use syncbn_core::{Element, IntoView, IntoViewMut, ShapeError, View, ViewMut};
 
-use crate::Cpu;
+use crate::device::Cpu;
 
 impl<'a, T, M, S> IntoView<'a, Cpu, T> for (&'a M, S)
 where

@@ -1,10 +1,7 @@
 //! Eight `f64` in the widest registers that the processor has, chosen when the program runs.
 //!
-//! Formulas and loops are written once, over [`Vector`], and compiled for every instruction set. No set fuses operations, and
-//! none has an order of sums of its own, so that all of them give the same bits, but for
-//! which NaN.
-//!
-//! Deliberately not here: loops over tensors.
+//! Formulas and loops are written once, over [`Vector`], and compiled for every instruction set. No set fuses operations, and all
+//! add in the same order. So all give the same bits, except which NaN a NaN is.
 
 mod plain;
 #[cfg(target_arch = "x86_64")]
@@ -15,13 +12,13 @@ use std::ops::{Add, Mul, Sub};
 use pulp::Arch;
 use syncbn_core::{bf16, f16};
 
-/// The neighbours that are worked on at a time: the widest vector, and few enough that short planes have little left over.
+/// The neighbours that are worked on at a time: the lanes of the widest vector. With more, short planes would leave more lanes unused.
 pub(crate) const STRIP: usize = 8;
 
-/// What is computed with, in memory.
+/// A vector's values in memory.
 pub(crate) type Strip = [f64; STRIP];
 
-/// What is computed with, in registers.
+/// Eight `f64` in registers.
 ///
 /// Elements become `f64` exactly. They are rounded to the nearest `f32`, ties to even, and for the halves from there.
 pub(crate) trait Vector: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> {
@@ -54,7 +51,7 @@ pub(crate) trait Vector: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Ou
     }
 }
 
-/// A vector of each. (`array::map` is not always inlined, as all that makes vectors must be.)
+/// A vector of each. (Whatever makes vectors has to be inlined, and `array::map` is not always.)
 #[inline(always)]
 pub(crate) fn vectors<V: Vector, A, const N: usize>(
     set: V::Set,
@@ -68,18 +65,18 @@ pub(crate) fn vectors<V: Vector, A, const N: usize>(
     vectors
 }
 
-/// What is done with vectors of any kind.
+/// Work that is written for vectors of any instruction set.
 pub(crate) trait Work {
     fn run<V: Vector>(self, set: V::Set);
 }
 
-/// Does it with the best instructions that there are. All that `work` calls must be inlined into it.
+/// Runs `work` with the widest vectors that this processor has. All that it calls must be inlined into it.
 #[inline]
 pub(crate) fn with_vectors(work: impl Work) {
     with(Arch::new(), work);
 }
 
-/// Does it with the instructions of one set.
+/// Runs `work` with one instruction set.
 #[inline]
 pub(crate) fn with(arch: Arch, work: impl Work) {
     match arch {

@@ -1,6 +1,5 @@
-//! The four kernels against a two-pass oracle in `f64`, on shapes that reach every loop and its tail.
-//!
-//! Deliberately not here: ranks, modes and corner cases, whose laws the test kit has for every backend.
+//! The four kernels against the kit's oracle, on shapes that reach every loop and its tail.
+//! Ranks, modes and corner cases are tested by the kit's laws (`conformance.rs`).
 
 mod common;
 

@@ -3,6 +3,8 @@
 //
 // It may start before the kernel that makes the message has ended: until it has waited, it only reads what was there before
 // that kernel began, x and dy above all: as much of them as there is room for on the multiprocessor.
+//
+// Where the ranks meet inside it, the first block of the grid walks no tensor: it compares the ranks' calls.
 
 struct GradInputArgs {
     Tile tile;
@@ -36,10 +38,9 @@ struct Affine : Banks {
     }
 
     // By the same threads.
-    __device__ void finish(const GradInputArgs& args, const Place& place) {
+    template <class Sums> __device__ void finish(const GradInputArgs& args, const Place& place, Sums sums) {
         for_channels(args.tile, place, [&](int at, long long channel) {
-            f64 sum_dy = args.message ? args.message[channel] : 0;
-            f64 sum_dy_xmu = args.message ? args.message[args.tile.channels + channel] : 0;
+            auto [sum_dy, sum_dy_xmu] = sums(channel);
             f64 tilt = per_dy_xmu[at] * sum_dy_xmu;
             slope[at] = (Math)tilt;
             shift[at] = (Math)(per_dy[at] * sum_dy - (exact_mean[at] - (f64)mean[at]) * tilt);
@@ -47,7 +48,14 @@ struct Affine : Banks {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) grad_input(const __grid_constant__ GradInputArgs args) {
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+    grad_input(const __grid_constant__ GradInputArgs args PEERS_PARAMETER) {
+#if PEERS
+    if (blockIdx.x == 0) {
+        wait_for_previous_kernel();
+        return meet_ranks(peers);
+    }
+#endif
     const Tile& tile = args.tile;
     Place place(tile, gridDim.x - 1 - blockIdx.x);
     Walk<true> walk(tile, place), behind(tile, place);
@@ -78,7 +86,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) grad_input(const _
     affine.find(tile, place, at);
 
     wait_for_previous_kernel();
-    affine.finish(args, place);
+#if PEERS
+    Receiver receiver(peers);
+    affine.finish(args, place, [&](long long channel) {
+        Pair sums = {0, 0};
+        receiver.for_ranks<false>(peers, channel, [&](int rank, f64 first, f64 second, f64) {
+            sums = rank == 0 ? Pair{first, second} : Pair{sums.first + first, sums.second + second};
+        });
+        return sums;
+    });
+#else
+    affine.finish(args, place, [&](long long channel) {
+        if (frozen) return Pair{0, 0};
+        return Pair{args.message[channel], args.message[tile.channels + channel]};
+    });
+#endif
     __syncthreads();
     Math mean[WIDTH], scale[WIDTH], slope[WIDTH], shift[WIDTH];
 #pragma unroll

@@ -53,8 +53,13 @@ struct Chain {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) grad_sums(const __grid_constant__ GradSumsArgs args) {
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+    grad_sums(const __grid_constant__ GradSumsArgs args PEERS_PARAMETER) {
     let_next_kernel_start();
+#if PEERS
+    Sender sender(peers);
+    sender.send_header(peers, 0);
+#endif
     const Tile& tile = args.tile;
     Place place(tile, blockIdx.x);
     Share share(tile, place);
@@ -95,8 +100,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) grad_sums(const __
     if (!sum_splits(tile, place, share, args.partials, args.tickets, total)) return;
     f64 exact = args.saved[share.channel], invstd = args.saved[2 * tile.channels + share.channel];
     f64 product = total.second - (exact - (f64)(Math)exact) * total.first;
+#if PEERS
+    sender.send(peers, share.channel, total.first, product);
+#else
     args.message[share.channel] = total.first;
     args.message[tile.channels + share.channel] = product;
+#endif
     if (args.d_bias) args.d_bias[share.channel] = (Param)total.first;
     if (args.d_weight) args.d_weight[share.channel] = (Param)(product * invstd);
 }

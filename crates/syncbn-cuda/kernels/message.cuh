@@ -38,23 +38,24 @@ template <class Put> __device__ inline f64 put_heads(f64 value, f64 count, Put p
     return value - above;
 }
 
-// The message's numbers of a channel from this rank's moments.
-__device__ inline void write_parts(f64* message, long long channels, long long channel, f64 count, f64 mean, f64 m2) {
+// Calls `put(part, number)` for the message's numbers of a channel, made of one rank's moments.
+template <class Put> __device__ inline void put_parts(f64 count, f64 mean, f64 m2, Put put) {
     f64 square = __dmul_rn(mean, mean), square_rest = fma(mean, mean, -square);
-    auto write = [&](int part, f64 number) { message[part_at(channels, channel, part)] = number; };
-    f64 rest = put_heads(mean, count, write);
-    write(PARTS_OF_SUM - 1, count * rest);
-    rest = put_heads(square, count, [&](int part, f64 number) { write(PARTS_OF_SUM + part, number); }) + square_rest;
-    write(2 * PARTS_OF_SUM - 1, fma(count, rest, m2));
+    f64 rest = put_heads(mean, count, put);
+    put(PARTS_OF_SUM - 1, count * rest);
+    rest = put_heads(square, count, [&](int part, f64 number) { put(PARTS_OF_SUM + part, number); }) + square_rest;
+    put(2 * PARTS_OF_SUM - 1, fma(count, rest, m2));
+}
+
+// The same, into the message.
+__device__ inline void write_parts(f64* message, long long channels, long long channel, f64 count, f64 mean, f64 m2) {
+    put_parts(count, mean, m2, [&](int part, f64 number) { message[part_at(channels, channel, part)] = number; });
 }
 
 struct Batch { f64 count, mean, var; };
 
-// The group's statistics of a channel. What it loads, it loads at once: one wait for all.
-__device__ inline Batch read_parts(const f64* message, long long channels, long long channel) {
-    f64 count = message[0], parts[2 * PARTS_OF_SUM];
-#pragma unroll
-    for (int part = 0; part < 2 * PARTS_OF_SUM; part++) parts[part] = message[part_at(channels, channel, part)];
+// The group's statistics of a channel, from the sums of its parts.
+__device__ inline Batch batch_of(f64 count, const f64 (&parts)[2 * PARTS_OF_SUM]) {
     f64 per = reciprocal(count);
     Double sum = {parts[0], 0}, squares = {parts[PARTS_OF_SUM], 0};
 #pragma unroll
@@ -71,4 +72,12 @@ __device__ inline Batch read_parts(const f64* message, long long channels, long 
     squares.low = fma(-mean, rest, squares.low);
     f64 var = squares.value() * per;
     return {count, fma(rest, per, mean), var < 0 ? 0 : var}; // NaN stays
+}
+
+// The same, from the message. What it loads, it loads at once: one wait for all.
+__device__ inline Batch read_parts(const f64* message, long long channels, long long channel) {
+    f64 count = message[0], parts[2 * PARTS_OF_SUM];
+#pragma unroll
+    for (int part = 0; part < 2 * PARTS_OF_SUM; part++) parts[part] = message[part_at(channels, channel, part)];
+    return batch_of(count, parts);
 }

@@ -69,7 +69,8 @@ __device__ inline void move(Pair& total, f64 origin, f64 count, f64 shift, f64 s
     total.second += fma(delta, fma(count, delta, 2 * sum), squares);
 }
 
-__device__ inline void write(const MomentsArgs& args, long long channel, f64 origin, const Pair& total) {
+// This rank's mean and M2 of a channel.
+__device__ inline Pair moments_of(const MomentsArgs& args, f64 origin, const Pair& total) {
     f64 mean = 0, m2 = 0;
     if (args.count > 0) {
         f64 from_origin = divide(total.first, args.count, args.per_count);
@@ -77,14 +78,23 @@ __device__ inline void write(const MomentsArgs& args, long long channel, f64 ori
         m2 = total.second - total.first * from_origin;
         m2 = m2 < 0 ? 0 : m2; // NaN stays
     }
+    return {mean, m2};
+}
+
+__device__ inline void write(const MomentsArgs& args, long long channel, f64 mean, f64 m2) {
     if (channel == 0) args.message[0] = args.count;
     args.own[channel] = mean;
     args.own[args.tile.channels + channel] = m2;
     if (args.with_parts) write_parts(args.message, args.tile.channels, channel, args.count, mean, m2);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) moments(const __grid_constant__ MomentsArgs args) {
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+    moments(const __grid_constant__ MomentsArgs args PEERS_PARAMETER) {
     let_next_kernel_start();
+#if PEERS
+    Sender sender(peers);
+    sender.send_header(peers, args.count);
+#endif
     const Tile& tile = args.tile;
     Place place(tile, blockIdx.x);
     Share share(tile, place);
@@ -131,5 +141,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) moments(const __gr
 #endif
     sum_block(tile, place, share, total);
     if (!sum_splits(tile, place, share, args.partials, args.tickets, total)) return;
-    write(args, share.channel, origin, total);
+    auto [mean, m2] = moments_of(args, origin, total);
+#if PEERS
+    sender.send(peers, share.channel, mean, m2);
+#else
+    write(args, share.channel, mean, m2);
+#endif
 }

@@ -38,8 +38,34 @@ __device__ inline Batch own_batch(const NormalizeArgs& args, long long channel) 
     return {count, mean, m2 * reciprocal(count)};
 }
 
+#if PEERS
+// The sums of the ranks' messages of a channel.
+struct Sums {
+    f64 count, parts[2 * PARTS_OF_SUM];
+
+    // In the order of the ranks.
+    __device__ void add(int rank, f64 mean, f64 m2, f64 of_rank) {
+        count = rank == 0 ? of_rank : count + of_rank;
+        put_parts(of_rank, mean, m2, [&](int part, f64 number) {
+            parts[part] = rank == 0 ? number : parts[part] + number;
+        });
+    }
+};
+#endif
+
 struct Statistics {
     f64 count, mean, var, invstd;
+
+    // What y is made of, and no more.
+    __device__ Statistics(f64 mean_, f64 invstd_) : mean(mean_), invstd(invstd_) {}
+
+    // Of a batch.
+    __device__ Statistics(const NormalizeArgs& args, const Batch& b) {
+        count = b.count;
+        mean = count == 0 ? 0 : b.mean;
+        var = count == 0 ? 0 : b.var;
+        invstd = count == 0 ? 0 : rsqrt(var + args.eps);
+    }
 
     __device__ Statistics(const NormalizeArgs& args, long long channel) {
         long long channels = args.tile.channels;
@@ -56,10 +82,7 @@ struct Statistics {
             return;
         }
         Batch b = args.source == LOCAL ? own_batch(args, channel) : read_parts(args.message, channels, channel);
-        count = b.count;
-        mean = count == 0 ? 0 : b.mean;
-        var = count == 0 ? 0 : b.var;
-        invstd = count == 0 ? 0 : rsqrt(var + args.eps);
+        *this = Statistics(args, b);
     }
 };
 
@@ -102,14 +125,25 @@ struct Running {
     }
 };
 
-__device__ void own_state(const NormalizeArgs& args) {
+__device__ void own_state(const NormalizeArgs& args PEERS_REFERENCE) {
     long long channel = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     long long channels = args.tile.channels;
     Running running;
     if (args.running_mean) running.read(args, channel);
     wait_for_previous_kernel();
+#if PEERS
+    Receiver receiver(peers);
+    if (channel == 0) end_pass(peers, receiver.number);
+    if (channel >= channels) return;
+    Sums sums;
+    auto add = [&](int rank, f64 mean, f64 m2, f64 count) { sums.add(rank, mean, m2, count); };
+    if (!receiver.for_agreeing_ranks(peers, channel, add)) return;
+    Statistics s(args, batch_of(sums.count, sums.parts));
+    receiver.leave(peers, channel, s.mean, s.invstd);
+#else
     if (channel >= channels) return;
     Statistics s(args, channel);
+#endif
     args.saved[channel] = s.mean;
     args.saved[channels + channel] = s.var;
     args.saved[2 * channels + channel] = s.invstd;
@@ -146,9 +180,9 @@ struct Affine : Banks {
     }
 
     // By the same threads.
-    __device__ void finish(const NormalizeArgs& args, const Place& place) {
+    template <class Find> __device__ void finish(const NormalizeArgs& args, const Place& place, Find find_statistics) {
         for_channels(args.tile, place, [&](int at, long long channel) {
-            Statistics s(args, channel);
+            Statistics s = find_statistics(channel);
             f64 factor = scale[at] * s.invstd;
             mean[at] = (Math)s.mean;
             scale[at] = (Math)factor;
@@ -157,8 +191,13 @@ struct Affine : Banks {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) normalize(const __grid_constant__ NormalizeArgs args) {
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+    normalize(const __grid_constant__ NormalizeArgs args PEERS_PARAMETER) {
+#if PEERS
+    if (blockIdx.x < args.owners) return own_state(args, peers);
+#else
     if (blockIdx.x < args.owners) return args.source == SAVED ? own_running(args) : own_state(args);
+#endif
     const Tile& tile = args.tile;
     Place place(tile, gridDim.x - 1 - blockIdx.x);
     Walk<true> walk(tile, place), behind(tile, place);
@@ -182,7 +221,25 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) normalize(const __
     affine.find(tile, place, at);
 
     wait_for_previous_kernel();
-    affine.finish(args, place);
+#if PEERS
+    // Blocks of columns have many channels, and are few: they make the statistics for themselves. To blocks of rows, which are many and
+    // need their registers, the first blocks leave them.
+    Receiver receiver(peers);
+    affine.finish(args, place, [&](long long channel) {
+#if COLUMNS
+        Sums sums;
+        auto add = [&](int rank, f64 mean, f64 m2, f64 count) { sums.add(rank, mean, m2, count); };
+        bool came = receiver.for_ranks<true>(peers, channel, add);
+        return Statistics(args, came ? batch_of(sums.count, sums.parts) : Batch{0, 0, 0});
+#else
+        f64 mean, invstd;
+        receiver.find(peers, channel, mean, invstd);
+        return Statistics(mean, invstd);
+#endif
+    });
+#else
+    affine.finish(args, place, [&](long long channel) { return Statistics(args, channel); });
+#endif
     __syncthreads();
     Math mean[WIDTH], scale[WIDTH], shift[WIDTH];
 #pragma unroll

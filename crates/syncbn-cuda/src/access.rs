@@ -9,8 +9,21 @@ use cudarc::driver::{CudaEvent, CudaStream};
 use crate::error::CudaError;
 use crate::raw::capture::{check_capture, refuse_capture};
 use crate::raw::driver::{self, Function, Launch};
-use crate::raw::owned::{Order, Region, Use, is_same};
-use crate::raw::params::Params;
+use crate::raw::owned::{Order, Owned, Region, Use, is_same};
+use crate::raw::params::{Params, PeersParams};
+
+/// A queue that work may be given to: where it captures a graph, that was allowed. A pass asks once, for all that it enqueues.
+#[derive(Clone, Copy)]
+pub(crate) struct OpenQueue<'q> {
+    stream: &'q Arc<CudaStream>,
+    pub(crate) capturing: bool,
+}
+
+impl<'q> OpenQueue<'q> {
+    pub(crate) fn new(stream: &'q Arc<CudaStream>) -> Result<Self, CudaError> {
+        Ok(Self { stream, capturing: check_capture(stream)? })
+    }
+}
 
 /// What one piece of work on a queue uses.
 pub(crate) struct Access<'q, 'm> {
@@ -22,8 +35,9 @@ pub(crate) struct Access<'q, 'm> {
 
 impl<'q, 'm> Access<'q, 'm> {
     /// For work that a graph may capture, where that was allowed.
-    pub(crate) fn begin(queue: &'q Arc<CudaStream>) -> Result<Self, CudaError> {
-        Ok(Self { queue, capturing: check_capture(queue)?, events: Vec::new() })
+    pub(crate) fn begin(queue: OpenQueue<'q>) -> Self {
+        let OpenQueue { stream, capturing } = queue;
+        Self { queue: stream, capturing, events: Vec::new() }
     }
 
     /// For work that is waited for, which no graph can capture.
@@ -69,6 +83,11 @@ impl<'q, 'm> Access<'q, 'm> {
         Ok(region.pointer)
     }
 
+    /// Orders the work after all that came after this memory before, as if it wrote it.
+    pub(crate) fn come_after(&self, what: &'static str, turn: &Owned) -> Result<(), CudaError> {
+        turn.order(self.queue, self.capturing, Use::Write, what)
+    }
+
     fn used(
         &mut self,
         what: &'static str,
@@ -111,8 +130,9 @@ impl<'q, 'm> Access<'q, 'm> {
         function: Function,
         launch: Launch,
         params: P,
+        peers: Option<PeersParams>,
     ) -> Result<(), CudaError> {
-        self.enqueue(|queue| driver::launch(queue, function, launch, params))
+        self.enqueue(|queue| driver::launch(queue, function, launch, params, peers))
     }
 
     /// Enqueues work that uses what was asked for, and nothing else.

@@ -1,11 +1,11 @@
 //! The core's traits, each method one call into the file of its name.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 
 use cudarc::driver::CudaStream;
-use syncbn_core::backend::{ForwardArgs, GradInputArgs, GradSumsArgs, MomentsArgs, NormalizeArgs, Source};
-use syncbn_core::meeting::forward_by_kernels;
+use syncbn_core::backend::{
+    BackwardArgs, ForwardArgs, GradInputArgs, GradSource, GradSumsArgs, MomentsArgs, NormalizeArgs, Source,
+};
 use syncbn_core::{
     Backend, Dtype, Element, Geometry, Kernels, Meeting, Pass, PassError, Scalar, Stage, Storage,
 };
@@ -13,8 +13,10 @@ use syncbn_core::{
 use crate::device::Cuda;
 use crate::error::CudaError;
 use crate::kernel::Kernel;
+use crate::meet::{self, Meet};
 use crate::memory::Buffer;
 use crate::moments::Wanted;
+use crate::peers::Peers;
 use crate::plan::Plan;
 use crate::raw::memory::{Mem, MemMut};
 use crate::raw::transfer;
@@ -26,14 +28,14 @@ const KERNELS: [&Kernel; 4] = [&moments::KERNEL, &normalize::KERNEL, &grad_sums:
 /// Compiles every specialisation of every kernel for an architecture such as `sm_90`, without a device; returns how many
 /// there are.
 pub fn compile_all(architecture: &str) -> Result<usize, CudaError> {
-    module::compile_all(&KERNELS, architecture)
+    module::compile_all(&KERNELS, meet::SPECIAL, architecture)
 }
 
 impl Backend for Cuda {
     type Queue = Arc<CudaStream>;
     type Workspace = Workspace;
     type Saved = Saved;
-    type Peers = Infallible;
+    type Peers = Peers;
     type Mem<'a, T: Scalar> = Mem<'a, T>;
     type MemMut<'a, T: Scalar> = MemMut<'a, T>;
     type Error = CudaError;
@@ -139,22 +141,22 @@ impl<T: Element> Kernels<T> for Cuda {
     fn prepare(&self, queue: &Arc<CudaStream>, geometry: &Geometry) -> Result<(), CudaError> {
         for kernel in KERNELS {
             let plan = Plan::new(geometry, size_of::<T>(), &[0], self.multiprocessors(), kernel)?;
-            self.kernel::<T>(kernel, &plan)?;
+            self.kernel::<T>(kernel, &plan, false)?;
         }
         self.saved(queue, geometry.channels()).map(drop)
     }
 
     fn moments(&self, queue: &Arc<CudaStream>, args: MomentsArgs<'_, Self, T>) -> Result<(), CudaError> {
-        moments::enqueue(self, queue, args, Wanted::Message)
+        moments::enqueue(self, self.open_queue(queue)?, args, Wanted::Message)
     }
     fn normalize(&self, queue: &Arc<CudaStream>, args: NormalizeArgs<'_, Self, T>) -> Result<(), CudaError> {
-        normalize::enqueue(self, queue, args)
+        normalize::enqueue(self, self.open_queue(queue)?, args, None)
     }
     fn grad_sums(&self, queue: &Arc<CudaStream>, args: GradSumsArgs<'_, Self, T>) -> Result<(), CudaError> {
-        grad_sums::enqueue(self, queue, args)
+        grad_sums::enqueue(self, self.open_queue(queue)?, args, None)
     }
     fn grad_input(&self, queue: &Arc<CudaStream>, args: GradInputArgs<'_, Self, T>) -> Result<(), CudaError> {
-        grad_input::enqueue(self, queue, args)
+        grad_input::enqueue(self, self.open_queue(queue)?, args, None)
     }
 
     /// Alone, no message is made.
@@ -164,12 +166,63 @@ impl<T: Element> Kernels<T> for Cuda {
         args: ForwardArgs<'_, Self, T>,
         meeting: Meeting<'_, Self>,
     ) -> Result<(), PassError<CudaError>> {
-        let Meeting::Alone = meeting else { return forward_by_kernels(self, queue, args, meeting) };
+        let queue = self.open_queue(queue).map_err(PassError::at(Stage::Moments))?;
         let ForwardArgs { x, y, weight, bias, eps, running, saved, workspace } = args;
+        let wanted = match &meeting {
+            Meeting::Alone => Wanted::Own,
+            Meeting::Between(_) => Wanted::Message,
+            Meeting::Inside(peers) => Wanted::Sent(peers),
+        };
         let moments = MomentsArgs { x: x.reborrow(), workspace: &mut *workspace };
-        moments::enqueue(self, queue, moments, Wanted::Own).map_err(PassError::at(Stage::Moments))?;
-        let source = Source::Batch { workspace, group: false, saved, running };
+        moments::enqueue(self, queue, moments, wanted).map_err(PassError::at(Stage::Moments))?;
+        let (group, peers) = match meeting {
+            Meeting::Alone => (false, None),
+            Meeting::Between(sum) => sum(workspace).map(|()| (true, None)).map_err(PassError::Sum)?,
+            Meeting::Inside(peers) => (true, Some(peers)),
+        };
+        let source = Source::Batch { workspace, group, saved, running };
         let args = NormalizeArgs { x, y, source, weight, bias, eps };
-        normalize::enqueue(self, queue, args).map_err(PassError::at(Stage::Normalize))
+        normalize::enqueue(self, queue, args, peers.as_ref()).map_err(PassError::at(Stage::Normalize))
+    }
+
+    fn backward(
+        &self,
+        queue: &Arc<CudaStream>,
+        args: BackwardArgs<'_, Self, T>,
+        meeting: Meeting<'_, Self>,
+    ) -> Result<(), PassError<CudaError>> {
+        let queue = self.open_queue(queue).map_err(PassError::at(Stage::GradSums))?;
+        let BackwardArgs { x, mut gradients, saved, weight, mut d_weight, mut d_bias, workspace } = args;
+        let (sum, peers) = match meeting {
+            Meeting::Alone => (None, None),
+            Meeting::Between(sum) => (Some(sum), None),
+            Meeting::Inside(peers) => (None, Some(peers)),
+        };
+        let sums = GradSumsArgs {
+            x: x.reborrow(),
+            dy: gradients.dy(),
+            saved: saved.reborrow(),
+            d_weight: d_weight.as_mut().map(MemMut::reborrow_mut),
+            d_bias: d_bias.as_mut().map(MemMut::reborrow_mut),
+            workspace: &mut *workspace,
+        };
+        grad_sums::enqueue(self, queue, sums, peers.as_ref()).map_err(PassError::at(Stage::GradSums))?;
+        if let Some(sum) = sum {
+            sum(workspace).map_err(PassError::Sum)?;
+        }
+        let at = PassError::at(Stage::GradInput);
+        let Some(grad) = gradients.as_grad() else {
+            // Its peers' numbers are of no use to it, but it must not run ahead of them.
+            let meet = |peers| meet::enqueue(self, queue, peers, Meet::Receives);
+            return peers.as_ref().map_or(Ok(()), meet).map_err(at);
+        };
+        let args = GradInputArgs {
+            x: x.reborrow(),
+            grad,
+            saved: saved.reborrow(),
+            source: GradSource::Batch { workspace },
+            weight: weight.as_ref().map(Mem::reborrow),
+        };
+        grad_input::enqueue(self, queue, args, peers.as_ref()).map_err(at)
     }
 }

@@ -3,7 +3,7 @@
 //! Deliberately not here: streams, which are the caller's.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use cudarc::driver::sys::CUdevice_attribute::{
     CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT,
@@ -11,12 +11,14 @@ use cudarc::driver::sys::CUdevice_attribute::{
 use cudarc::driver::{CudaContext, CudaStream};
 use syncbn_core::{Element, Geometry};
 
+use crate::access::OpenQueue;
 use crate::error::CudaError;
 use crate::kernel::Kernel;
 use crate::module::{Modules, Special};
 use crate::plan::Plan;
 use crate::raw::driver::{self, Function};
 use crate::raw::nvrtc::nvrtc;
+use crate::raw::owned::Owned;
 use crate::workspace::Pool;
 
 /// A CUDA device as a backend. Cheap to clone; its queues are `Arc<CudaStream>`.
@@ -32,6 +34,8 @@ struct Device {
     may_overlap: bool,
     modules: Modules,
     pool: Arc<Pool>,
+    /// What every kernel writes, in name, that sends to peers or waits for them: such passes run one after the other on a device.
+    turn: OnceLock<Owned>,
 }
 
 impl fmt::Debug for Cuda {
@@ -80,6 +84,7 @@ impl Cuda {
             may_overlap,
             modules,
             pool,
+            turn: OnceLock::new(),
         })))
     }
 
@@ -126,9 +131,22 @@ impl Cuda {
         &self,
         kernel: &'static Kernel,
         plan: &Plan,
+        peers: bool,
     ) -> Result<Function, CudaError> {
-        let special = Special { kernel, dtype: T::DTYPE, vec: plan.vec, columns: plan.columns };
+        let special = Special { kernel, dtype: T::DTYPE, vec: plan.vec, columns: plan.columns, peers };
+        self.function(special)
+    }
+
+    pub(crate) fn function(&self, special: Special) -> Result<Function, CudaError> {
         self.0.modules.get(&self.0.context, special)
+    }
+
+    pub(crate) fn turn(&self) -> Result<&Owned, CudaError> {
+        if let Some(turn) = self.0.turn.get() {
+            return Ok(turn);
+        }
+        let turn = Owned::new(&self.0.context, size_of::<u32>())?;
+        Ok(self.0.turn.get_or_init(|| turn))
     }
 
     /// Makes the device current in this thread, for libraries that ask CUDA which one is.
@@ -138,6 +156,12 @@ impl Cuda {
 
     pub(crate) fn same_device(&self, other: &Self) -> Result<(), CudaError> {
         self.check_context(&other.0.context)
+    }
+
+    /// The queue, if work of this device may be given to it.
+    pub(crate) fn open_queue<'q>(&self, queue: &'q Arc<CudaStream>) -> Result<OpenQueue<'q>, CudaError> {
+        self.check_queue(queue)?;
+        OpenQueue::new(queue)
     }
 
     pub(crate) fn check_queue(&self, queue: &CudaStream) -> Result<(), CudaError> {

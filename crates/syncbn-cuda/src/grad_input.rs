@@ -1,15 +1,14 @@
 //! Enqueues `kernels/grad_input.cu`.
 
-use std::sync::Arc;
-
-use cudarc::driver::CudaStream;
 use syncbn_core::backend::{Grad, GradInputArgs, GradSource, saved_len};
 use syncbn_core::{Element, Scalar};
 
-use crate::access::Access;
+use crate::access::{Access, OpenQueue};
 use crate::device::{Cuda, same_geometry};
 use crate::error::CudaError;
 use crate::kernel::{Kernel, Tuning};
+use crate::meet::{self, Meet};
+use crate::peers::Peers;
 use crate::plan::{Ahead, Plan};
 use crate::raw::driver::Launch;
 use crate::raw::params::GradInputParams;
@@ -28,14 +27,14 @@ pub(crate) const KERNEL: Kernel = Kernel {
 
 pub(crate) fn enqueue<T: Element>(
     cuda: &Cuda,
-    queue: &Arc<CudaStream>,
+    queue: OpenQueue<'_>,
     args: GradInputArgs<'_, Cuda, T>,
+    peers: Option<&Peers>,
 ) -> Result<(), CudaError> {
-    cuda.check_queue(queue)?;
     let GradInputArgs { x, grad, saved, source, weight } = args;
     let geometry = *x.geometry();
     let (channels, len) = (geometry.channels(), geometry.len());
-    let mut access = Access::begin(queue)?;
+    let mut access = Access::begin(queue);
     let x = access.read("x", x.mem().region, len)?;
     let (dy, dx) = match grad {
         Grad::OutOfPlace { dy, mut dx } => {
@@ -61,15 +60,18 @@ pub(crate) fn enqueue<T: Element>(
     };
     let plan = Plan::new(&geometry, size_of::<T>(), &[x, dy, dx], cuda.multiprocessors(), &KERNEL)?;
     if plan.blocks == 0 {
-        return Ok(());
+        return peers.map_or(Ok(()), |peers| meet::enqueue(cuda, queue, peers, Meet::Receives));
     }
-    let kernel = cuda.kernel::<T>(&KERNEL, &plan)?;
+    let peers = peers.map(|peers| peers.params(&access)).transpose()?;
+    let kernel = cuda.kernel::<T>(&KERNEL, &plan, peers.is_some())?;
     let (mut launched, mut ahead) = (plan.launch(), Ahead::default());
     // With frozen statistics nothing says what the previous kernel was: it may be the one that makes dy.
     if message != 0 && cuda.can_overlap() {
         ahead = plan.ahead(&KERNEL, size_of::<T>(), cuda.shared_memory(), kernel.shared);
         launched = Launch { overlaps: cuda.may_overlap(), shared: ahead.bytes, ..launched };
     }
+    // The first block compares the ranks' calls.
+    launched.blocks += u32::from(peers.is_some());
     let params = GradInputParams { tile: plan.tile, x, dy, dx, saved, message, weight, ahead: ahead.turns };
-    access.launch(kernel, launched, params)
+    access.launch(kernel, launched, params, peers)
 }

@@ -1,15 +1,13 @@
 //! Enqueues `kernels/grad_sums.cu`.
 
-use std::sync::Arc;
-
-use cudarc::driver::CudaStream;
 use syncbn_core::backend::{GradSumsArgs, saved_len};
 use syncbn_core::{Element, Scalar};
 
-use crate::access::Access;
+use crate::access::{Access, OpenQueue};
 use crate::device::{Cuda, same_geometry};
 use crate::error::CudaError;
 use crate::kernel::{Kernel, Tuning};
+use crate::peers::Peers;
 use crate::plan::Plan;
 use crate::raw::params::GradSumsParams;
 
@@ -27,20 +25,21 @@ pub(crate) const KERNEL: Kernel = Kernel {
 
 pub(crate) fn enqueue<T: Element>(
     cuda: &Cuda,
-    queue: &Arc<CudaStream>,
+    queue: OpenQueue<'_>,
     args: GradSumsArgs<'_, Cuda, T>,
+    peers: Option<&Peers>,
 ) -> Result<(), CudaError> {
-    cuda.check_queue(queue)?;
     let GradSumsArgs { x, dy, saved, d_weight, d_bias, workspace } = args;
     let geometry = *x.geometry();
     let channels = geometry.channels();
     same_geometry("dy", &geometry, dy.geometry())?;
     workspace.check(&geometry, T::Param::DTYPE)?;
-    let mut access = Access::begin(queue)?;
+    let mut access = Access::begin(queue);
     let x = access.read("x", x.mem().region, geometry.len())?;
     let dy = access.read("dy", dy.mem().region, geometry.len())?;
     let plan = Plan::new(&geometry, size_of::<T>(), &[x, dy], cuda.multiprocessors(), &KERNEL)?;
-    let kernel = cuda.kernel::<T>(&KERNEL, &plan)?;
+    let peers = peers.map(|peers| peers.params(&access)).transpose()?;
+    let kernel = cuda.kernel::<T>(&KERNEL, &plan, peers.is_some())?;
     let saved = access.read("the saved statistics", saved.region, saved_len(channels))?;
     let d_weight = d_weight.map_or(Ok(0), |mem| access.write("d_weight", mem.region, channels))?;
     let d_bias = d_bias.map_or(Ok(0), |mem| access.write("d_bias", mem.region, channels))?;
@@ -56,5 +55,5 @@ pub(crate) fn enqueue<T: Element>(
         partials: parts.partials,
         tickets: parts.tickets,
     };
-    access.launch(kernel, plan.launch(), params)
+    access.launch(kernel, plan.launch(), params, peers)
 }

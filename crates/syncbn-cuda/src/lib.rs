@@ -29,11 +29,13 @@ pub mod error;
 mod grad_input;
 mod grad_sums;
 mod kernel;
+mod meet;
 mod memory;
 mod module;
 mod moments;
 pub mod nccl;
 mod normalize;
+pub mod peers;
 mod plan;
 #[allow(unsafe_code)]
 mod raw;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use cudarc::driver::CudaStream;
 use syncbn_core::Scalar;
 
-use crate::access::Access;
+use crate::access::{Access, OpenQueue};
 use crate::error::CudaError;
 use crate::raw::memory::{Mem, MemMut};
 use crate::raw::owned::Owned;
@@ -49,7 +49,7 @@ impl<T: Scalar> Buffer<T> {
     /// kernel before anything else uses the buffer. Launching it is where `unsafe` begins: the address is good for
     /// [`len`](Self::len) elements of type `T`, as long as the buffer lives.
     pub fn device_ptr(&self, queue: &Arc<CudaStream>) -> Result<u64, CudaError> {
-        Access::begin(queue)?.read("a buffer", self.mem().region, self.len)
+        Access::begin(OpenQueue::new(queue)?).read("a buffer", self.mem().region, self.len)
     }
 
     /// The device's address of the first element, for a kernel on this queue that reads and writes the elements.
@@ -84,7 +84,7 @@ impl<T: Scalar> Buffer<T> {
     /// ```
     pub fn device_ptr_mut(&mut self, queue: &Arc<CudaStream>) -> Result<u64, CudaError> {
         let len = self.len;
-        Access::begin(queue)?.write("a buffer", self.mem_mut().region, len)
+        Access::begin(OpenQueue::new(queue)?).write("a buffer", self.mem_mut().region, len)
     }
 
     /// Enqueues a copy of another buffer of the same length and context.

@@ -14,12 +14,13 @@ use crate::kernel::{Kernel, Tuning};
 use crate::plan::most_pack;
 use crate::raw::driver::Function;
 use crate::raw::nvrtc::{Nvrtc, nvrtc};
-use crate::raw::params::Tile;
+use crate::raw::params::{MOST_RANKS, PeersParams, Report, Tile};
 
 const SHARED: &str = concat!(
     include_str!("../kernels/number.cuh"),
     include_str!("../kernels/tile.cuh"),
     include_str!("../kernels/message.cuh"),
+    include_str!("../kernels/peers.cuh"),
     include_str!("../kernels/reduce.cuh")
 );
 
@@ -30,13 +31,15 @@ pub(crate) struct Special {
     pub(crate) dtype: Dtype,
     pub(crate) vec: usize,
     pub(crate) columns: bool,
+    /// Whether the ranks meet inside it.
+    pub(crate) peers: bool,
 }
 
-type Key = (&'static str, Dtype, usize, bool);
+type Key = (&'static str, Dtype, usize, bool, bool);
 
 impl Special {
     fn key(&self) -> Key {
-        (self.kernel.name, self.dtype, self.vec, self.columns)
+        (self.kernel.name, self.dtype, self.vec, self.columns, self.peers)
     }
 
     fn element_bytes(&self) -> usize {
@@ -57,6 +60,10 @@ impl Special {
             format!("-DELEMENT={}", self.dtype),
             format!("-DVEC={}", self.vec),
             format!("-DCOLUMNS={}", i32::from(self.columns)),
+            format!("-DPEERS={}", i32::from(self.peers)),
+            format!("-DMOST_RANKS={MOST_RANKS}"),
+            format!("-DPEERS_BYTES={}", size_of::<PeersParams>()),
+            format!("-DREPORT_BYTES={}", size_of::<Report>()),
             format!("-DTHREADS={threads}"),
             format!("-DBLOCKS={blocks}"),
             format!("-DUNROLL={unroll}"),
@@ -115,26 +122,35 @@ impl Modules {
             return Ok(*function);
         }
         let image = special.compile(nvrtc()?, &self.architecture, &self.cache)?;
-        let function = Function::load(context, &image, special.kernel.name)?;
+        let function = Function::load(context, &image, special.kernel.name, special.peers)?;
         loaded.insert(special.key(), function);
         Ok(function)
     }
 }
 
-/// Compiles every specialisation of these kernels for an architecture; returns how many there are.
-pub(crate) fn compile_all(kernels: &[&'static Kernel], architecture: &str) -> Result<usize, CudaError> {
+/// Compiles every specialisation of these kernels, and another one, for an architecture; returns how many there are.
+pub(crate) fn compile_all(
+    kernels: &[&'static Kernel],
+    other: Special,
+    architecture: &str,
+) -> Result<usize, CudaError> {
     let nvrtc = nvrtc()?;
-    let mut count = 0;
-    for kernel in kernels {
-        for (dtype, widest) in [(Dtype::F32, 4), (Dtype::F64, 2), (Dtype::F16, 8), (Dtype::Bf16, 8)] {
-            for vec in [1, 2, 4, 8].into_iter().filter(|&vec| vec <= widest) {
-                for columns in [false, true] {
-                    let special = Special { kernel, dtype, vec, columns };
-                    nvrtc.compile(kernel.name, &special.source(), &special.options(architecture))?;
-                    count += 1;
-                }
+    let of_kernels = kernels.iter().flat_map(|kernel| specials(kernel));
+    let specials: Vec<Special> = of_kernels.chain([other]).collect();
+    for special in &specials {
+        nvrtc.compile(special.kernel.name, &special.source(), &special.options(architecture))?;
+    }
+    Ok(specials.len())
+}
+
+fn specials(kernel: &'static Kernel) -> Vec<Special> {
+    let mut all = Vec::new();
+    for (dtype, widest) in [(Dtype::F32, 4), (Dtype::F64, 2), (Dtype::F16, 8), (Dtype::Bf16, 8)] {
+        for vec in [1, 2, 4, 8].into_iter().filter(|&vec| vec <= widest) {
+            for (columns, peers) in [(false, false), (false, true), (true, false), (true, true)] {
+                all.push(Special { kernel, dtype, vec, columns, peers });
             }
         }
     }
-    Ok(count)
+    all
 }

@@ -1,15 +1,13 @@
 //! Enqueues `kernels/moments.cu`.
 
-use std::sync::Arc;
-
-use cudarc::driver::CudaStream;
 use syncbn_core::backend::MomentsArgs;
 use syncbn_core::{Element, Scalar};
 
-use crate::access::Access;
+use crate::access::{Access, OpenQueue};
 use crate::device::Cuda;
 use crate::error::CudaError;
 use crate::kernel::{Kernel, Tuning};
+use crate::peers::Peers;
 use crate::plan::Plan;
 use crate::raw::params::MomentsParams;
 
@@ -26,28 +24,34 @@ pub(crate) const KERNEL: Kernel = Kernel {
 };
 
 /// What becomes of the moments.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Wanted {
+#[derive(Clone, Copy)]
+pub(crate) enum Wanted<'a> {
     /// This rank's mean and M2.
     Own,
     /// These, and the message whose sum over the ranks the group's are taken from.
     Message,
+    /// They are sent to the peers.
+    Sent(&'a Peers),
 }
 
 pub(crate) fn enqueue<T: Element>(
     cuda: &Cuda,
-    queue: &Arc<CudaStream>,
+    queue: OpenQueue<'_>,
     args: MomentsArgs<'_, Cuda, T>,
-    wanted: Wanted,
+    wanted: Wanted<'_>,
 ) -> Result<(), CudaError> {
-    cuda.check_queue(queue)?;
     let MomentsArgs { x, workspace } = args;
     let geometry = *x.geometry();
     workspace.check(&geometry, T::Param::DTYPE)?;
-    let mut access = Access::begin(queue)?;
+    let mut access = Access::begin(queue);
     let x = access.read("x", x.mem().region, geometry.len())?;
     let plan = Plan::new(&geometry, size_of::<T>(), &[x], cuda.multiprocessors(), &KERNEL)?;
-    let kernel = cuda.kernel::<T>(&KERNEL, &plan)?;
+    let (with_parts, peers) = match wanted {
+        Wanted::Own => (false, None),
+        Wanted::Message => (true, None),
+        Wanted::Sent(peers) => (false, Some(peers.params(&access)?)),
+    };
+    let kernel = cuda.kernel::<T>(&KERNEL, &plan, peers.is_some())?;
     let parts = workspace.parts(&mut access)?;
     let count = geometry.per_channel() as f64;
     let params = MomentsParams {
@@ -59,7 +63,7 @@ pub(crate) fn enqueue<T: Element>(
         tickets: parts.tickets,
         count,
         per_count: 1.0 / count,
-        with_parts: i32::from(wanted == Wanted::Message),
+        with_parts: i32::from(with_parts),
     };
-    access.launch(kernel, plan.launch(), params)
+    access.launch(kernel, plan.launch(), params, peers)
 }

@@ -171,7 +171,7 @@ impl NcclCommunicator {
         mut mem: MemMut<'_, P>,
     ) -> Result<(), CommError> {
         let len = mem.region.len;
-        self.group.sum(id, backend, queue, len, |comm| transfer::sum(queue, comm, &mut mem))
+        self.group.sum(id, backend, queue, len, |queue, comm| transfer::sum(queue, comm, &mut mem))
     }
 }
 

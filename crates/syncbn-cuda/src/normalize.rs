@@ -1,15 +1,13 @@
 //! Enqueues `kernels/normalize.cu`.
 
-use std::sync::Arc;
-
-use cudarc::driver::CudaStream;
 use syncbn_core::backend::{NormalizeArgs, RunningMut, Source, saved_len};
 use syncbn_core::{Element, Geometry, NonFinite, Scalar};
 
-use crate::access::Access;
+use crate::access::{Access, OpenQueue};
 use crate::device::{Cuda, same_geometry};
 use crate::error::CudaError;
 use crate::kernel::{Kernel, Tuning};
+use crate::peers::Peers;
 use crate::plan::Plan;
 use crate::raw::driver::Launch;
 use crate::raw::params::NormalizeParams;
@@ -34,15 +32,15 @@ const SAVED: i32 = 3;
 
 pub(crate) fn enqueue<T: Element>(
     cuda: &Cuda,
-    queue: &Arc<CudaStream>,
+    queue: OpenQueue<'_>,
     args: NormalizeArgs<'_, Cuda, T>,
+    peers: Option<&Peers>,
 ) -> Result<(), CudaError> {
-    cuda.check_queue(queue)?;
     let NormalizeArgs { x, mut y, source, weight, bias, eps } = args;
     let geometry = *x.geometry();
     let channels = geometry.channels();
     same_geometry("y", &geometry, y.geometry())?;
-    let mut access = Access::begin(queue)?;
+    let mut access = Access::begin(queue);
     let x = access.read("x", x.mem().region, geometry.len())?;
     let y = access.write("y", y.mem_mut().region, geometry.len())?;
     let plan = Plan::new(&geometry, size_of::<T>(), &[x, y], cuda.multiprocessors(), &KERNEL)?;
@@ -73,7 +71,8 @@ pub(crate) fn enqueue<T: Element>(
     if blocks == 0 {
         return Ok(());
     }
-    let kernel = cuda.kernel::<T>(&KERNEL, &plan)?;
+    let peers = peers.map(|peers| peers.params(&access)).transpose()?;
+    let kernel = cuda.kernel::<T>(&KERNEL, &plan, peers.is_some())?;
     let mut launched = Launch { blocks, ..plan.launch() };
     // Only after `moments` is it known that the previous kernels have nothing to do with x.
     if matches!(params.source, GROUP | LOCAL) && cuda.can_overlap() {
@@ -81,7 +80,7 @@ pub(crate) fn enqueue<T: Element>(
         params.ahead = ahead.turns;
         launched = Launch { overlaps: cuda.may_overlap(), shared: ahead.bytes, ..launched };
     }
-    access.launch(kernel, launched, params)
+    access.launch(kernel, launched, params, peers)
 }
 
 fn fill_source<'a, T: Element>(

@@ -10,10 +10,12 @@ use std::thread;
 use std::time::Duration;
 
 use common::{Rig, block, devices, missing};
-use syncbn_core::{Communicator, ErrorKind, SingleRank};
+use syncbn_comm::ThreadGroup;
+use syncbn_core::{Communicator, ErrorKind, SingleRank, ViaHost};
 use syncbn_cuda::cudarc::driver::CudaGraph;
 use syncbn_cuda::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use syncbn_cuda::nccl::{NcclCommunicator, NcclId};
+use syncbn_cuda::peers::PeerCommunicator;
 use syncbn_cuda::{Cuda, CudaError, allow_capture};
 
 const REPLAYS: usize = 1000;
@@ -138,6 +140,25 @@ fn a_captured_step_with_nccl_replayed_1000_times_equals_1000_steps() {
             scope.spawn(move || {
                 let group: Group =
                     Arc::new(NcclCommunicator::new(cuda, &id, rank, world_size, TIMEOUT).unwrap());
+                replays_equal_steps(cuda, &group, 3 * (rank + 1));
+                replays_equal_steps(cuda, &group, rank);
+                replays_equal_steps(cuda, &group, 0);
+            });
+        }
+    });
+}
+
+/// The same with ranks that meet inside their kernels: what counts their passes is on the device.
+#[test]
+fn a_captured_step_with_peers_replayed_1000_times_equals_1000_steps() {
+    let _alone = alone();
+    let devices = devices();
+    let Some(world_size) = NonZeroUsize::new(devices.len()) else { return };
+    let ranks = ThreadGroup::new(world_size, TIMEOUT).unwrap();
+    thread::scope(|scope| {
+        for (rank, (cuda, host)) in devices.iter().zip(ranks).enumerate() {
+            scope.spawn(move || {
+                let group: Group = Arc::new(PeerCommunicator::new(cuda, ViaHost(host), TIMEOUT).unwrap());
                 replays_equal_steps(cuda, &group, 3 * (rank + 1));
                 replays_equal_steps(cuda, &group, rank);
                 replays_equal_steps(cuda, &group, 0);

@@ -14,9 +14,11 @@ use std::time::{Duration, Instant};
 
 use common::{Rig, devices, needs, pixels};
 use libtest_mimic::{Arguments, Trial};
-use syncbn_core::Communicator;
+use syncbn_comm::{LaunchEnv, TcpCommunicator};
+use syncbn_core::{Communicator, ViaHost};
 use syncbn_cuda::Cuda;
 use syncbn_cuda::nccl::{NcclCommunicator, NcclId};
+use syncbn_cuda::peers::PeerCommunicator;
 
 /// What a started process does.
 const ROLE: &str = "SYNCBN_TEST_ROLE";
@@ -27,14 +29,25 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
     match std::env::var(ROLE).as_deref() {
-        Ok("average") => average(),
-        Ok("train") => train(),
+        Ok("average") => average(Over::Nccl),
+        Ok("average with peers") => average(Over::Peers),
+        Ok("train") => train(Over::Nccl),
+        Ok("train with peers") => train(Over::Peers),
         Ok("open") => open(),
         Ok(role) => panic!("no role `{role}`"),
         Err(_) => {
             let trials = vec![
-                trial("processes_of_a_launcher_share_their_statistics", share_statistics),
-                trial("a_process_that_is_killed_is_an_error_in_time_for_the_others", kill_one),
+                trial("processes_of_a_launcher_share_their_statistics", || share_statistics("average")),
+                trial("processes_that_meet_inside_kernels_do_too", || share_statistics("average with peers")),
+                trial("a_process_that_is_killed_is_an_error_in_time_for_the_others", || {
+                    lose_one("train", "KILL");
+                }),
+                trial("a_peer_that_is_killed_is_an_error_in_time_for_the_others", || {
+                    lose_one("train with peers", "KILL");
+                }),
+                trial("a_peer_that_stops_is_an_error_in_time_for_the_others", || {
+                    lose_one("train with peers", "STOP");
+                }),
                 trial("what_is_missing_is_named_with_what_to_install", hide_libraries),
                 trial("a_launcher_that_starts_too_few_is_told_who_is_missing", start_too_few),
             ];
@@ -56,15 +69,35 @@ fn samples(rank: usize, world_size: usize) -> usize {
     if rank + 1 == world_size && rank > 0 { 0 } else { 2 + rank }
 }
 
-fn joined() -> Rig {
-    let (cuda, communicator) = NcclCommunicator::from_env(PATIENCE).unwrap();
-    let samples = samples(communicator.rank(), communicator.world_size().get());
-    Rig::new(&cuda, Arc::new(communicator), samples)
+/// How the processes meet.
+#[derive(Clone, Copy)]
+enum Over {
+    Nccl,
+    /// Inside their kernels, without NCCL.
+    Peers,
+}
+
+fn join(over: Over, timeout: Duration) -> (Cuda, Arc<dyn Communicator<Cuda>>) {
+    match over {
+        Over::Nccl => {
+            let (cuda, nccl) = NcclCommunicator::from_env(timeout).unwrap();
+            (cuda, Arc::new(nccl))
+        }
+        Over::Peers => {
+            let cuda = Cuda::open(LaunchEnv::from_env().unwrap().local_rank).unwrap();
+            let tcp = TcpCommunicator::from_env(timeout).unwrap();
+            let peers = PeerCommunicator::new(&cuda, ViaHost(tcp), timeout).unwrap();
+            assert_eq!(peers.reason().is_none(), peers.world_size().get() > 1, "{peers:?}");
+            (cuda, Arc::new(peers))
+        }
+    }
 }
 
 /// Prints the running mean that a few steps leave.
-fn average() {
-    let mut rig = joined();
+fn average(over: Over) {
+    let (cuda, communicator) = join(over, PATIENCE);
+    let samples = samples(communicator.rank(), communicator.world_size().get());
+    let mut rig = Rig::new(&cuda, communicator, samples);
     for _ in 0..5 {
         rig.step();
     }
@@ -72,9 +105,9 @@ fn average() {
 }
 
 /// Trains until something fails, and prints what.
-fn train() {
-    let (cuda, communicator) = NcclCommunicator::from_env(TIMEOUT).unwrap();
-    let mut rig = Rig::new(&cuda, Arc::new(communicator), 3);
+fn train(over: Over) {
+    let (cuda, communicator) = join(over, TIMEOUT);
+    let mut rig = Rig::new(&cuda, communicator, 3);
     loop {
         rig.step();
         match rig.layer.state(&rig.queue) {
@@ -139,13 +172,13 @@ fn start(role: &str, world_size: usize, started: usize) -> Vec<Child> {
     (0..started).map(rank).collect()
 }
 
-fn share_statistics() {
+fn share_statistics(role: &str) {
     let world_size = world_size();
     if world_size == 0 {
         return;
     }
     let mut printed = Vec::new();
-    for child in start("average", world_size, world_size) {
+    for child in start(role, world_size, world_size) {
         let output = child.wait_with_output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         printed.push(String::from_utf8(output.stdout).unwrap());
@@ -164,23 +197,26 @@ fn share_statistics() {
     }
 }
 
-fn kill_one() {
+/// Sends the signal to one rank of two, and looks at what the other says.
+fn lose_one(role: &str, signal: &str) {
     if world_size() < 2 {
         return needs("2 GPUs");
     }
-    let mut ranks = start("train", 2, 2);
+    let mut ranks = start(role, 2, 2);
     let mut lines: Vec<_> =
         ranks.iter_mut().map(|rank| BufReader::new(rank.stdout.take().unwrap())).collect();
     next_line(&mut lines[0]);
     next_line(&mut lines[1]);
-    ranks[1].kill().unwrap();
-    ranks[1].wait().unwrap();
+    let sent = Command::new("kill").args(["-s", signal, &ranks[1].id().to_string()]).status().unwrap();
+    assert!(sent.success());
     let killed = Instant::now();
     let last = lines.swap_remove(0).lines().map(Result::unwrap).last().unwrap();
     assert!(killed.elapsed() < TIMEOUT + PATIENCE / 4, "{:?}: {last}", killed.elapsed());
     assert!(last.starts_with("failed: ") && last.contains("rank 0 of 2") && last.contains("`bn`"), "{last}");
     println!("{:?} after the kill, {last}", killed.elapsed());
     assert!(ranks[0].wait().unwrap().success());
+    let _ = ranks[1].kill();
+    ranks[1].wait().unwrap();
 }
 
 fn next_line(lines: &mut BufReader<ChildStdout>) {

@@ -13,6 +13,7 @@ use syncbn_core::{self as core, CommError, SingleRank, ViaHost};
 use syncbn_cpu::Cpu;
 use syncbn_cuda::Cuda;
 use syncbn_cuda::nccl::{NcclCommunicator, NcclId};
+use syncbn_cuda::peers::PeerCommunicator;
 
 use crate::device::{self, current_stream};
 use crate::error::{Failure, Place, Refused, of_bootstrap, of_device, of_group};
@@ -23,6 +24,7 @@ use crate::tensor::numbers;
 #[pyclass(frozen, module = "syncbn._syncbn")]
 pub(crate) struct Group {
     pub(crate) members: Members,
+    beneath: Option<String>,
 }
 
 pub(crate) enum Members {
@@ -47,7 +49,7 @@ impl Group {
         } else {
             Members::Cpu(core::Group::new(SingleRank))
         };
-        Ok(Self { members })
+        Ok(Self { members, beneath: None })
     }
 
     /// Joins ranks over TCP, and returns once all have come. Rank 0 listens at a port of the system's choice, which `announce`
@@ -84,10 +86,11 @@ impl Group {
         } else {
             Members::Cpu(core::Group::new(communicator))
         };
-        Ok(Self { members })
+        Ok(Self { members, beneath: None })
     }
 
-    /// Joins ranks over NCCL, one device to a rank, and returns once all have come.
+    /// Joins ranks over NCCL, one device to a rank, and returns once all have come. Where they reach each other's memory, they then
+    /// meet inside their kernels.
     #[staticmethod]
     fn nccl(
         py: Python<'_>,
@@ -101,8 +104,17 @@ impl Group {
         let (world_size, timeout) = (ranks(world_size)?, timeout(seconds)?);
         let join = || NcclCommunicator::new(&cuda, &NcclId::from_bytes(id), rank, world_size, timeout);
         let joined = py.detach(|| on_device(join));
-        let communicator = joined.map_err(|error| of_device(py, "joining the group", &error))?;
-        Ok(Self { members: Members::Cuda(core::Group::new(communicator), cuda) })
+        let nccl = joined.map_err(|error| of_device(py, "joining the group", &error))?;
+        let peers = py.detach(|| on_device(|| PeerCommunicator::new(&cuda, nccl, timeout)));
+        let peers = peers.map_err(|error| of_group(py, "joining the group", &error))?;
+        let beneath = peers.reason().map(str::to_owned);
+        Ok(Self { members: Members::Cuda(core::Group::new(peers), cuda), beneath })
+    }
+
+    /// Why the ranks of a group over NCCL do not meet inside their kernels; None where they do, and for other groups.
+    #[getter]
+    fn beneath(&self) -> Option<&str> {
+        self.beneath.as_deref()
     }
 
     /// This rank, from 0.

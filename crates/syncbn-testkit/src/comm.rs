@@ -4,6 +4,7 @@
 //! [`group`](crate::Harness::group) makes them.
 
 pub mod laws;
+mod processes;
 
 use std::num::NonZeroUsize;
 use std::thread;
@@ -15,6 +16,9 @@ use crate::broken;
 use crate::harness::{Ability, Gap, Unavailable, lack};
 use crate::outcome::{Outcome, Verdict};
 use crate::rank::{panic_text, together};
+
+pub(crate) use processes::begin;
+pub use processes::{free_port, on_processes};
 
 /// A communicator under test.
 pub trait CommHarness: Send + Sync {

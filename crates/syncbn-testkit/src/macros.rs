@@ -154,6 +154,7 @@ macro_rules! __laws_of_type {
             $crate::__laws!($harness, $type, determinism: [
                 two_runs_give_the_same_bits,
                 variants_give_the_same_bits,
+                ranks_as_processes_compute_the_bits_of_ranks_as_threads,
             ]);
             $crate::__laws!($harness, $type, state: [
                 a_loaded_run_goes_on_bit_identically,

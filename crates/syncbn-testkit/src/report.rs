@@ -8,7 +8,7 @@ use std::fmt;
 use std::io::{self, Write};
 use std::sync::{Mutex, PoisonError};
 
-use crate::comm::CommHarness;
+use crate::comm::{CommHarness, begin};
 use crate::harness::Harness;
 use crate::outcome::{Outcome, Verdict};
 
@@ -17,6 +17,7 @@ pub fn check<H: Harness>(harness: &H, package: &str, path: &str, law: impl Fn(&H
     match harness.open(0) {
         Ok(opened) => {
             drop(opened);
+            begin(test_name(path));
             report(package, path, law(harness));
         }
         Err(why) => absent(harness.name(), path, &why),
@@ -31,7 +32,10 @@ pub fn check_communicator<H: CommHarness>(
     law: impl Fn(&H) -> Outcome,
 ) {
     match harness.available() {
-        Ok(()) => report(package, path, law(harness)),
+        Ok(()) => {
+            begin(test_name(path));
+            report(package, path, law(harness));
+        }
         Err(why) => absent(harness.name(), path, &why),
     }
 }
@@ -67,10 +71,14 @@ fn report(package: &str, path: &str, outcome: Outcome) {
 /// libtest shows what a passing test prints to nobody, and a skip that nobody sees is a law left out in silence. It captures what
 /// goes through `print!` and `eprint!`, so this goes around them.
 pub fn skipped(path: &str, why: &str) {
-    let test = path.split_once("::").map_or(path, |(_, test)| test);
-    let line = format!("skipped: {test}: {why}\n");
+    let line = format!("skipped: {}: {why}\n", test_name(path));
     // Whoever has closed the standard error does not want to know.
     let _ = io::stderr().lock().write_all(line.as_bytes());
+}
+
+/// A test's name within its binary, from its whole path.
+fn test_name(path: &str) -> &str {
+    path.split_once("::").map_or(path, |(_, test)| test)
 }
 
 /// Whether `SYNCBN_REQUIRE`, a list with commas, names this backend or communicator.

@@ -26,7 +26,7 @@ test_all() {
         echo "== $name"
         case $tool:$name in
         # Groups of several GPUs are made once and used by one test at a time.
-        :*-nccl | :*-processes) "$program" --test-threads=1 "$@" || failed="$failed $name" ;;
+        :*-nccl | :*-peers | :*-processes) "$program" --test-threads=1 "$@" || failed="$failed $name" ;;
         :*) "$program" "$@" || failed="$failed $name" ;;
         *-cuda-conformance) sanitize "$tool" "$program" "$@" || failed="$failed $name" ;;
         # Without those that are long, ask for more memory than there is, or watch the device's free memory.

@@ -1,6 +1,6 @@
-//! Connections that are never waited for: what can be read or written now is, and one wait serves them all.
+//! Connections without blocking: what can be read or written now is, and one wait serves them all.
 //!
-//! Deliberately not here: what is said, and how long it may take.
+//! Deliberately not here: the messages, and how long they may take.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::SocketAddr;
@@ -15,7 +15,7 @@ use crate::deadline::Deadline;
 /// How long to wait before something is tried again.
 pub(crate) const PAUSE: Duration = Duration::from_millis(20);
 
-/// The one place to wait at.
+/// Waits for all of a process's connections at once.
 pub(crate) struct Net {
     poll: Poll,
     events: Events,

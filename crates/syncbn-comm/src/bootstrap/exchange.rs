@@ -1,24 +1,25 @@
 //! Rank 0's bytes, to every rank, over TCP.
 //!
-//! Every rank says who it is; once all have come, rank 0 answers each with the bytes. Whoever gets them knows that all
-//! ranks were there.
+//! Every rank sends a greeting; once all have come, rank 0 answers each with the bytes. A rank that gets them knows that all
+//! ranks have come.
 //!
-//! Deliberately not here: secrecy. Ranks trust their network not to listen, as they do with every sum that follows.
+//! Deliberately not here: encryption. The sums that follow are not encrypted either.
 
 use std::collections::BTreeMap;
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::accept::{Accepted, Acceptor, Expected};
+use super::connect::{Connector, Progress};
 use super::connection::{Net, listen, listen_somewhere};
-use super::door::{Door, Expected, Guest};
-use super::knock::{Knock, Progress};
 use super::resolve::Resolver;
 use super::wire::{Greeting, Purpose, Refusal, Reply};
 use super::{BootstrapError, LaunchEnv};
 use crate::deadline::Deadline;
 
-/// How long ranks that did come are given to hear that others did not, and which.
-const LAST_WORDS: Duration = Duration::from_millis(400);
+/// How long rank 0 takes to tell the ranks that did come which ones did not.
+const LAST_REPLY: Duration = Duration::from_millis(400);
 
 /// Gives rank 0's bytes to all ranks, and returns them. Every rank calls it; `bytes` are asked for on rank 0 alone.
 ///
@@ -66,31 +67,36 @@ impl<'a> Meeting<'a> {
     pub(crate) fn host(
         &self,
         announce: impl FnOnce(u16),
-        answer: impl FnOnce(&BTreeMap<u64, Guest>) -> Vec<u8>,
+        answer: impl FnOnce(&BTreeMap<u64, Accepted>) -> Vec<u8>,
     ) -> Result<Vec<u8>, BootstrapError> {
         if self.env.world_size.get() == 1 {
             return Ok(answer(&BTreeMap::new()));
         }
         let port = self.env.rendezvous.port;
-        let cannot = |source| BootstrapError::Listen { port, source };
+        let cannot = |source: io::Error| match source.kind() {
+            ErrorKind::AddrInUse | ErrorKind::AddrNotAvailable | ErrorKind::PermissionDenied => {
+                BootstrapError::Listen { port, source }
+            }
+            _ => system(source),
+        };
         let mut net = Net::new().map_err(system)?;
         let (listeners, port) = match port {
             0 => listen_somewhere(),
             _ => listen(port).map(|listeners| (listeners, port)),
         }
         .map_err(cannot)?;
-        let mut door = Door::open(&mut net, listeners, self.expected()).map_err(cannot)?;
+        let mut acceptor = Acceptor::new(&mut net, listeners, self.expected()).map_err(cannot)?;
         announce(port);
-        while !door.is_complete() {
+        while !acceptor.is_complete() {
             if self.deadline.has_passed() {
-                return Err(self.some_are_missing(&mut net, door));
+                return Err(self.some_are_missing(&mut net, acceptor));
             }
             let ready = net.wait(self.deadline).map_err(system)?;
-            door.attend(&mut net, &ready);
+            acceptor.progress(&mut net, &ready);
         }
-        let guests = door.into_guests();
-        let bytes = answer(&guests);
-        self.tell(&mut net, guests, &Reply::Answer(bytes.clone()), self.deadline)?;
+        let accepted = acceptor.into_accepted();
+        let bytes = answer(&accepted);
+        self.tell(&mut net, accepted, &Reply::Answer(bytes.clone()), self.deadline)?;
         Ok(bytes)
     }
 
@@ -98,69 +104,69 @@ impl<'a> Meeting<'a> {
     pub(crate) fn visit(&self, card: u64, len: usize) -> Result<(Vec<u8>, SocketAddr), BootstrapError> {
         let mut net = Net::new().map_err(system)?;
         let mut resolver = Resolver::new(&self.env.rendezvous);
-        let mut knock = Knock::new(&self.env.token, self.greeting(card), Some(len));
+        let mut connector = Connector::new(&self.env.token, self.greeting(card), Some(len));
         let mut ready = Vec::new();
         let mut reached = None;
-        let last_words = Deadline::after(self.timeout.saturating_add(LAST_WORDS));
+        let last_reply = Deadline::after(self.timeout.saturating_add(LAST_REPLY));
         loop {
             if reached.is_none() {
-                knock.also_at(resolver.attend());
+                connector.add_addresses(resolver.attend());
             }
-            match knock.attend(&mut net, &ready) {
+            match connector.progress(&mut net, &ready) {
                 Progress::Waiting => reached = None,
-                Progress::Welcome => reached = knock.reached(),
-                Progress::Answered(answer) => match knock.reached() {
+                Progress::Welcome => reached = connector.reached(),
+                Progress::Answered(answer) => match connector.reached() {
                     Some(at) => return Ok((answer, at)),
                     None => return Err(self.no_answer("the connection was lost".into())),
                 },
                 Progress::Refused(refusal) => return Err(self.refused(refusal)),
             }
             // Rank 0 has the same deadline, and knows who is missing.
-            let deadline = if reached.is_some() { last_words } else { self.deadline };
+            let deadline = if reached.is_some() { last_reply } else { self.deadline };
             if deadline.has_passed() {
-                let reason = resolver.failure.unwrap_or_else(|| knock.to_string());
+                let reason = resolver.failure.unwrap_or_else(|| connector.to_string());
                 return Err(self.no_answer(reason));
             }
             ready = net.wait(deadline).map_err(system)?;
         }
     }
 
-    /// Sends every guest a reply; a guest that goes now is missed at the first sum, and keeps nobody else from theirs.
+    /// Sends every rank a reply. A rank that leaves now is found missing by the first sum, and delays no other here.
     fn tell(
         &self,
         net: &mut Net,
-        mut guests: BTreeMap<u64, Guest>,
+        mut accepted: BTreeMap<u64, Accepted>,
         reply: &Reply,
         deadline: Deadline,
     ) -> Result<(), BootstrapError> {
         let token = &self.env.token;
-        guests.retain(|_, guest| {
-            let bytes = reply.to_bytes(token, &guest.greeting.nonce);
-            matches!(guest.connection.send(&bytes), Ok(false))
+        accepted.retain(|_, rank| {
+            let bytes = reply.to_bytes(token, &rank.greeting.nonce);
+            matches!(rank.connection.send(&bytes), Ok(false))
         });
-        while !guests.is_empty() && !deadline.has_passed() {
+        while !accepted.is_empty() && !deadline.has_passed() {
             net.wait(deadline).map_err(system)?;
-            guests.retain(|_, guest| matches!(guest.connection.flush(), Ok(false)));
+            accepted.retain(|_, rank| matches!(rank.connection.flush(), Ok(false)));
         }
         Ok(())
     }
 
-    fn some_are_missing(&self, net: &mut Net, door: Door<'_>) -> BootstrapError {
-        let missing = door.missing();
-        let (guests, at_the_door) = door.into_guests_and_notes();
+    fn some_are_missing(&self, net: &mut Net, acceptor: Acceptor<'_>) -> BootstrapError {
+        let missing = acceptor.missing();
+        let (accepted, rejected) = acceptor.into_accepted_and_notes();
         let refusal = Reply::Refused(Refusal::Missing(missing.clone()));
-        if let Err(error) = self.tell(net, guests, &refusal, Deadline::after(LAST_WORDS)) {
+        if let Err(error) = self.tell(net, accepted, &refusal, Deadline::after(LAST_REPLY)) {
             return error;
         }
-        self.missing(missing, at_the_door)
+        self.missing(missing, rejected)
     }
 
-    fn missing(&self, missing: Vec<u64>, at_the_door: Vec<String>) -> BootstrapError {
+    fn missing(&self, missing: Vec<u64>, rejected: Vec<String>) -> BootstrapError {
         BootstrapError::Missing {
             missing: missing.into_iter().map(|rank| rank as usize).collect(),
             world_size: self.env.world_size.get(),
             timeout: self.timeout,
-            at_the_door,
+            rejected,
         }
     }
 
@@ -198,7 +204,7 @@ impl<'a> Meeting<'a> {
     }
 }
 
-/// A number that nobody else has.
+/// A random number, unique in practice.
 pub(crate) fn random() -> std::io::Result<[u8; 16]> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).map_err(std::io::Error::other)?;
@@ -246,19 +252,19 @@ mod tests {
             scope.spawn(|| share_with(&zero));
             let meeting = Meeting::new(&one, PATIENCE, Purpose::Share).unwrap();
             let mut net = Net::new().unwrap();
-            let mut knock = Knock::new(&one.token, meeting.greeting(0), Some(4));
+            let mut connector = Connector::new(&one.token, meeting.greeting(0), Some(4));
             let addresses =
                 [silent_port, closed_port, port].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
-            knock.also_at(addresses);
+            connector.add_addresses(addresses);
             let mut ready = Vec::new();
             let answer = loop {
-                match knock.attend(&mut net, &ready) {
+                match connector.progress(&mut net, &ready) {
                     Progress::Answered(answer) => break answer,
                     Progress::Refused(refusal) => panic!("{refusal}"),
                     Progress::Waiting | Progress::Welcome => ready = net.wait(meeting.deadline).unwrap(),
                 }
             };
-            assert_eq!((answer.as_slice(), knock.reached()), (b"here".as_slice(), Some(addresses[2])));
+            assert_eq!((answer.as_slice(), connector.reached()), (b"here".as_slice(), Some(addresses[2])));
         });
         drop(silent);
     }

@@ -1,4 +1,4 @@
-//! Names to addresses, without waiting for whoever knows them.
+//! Names to addresses, without waiting for the resolver.
 //!
 //! Deliberately not here: a way to stop the system's resolver. It has a thread of its own, which ends when it answers.
 
@@ -60,7 +60,7 @@ impl Resolver {
         let name = (self.at.host.clone(), self.at.port);
         let look_up = move || {
             let addresses = name.to_socket_addrs().map(Iterator::collect).map_err(|error| error.to_string());
-            // Nobody waits any more if the deadline has passed.
+            // The receiver is gone if the deadline has passed.
             let _ = sender.send(addresses);
         };
         match thread::Builder::new().name("syncbn resolver".into()).spawn(look_up) {

@@ -13,7 +13,7 @@ pub(crate) const CODE: usize = 32;
 /// What the processes of one job have in common and others do not know: the digest of a secret or of the launcher's job id.
 ///
 /// Processes with different tokens do not meet. A launcher's job id keeps jobs apart that share a port by mistake; only a
-/// secret (`SYNCBN_SECRET`) keeps out those who mean harm.
+/// secret (`SYNCBN_SECRET`) keeps out an attacker.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct JobToken([u8; 32]);
 

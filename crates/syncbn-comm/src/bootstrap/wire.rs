@@ -1,4 +1,4 @@
-//! What two processes say to each other before they trust each other: a greeting, and replies to it. Pure functions of bytes.
+//! The messages before two processes trust each other: a greeting, and replies to it. Pure functions of bytes.
 //!
 //! | greeting | bytes | reply | bytes |
 //! |---|---|---|---|
@@ -29,7 +29,7 @@ const LISTED: usize = 64;
 /// The longest body of a refusal or a welcome.
 const SHORT: usize = 4 + 8 * LISTED;
 
-/// What processes meet for.
+/// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(crate) enum Purpose {
@@ -41,7 +41,7 @@ pub(crate) enum Purpose {
     Link = 3,
 }
 
-/// What a process says first.
+/// The first message of a process that connects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Greeting {
     pub(crate) purpose: Purpose,
@@ -51,9 +51,9 @@ pub(crate) struct Greeting {
     pub(crate) rank: u64,
     /// The rank that is greeted.
     pub(crate) host: u64,
-    /// What the purpose wants known.
+    /// A number whose meaning depends on the purpose.
     pub(crate) card: u64,
-    /// Told apart from every other process by this.
+    /// A random number, different in every process.
     pub(crate) nonce: [u8; 16],
 }
 
@@ -78,10 +78,10 @@ pub(crate) enum Refusal {
     Missing(Vec<u64>),
 }
 
-/// What is said to a greeting.
+/// The reply to a greeting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Reply {
-    /// You are known; wait.
+    /// The rank is accepted, and waits for the answer.
     Welcome,
     Answer(Vec<u8>),
     Refused(Refusal),

@@ -1,10 +1,10 @@
-//! What ranks say to each other over a connection. Pure functions of bytes.
+//! The messages between two ranks. Pure functions of bytes.
 //!
-//! A frame is its length (4 bytes, at most [`LONGEST`]) and that many bytes: a kind, and what belongs to it. A frame that says
-//! which collective a rank is in is followed by the rank's numbers, whose count the reader knows from its own collective and
-//! takes from nobody. Numbers are little-endian.
+//! A frame is its length (4 bytes, at most [`LONGEST`]) and that many bytes: a kind, and what belongs to it. A frame with
+//! the collective that a rank is in is followed by the rank's numbers. The reader knows their count from its own collective, and
+//! does not use a count that was sent. Numbers are little-endian.
 //!
-//! Deliberately not here: connections, and what follows from a frame.
+//! Deliberately not here: connections, and what the reader does about a frame.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,21 +18,21 @@ pub(super) const LONGEST: usize = 64 * 1024;
 /// The most bytes of a label, and of any other text.
 pub(super) const LONGEST_TEXT: usize = 16 * 1024;
 
-/// What a rank says.
+/// A message of a rank.
 #[derive(Debug)]
 pub(super) enum Frame {
     /// It is in this collective; its numbers follow.
     Step(Step),
-    /// It takes part in nothing more.
+    /// It leaves the group.
     Leave { panicked: bool },
-    /// The group has failed, and it was this.
+    /// The group has failed, with this error.
     Poison(Poison),
 }
 
-/// The first failure of a group, as the rank that says so has heard or found it.
+/// The first failure of a group, as the sender received or found it.
 #[derive(Debug)]
 pub(super) struct Poison {
-    /// How many collectives the rank that says so has completed: whether it was still in the one that its peers are in.
+    /// How many collectives the sender has completed: whether it was still in the one that its peers are in.
     pub(super) completed: u64,
     pub(super) origin: CommError,
     pub(super) apart: Option<Places>,
@@ -101,7 +101,7 @@ impl Frame {
     }
 }
 
-/// What another process's error said.
+/// The text of another process's error.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Told(String);
@@ -167,7 +167,7 @@ impl Writer<'_> {
             CommErrorKind::Left { rank, panicked } => Ok(self.u8(1).u64(*rank as u64).u8((*panicked).into())),
             CommErrorKind::Timeout { missing, timeout } => {
                 self.u8(2).duration(*timeout);
-                // More would not fit into a frame, nor into anybody's head.
+                // More would not fit into a frame.
                 let missing = missing.get(..1000).unwrap_or(missing);
                 Ok(missing
                     .iter()

@@ -1,4 +1,4 @@
-//! Processes become the first group: they meet at rank 0, which tells each where all listen.
+//! Processes become the first group: they connect to rank 0, which sends each of them the addresses of all.
 //!
 //! Deliberately not here: the rendezvous itself, which is `bootstrap`'s.
 
@@ -8,15 +8,15 @@ use std::time::Duration;
 
 use super::mesh::{self, MeshError, Plan};
 use super::{Member, Members, TcpCommunicator};
+use crate::bootstrap::accept::Accepted;
 use crate::bootstrap::connection::listen_somewhere;
-use crate::bootstrap::door::Guest;
 use crate::bootstrap::exchange::{Meeting, random, system};
 use crate::bootstrap::wire::Purpose;
 use crate::bootstrap::{BootstrapError, LaunchEnv};
 
 /// A rank's line in the table: 16 bytes of address, as IPv6, and 2 of port.
 const LINE: usize = 18;
-/// Before the table: what no other group has.
+/// Before the table: the group's number, which no other group has.
 const GROUP: usize = 16;
 
 pub(super) fn join(
@@ -29,7 +29,7 @@ pub(super) fn join(
     let (listeners, port) = if size == 1 { (Vec::new(), 0) } else { listen_somewhere().map_err(system)? };
     let (table, reached) = if env.rank == 0 {
         let group = random().map_err(system)?;
-        (meeting.host(announce, |guests| table(group, port, guests))?, None)
+        (meeting.host(announce, |accepted| table(group, port, accepted))?, None)
     } else {
         let (table, reached) = meeting.visit(port.into(), GROUP + size * LINE)?;
         (table, Some(reached))
@@ -52,11 +52,11 @@ pub(super) fn join(
     TcpCommunicator::assemble(env.rank, timeout, members, streams).map_err(system)
 }
 
-/// Where all listen, as rank 0 sees them.
-fn table(group: [u8; GROUP], port: u16, guests: &BTreeMap<u64, Guest>) -> Vec<u8> {
+/// The addresses at which all listen, as rank 0 sees them.
+fn table(group: [u8; GROUP], port: u16, accepted: &BTreeMap<u64, Accepted>) -> Vec<u8> {
     let mut table = group.to_vec();
     let own = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-    let others = guests.values().map(|guest| SocketAddr::new(guest.from.ip(), guest.greeting.card as u16));
+    let others = accepted.values().map(|rank| SocketAddr::new(rank.from.ip(), rank.greeting.card as u16));
     for address in std::iter::once(own).chain(others) {
         let ip = match address.ip() {
             IpAddr::V4(ip) => ip.to_ipv6_mapped(),
@@ -68,7 +68,7 @@ fn table(group: [u8; GROUP], port: u16, guests: &BTreeMap<u64, Guest>) -> Vec<u8
     table
 }
 
-/// A line of the table, from where this rank stands. Ranks on rank 0's machine are where rank 0 was reached.
+/// A line of the table, as this rank can reach it. Ranks on rank 0's machine have the address at which rank 0 was reached.
 fn address(line: [u8; LINE], reached: Option<SocketAddr>) -> SocketAddr {
     let (ip, port) = line.split_at(16);
     let ip = Ipv6Addr::from(ip.first_chunk().copied().unwrap_or([0; 16]));
@@ -79,7 +79,7 @@ fn address(line: [u8; LINE], reached: Option<SocketAddr>) -> SocketAddr {
             reached.set_port(port);
             reached
         }
-        // An address of one cable alone needs this machine's name for it.
+        // A link-local address needs the scope that this machine has for it.
         Some(SocketAddr::V6(mut reached)) if ip.is_unicast_link_local() => {
             reached.set_ip(ip);
             reached.set_port(port);

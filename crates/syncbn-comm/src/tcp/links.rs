@@ -1,10 +1,9 @@
 //! A rank's connections to all its peers, and the collectives over them.
 //!
-//! In a collective every rank sends its numbers to every other, and each adds them in the order of the ranks: nobody depends on
-//! another for a sum, and rank 0 is a rank like all others. One thread serves all connections, and sleeps until one of them has
-//! something.
+//! In a collective every rank sends its numbers to every other, and each adds them in the order of the ranks: no rank depends on
+//! another's sum, rank 0 included. One thread serves all connections, and sleeps until one of them is ready.
 //!
-//! The first failure is told to every peer before this rank does anything else.
+//! The first failure is sent to every peer before this rank does anything else.
 //!
 //! Deliberately not here: how the connections came about.
 
@@ -16,7 +15,7 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use syncbn_core::{CommError, CommErrorKind};
 
 use super::frame::{Frame, Poison};
-use super::peer::{News, Peer};
+use super::peer::{Ending, Peer};
 use crate::deadline::Deadline;
 use crate::failure::{Failure, Places, Step, out_of_step};
 
@@ -26,7 +25,7 @@ pub(super) struct Links {
     timeout: Duration,
     poll: Poll,
     events: Events,
-    /// By rank; nothing at this rank's own place.
+    /// By rank; None at this rank's own place.
     peers: Vec<Option<Peer>>,
     /// The frame and the numbers that this rank sends in the present collective.
     message: Vec<u8>,
@@ -35,10 +34,10 @@ pub(super) struct Links {
     completed: u64,
 }
 
-/// The token of the one who wakes a waiting rank from another of its threads.
+/// The token with which another thread of this rank wakes it.
 const WAKER: Token = Token(usize::MAX);
 
-/// What came from every rank, by rank.
+/// The bytes of every rank, by rank.
 pub(super) struct Gathered<'a> {
     links: &'a mut Links,
     size: usize,
@@ -74,8 +73,8 @@ impl Links {
         self.timeout = timeout;
     }
 
-    /// Brings the bytes of all ranks together, all of one length. `outside` is asked for a failure that another thread of this
-    /// rank has found.
+    /// Gathers the numbers of all ranks, the same count of each. `outside` returns a failure that another thread of this rank
+    /// has found.
     pub(super) fn gather(
         &mut self,
         step: &Step,
@@ -108,7 +107,7 @@ impl Links {
         let mut ready: Vec<usize> = (0..self.peers.len()).collect();
         loop {
             for peer in &ready {
-                self.attend(*peer, step, size)?;
+                self.progress(*peer, step, size)?;
             }
             let missing = self.missing();
             if missing.is_empty() {
@@ -134,31 +133,31 @@ impl Links {
     }
 
     /// Does what can be done with one peer now.
-    fn attend(&mut self, rank: usize, step: &Step, size: usize) -> Result<(), Failure> {
+    fn progress(&mut self, rank: usize, step: &Step, size: usize) -> Result<(), Failure> {
         let Some(Some(peer)) = self.peers.get_mut(rank) else { return Ok(()) };
         peer.push(&self.message);
-        let heard = peer.listen();
+        let received = peer.read_step();
         if peer.step.as_ref().is_some_and(|theirs| theirs != step) {
             return Err(self.apart(step));
         }
         peer.receive(size);
-        let heard = heard.and_then(|()| peer.overhear(size, self.completed));
+        let received = received.and_then(|()| peer.read_failure(size, self.completed));
         let left = if peer.has_arrived() { None } else { peer.gone };
-        match (heard, left) {
-            (Err(news), _) => Err(self.heard(rank, Some(step), news)),
+        match (received, left) {
+            (Err(ending), _) => Err(self.ended(rank, Some(step), ending)),
             (Ok(()), Some(panicked)) => Err(self.found(Some(step), CommErrorKind::Left { rank, panicked })),
             (Ok(()), None) => Ok(()),
         }
     }
 
-    /// The ranks whose numbers have not come, or that have not taken this rank's.
+    /// The ranks whose numbers have not come, or to which this rank's could not be sent.
     fn missing(&self) -> Vec<usize> {
-        let is_missing = |peer: &Peer| !peer.has_arrived() || !peer.has_taken(&self.message);
+        let is_missing = |peer: &Peer| !peer.has_arrived() || !peer.is_sent(&self.message);
         let peers = self.peers.iter().enumerate();
         peers.filter(|(_, peer)| peer.as_ref().is_some_and(is_missing)).map(|(rank, _)| rank).collect()
     }
 
-    /// Ranks are in different collectives: asks all of them where they are.
+    /// Ranks are in different collectives: reads which one each is in.
     fn apart(&mut self, step: &Step) -> Failure {
         let mut places = Places::new();
         for (rank, peer) in self.peers.iter_mut().enumerate() {
@@ -166,8 +165,8 @@ impl Links {
                 places.push((rank, step.clone()));
                 continue;
             };
-            // What else it says is of no use any more.
-            let _ = peer.listen();
+            // Any other frame is of no use any more.
+            let _ = peer.read_step();
             places.extend(peer.step.clone().map(|theirs| (rank, theirs)));
         }
         let elsewhere = |(rank, theirs): &&(usize, Step)| *rank != self.rank && theirs != step;
@@ -176,9 +175,9 @@ impl Links {
         Failure::apart(origin, places)
     }
 
-    fn heard(&self, rank: usize, step: Option<&Step>, news: News) -> Failure {
-        match news {
-            News::Poison(Poison { mut origin, apart, .. }) => {
+    fn ended(&self, rank: usize, step: Option<&Step>, ending: Ending) -> Failure {
+        match ending {
+            Ending::Poison(Poison { mut origin, apart, .. }) => {
                 let world_size = self.world_size.get();
                 origin.world_size = world_size;
                 if origin.rank >= world_size {
@@ -194,22 +193,22 @@ impl Links {
                 }
                 Failure::told(origin, apart)
             }
-            News::Nonsense(error) => {
-                let text = format!("rank {rank} sent what is no message: {error}");
+            Ending::Invalid(error) => {
+                let text = format!("rank {rank} sent bytes that are no message: {error}");
                 self.found(step, CommErrorKind::Transport(Arc::new(std::io::Error::other(text))))
             }
         }
     }
 
-    /// Looks whether the group still works, without waiting.
-    pub(super) fn look(&mut self) -> Result<(), CommError> {
+    /// Checks whether the group still works, without waiting.
+    pub(super) fn check(&mut self) -> Result<(), CommError> {
         for rank in 0..self.peers.len() {
             if self.failure.is_some() {
                 break;
             }
             let Some(Some(peer)) = self.peers.get_mut(rank) else { continue };
-            let failure = match (peer.listen(), peer.gone) {
-                (Err(news), _) => self.heard(rank, None, news),
+            let failure = match (peer.read_step(), peer.gone) {
+                (Err(ending), _) => self.ended(rank, None, ending),
                 (Ok(()), Some(panicked)) => self.found(None, CommErrorKind::Left { rank, panicked }),
                 (Ok(()), None) => continue,
             };
@@ -218,26 +217,26 @@ impl Links {
         self.failure.as_ref().map_or(Ok(()), |failure| Err(failure.status(self.rank)))
     }
 
-    /// The group has failed, and every peer hears of it, if this is the first that this rank knows of.
+    /// Sends the failure to every peer, if it is the first that this rank knows of.
     pub(super) fn poison(&mut self, failure: Failure) {
         if self.failure.is_some() {
             return;
         }
         let (origin, apart) = failure.report();
         self.failure = Some(failure);
-        let mut words = Vec::new();
+        let mut bytes = Vec::new();
         let frame = Frame::Poison(Poison { completed: self.completed, origin, apart });
-        if frame.write(&mut words).is_err() {
-            words.clear();
+        if frame.write(&mut bytes).is_err() {
+            bytes.clear();
         }
-        self.say_last(&words);
+        self.send_last(&bytes);
     }
 
     pub(super) fn leave(&mut self, panicked: bool) {
-        let mut words = Vec::new();
-        let written = (Frame::Leave { panicked }).write(&mut words);
+        let mut bytes = Vec::new();
+        let written = (Frame::Leave { panicked }).write(&mut bytes);
         if self.failure.is_none() && written.is_ok() {
-            self.say_last(&words);
+            self.send_last(&bytes);
         }
     }
 
@@ -253,9 +252,9 @@ impl Links {
         told.unwrap_or_else(|| self.error(Some(step), CommErrorKind::Disagree("the group has failed".into())))
     }
 
-    fn say_last(&mut self, words: &[u8]) {
+    fn send_last(&mut self, frame: &[u8]) {
         for peer in self.peers.iter_mut().flatten() {
-            peer.say_last(&self.message, words, self.timeout);
+            peer.send_last(&self.message, frame, self.timeout);
         }
     }
 

@@ -12,17 +12,17 @@ use std::net::SocketAddr;
 use mio::net::{TcpListener, TcpStream};
 
 use crate::bootstrap::JobToken;
+use crate::bootstrap::accept::{Acceptor, Expected};
+use crate::bootstrap::connect::{Connector, Progress};
 use crate::bootstrap::connection::{Connection, Net};
-use crate::bootstrap::door::{Door, Expected};
 use crate::bootstrap::exchange::random;
-use crate::bootstrap::knock::{Knock, Progress};
 use crate::bootstrap::wire::{Greeting, Purpose};
 use crate::deadline::Deadline;
 
 /// A group that is to be connected. Ranks are numbered as in the first group of all.
 pub(super) struct Plan<'a> {
     pub(super) token: &'a JobToken,
-    /// What no other group has.
+    /// The group's number, which no other group has.
     pub(super) group: [u8; 16],
     /// The ranks of the first group of all.
     pub(super) world_size: u64,
@@ -33,7 +33,7 @@ pub(super) struct Plan<'a> {
     pub(super) awaited: Vec<u64>,
 }
 
-/// Why there are not all of them.
+/// Why ranks are missing.
 #[derive(Debug)]
 pub(super) enum MeshError {
     System(io::Error),
@@ -57,36 +57,36 @@ pub(super) fn connect(
     deadline: Deadline,
 ) -> Result<BTreeMap<u64, TcpStream>, MeshError> {
     let mut net = Net::new()?;
-    let mut door = Door::open(&mut net, listeners, plan.expected())?;
-    let mut knocks = plan.knocks()?;
+    let mut acceptor = Acceptor::new(&mut net, listeners, plan.expected())?;
+    let mut connectors = plan.connectors()?;
     let mut open = BTreeMap::new();
     let mut ready = Vec::new();
-    while !(knocks.is_empty() && door.is_complete()) {
-        for (rank, mut knock) in std::mem::take(&mut knocks) {
-            match knock.attend(&mut net, &ready) {
-                Progress::Waiting => drop(knocks.insert(rank, knock)),
-                Progress::Welcome => drop(open.insert(rank, knock.into_connection())),
+    while !(connectors.is_empty() && acceptor.is_complete()) {
+        for (rank, mut connector) in std::mem::take(&mut connectors) {
+            match connector.progress(&mut net, &ready) {
+                Progress::Waiting => drop(connectors.insert(rank, connector)),
+                Progress::Welcome => drop(open.insert(rank, connector.into_connection())),
                 Progress::Answered(_) => {
                     return Err(Plan::failed(vec![rank], "an answer was not expected".into()));
                 }
                 Progress::Refused(refusal) => return Err(Plan::failed(vec![rank], refusal.to_string())),
             }
         }
-        door.attend(&mut net, &ready);
+        acceptor.progress(&mut net, &ready);
         if deadline.has_passed() {
-            return Err(Plan::some_are_missing(&knocks, door));
+            return Err(Plan::some_are_missing(&connectors, acceptor));
         }
-        if !(knocks.is_empty() && door.is_complete()) {
+        if !(connectors.is_empty() && acceptor.is_complete()) {
             ready = net.wait(deadline)?;
         }
     }
-    let awaited = door.into_guests().into_iter().map(|(rank, guest)| (rank, guest.connection));
+    let awaited = acceptor.into_accepted().into_iter().map(|(rank, accepted)| (rank, accepted.connection));
     let dialed = open.into_iter().filter_map(|(rank, connection)| Some((rank, connection?)));
-    dialed.chain(awaited).map(|(rank, connection)| Ok((rank, alone(&net, connection)?))).collect()
+    dialed.chain(awaited).map(|(rank, connection)| Ok((rank, deregister(&net, connection)?))).collect()
 }
 
-/// The connection without the net that it was made in.
-fn alone(net: &Net, connection: Connection) -> io::Result<TcpStream> {
+/// The connection, no longer registered where it was made.
+fn deregister(net: &Net, connection: Connection) -> io::Result<TcpStream> {
     let mut stream = connection.stream;
     net.remove(&mut stream)?;
     Ok(stream)
@@ -104,23 +104,23 @@ impl<'a> Plan<'a> {
         }
     }
 
-    fn knocks(&self) -> io::Result<BTreeMap<u64, Knock<'a>>> {
+    fn connectors(&self) -> io::Result<BTreeMap<u64, Connector<'a>>> {
         let nonce = random()?;
         let (purpose, group, world_size, rank) = (Purpose::Link, self.group, self.world_size, self.rank);
-        let knock = |(&host, &address): (&u64, &SocketAddr)| {
+        let connector = |(&host, &address): (&u64, &SocketAddr)| {
             let greeting = Greeting { purpose, group, world_size, rank, host, card: 0, nonce };
-            let mut knock = Knock::new(self.token, greeting, None);
-            knock.also_at([address]);
-            (host, knock)
+            let mut connector = Connector::new(self.token, greeting, None);
+            connector.add_addresses([address]);
+            (host, connector)
         };
-        Ok(self.dialed.iter().map(knock).collect())
+        Ok(self.dialed.iter().map(connector).collect())
     }
 
-    fn some_are_missing(knocks: &BTreeMap<u64, Knock<'_>>, door: Door<'_>) -> MeshError {
-        let missing = knocks.keys().copied().chain(door.missing()).collect();
-        let (_, at_the_door) = door.into_guests_and_notes();
-        let tried = knocks.values().map(ToString::to_string);
-        Self::failed(missing, tried.chain(at_the_door).collect::<Vec<_>>().join("; "))
+    fn some_are_missing(connectors: &BTreeMap<u64, Connector<'_>>, acceptor: Acceptor<'_>) -> MeshError {
+        let missing = connectors.keys().copied().chain(acceptor.missing()).collect();
+        let (_, rejected) = acceptor.into_accepted_and_notes();
+        let tried = connectors.values().map(ToString::to_string);
+        Self::failed(missing, tried.chain(rejected).collect::<Vec<_>>().join("; "))
     }
 
     fn failed(missing: Vec<u64>, reason: String) -> MeshError {

@@ -1,8 +1,8 @@
-//! One peer: the connection to it, what it has said, and how much of this rank's message it has taken.
+//! One peer: the connection to it, what was received from it, and how much of this rank's message was sent to it.
 //!
-//! Nothing here waits. Memory is taken for what this rank expects, never for what a peer announces.
+//! No call blocks. Memory is allocated for what this rank expects, never for a length that a peer sends.
 //!
-//! Deliberately not here: other peers, and what follows from what this one says.
+//! Deliberately not here: other peers, and what the group does about a message.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
@@ -15,27 +15,27 @@ use socket2::SockRef;
 use super::frame::{Frame, FrameError, Poison};
 use crate::failure::Step;
 
-/// What is read at once where little is expected.
+/// How many bytes are read at once, at least.
 const CHUNK: usize = 16 * 1024;
 
 pub(super) struct Peer {
     pub(super) stream: TcpStream,
     inbox: Inbox,
-    /// The collective that it is in, if it has said so.
+    /// The collective that it is in, once its frame has come.
     pub(super) step: Option<Step>,
     /// Whether all its numbers for that collective have come.
     arrived: bool,
     /// How many bytes of this rank's message have been sent to it.
     sent: usize,
-    /// Set once it takes part in nothing more: whether it panicked.
+    /// Set once it has left the group: whether it panicked.
     pub(super) gone: Option<bool>,
 }
 
-/// What a peer has said that concerns the whole group.
-pub(super) enum News {
+/// A message that ends the group.
+pub(super) enum Ending {
     Poison(Poison),
-    /// It sends what no rank sends.
-    Nonsense(FrameError),
+    /// Bytes that are no frame.
+    Invalid(FrameError),
 }
 
 impl Peer {
@@ -51,27 +51,27 @@ impl Peer {
                 Ok(sent) => self.sent += sent,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
-                // It is gone. Its last words may still be unread, and say why.
+                // It is gone. Its last frame may still be unread, and give the reason.
                 Err(_) => self.sent = message.len(),
             }
         }
     }
 
-    /// Whether the peer has taken the whole message, or never will.
-    pub(super) fn has_taken(&self, message: &[u8]) -> bool {
+    /// Whether the whole message was sent, or cannot be any more.
+    pub(super) fn is_sent(&self, message: &[u8]) -> bool {
         self.gone.is_some() || self.sent == message.len()
     }
 
-    /// Reads where the peer is, if it has said so.
-    pub(super) fn listen(&mut self) -> Result<(), News> {
+    /// Reads which collective the peer is in, if its frame has come.
+    pub(super) fn read_step(&mut self) -> Result<(), Ending> {
         while self.step.is_none() && self.gone.is_none() {
-            match Frame::parse(self.inbox.bytes()).map_err(News::Nonsense)? {
+            match Frame::parse(self.inbox.bytes()).map_err(Ending::Invalid)? {
                 Some((frame, length)) => {
                     self.inbox.take(length);
                     match frame {
                         Frame::Step(step) => self.step = Some(step),
                         Frame::Leave { panicked } => self.gone = Some(panicked),
-                        Frame::Poison(poison) => return Err(News::Poison(poison)),
+                        Frame::Poison(poison) => return Err(Ending::Poison(poison)),
                     }
                 }
                 None if self.inbox.closed => self.gone = Some(false),
@@ -82,15 +82,15 @@ impl Peer {
         Ok(())
     }
 
-    /// Reads what comes behind its numbers: it may have given up this collective, of which `completed` came before.
-    pub(super) fn overhear(&mut self, size: usize, completed: u64) -> Result<(), News> {
+    /// Reads the frame after its numbers: the peer may have failed in this collective, which `completed` others came before.
+    pub(super) fn read_failure(&mut self, size: usize, completed: u64) -> Result<(), Ending> {
         while self.arrived {
             match Frame::parse(self.inbox.bytes().get(size..).unwrap_or_default()) {
                 Ok(Some((Frame::Poison(poison), _))) if poison.completed == completed => {
-                    return Err(News::Poison(poison));
+                    return Err(Ending::Poison(poison));
                 }
                 Ok(None) if !self.inbox.closed && self.inbox.more(&mut self.stream) => {}
-                // Anything else has its time in the next collective.
+                // Anything else belongs to the next collective.
                 _ => return Ok(()),
             }
         }
@@ -124,37 +124,37 @@ impl Peer {
         self.sent = 0;
     }
 
-    /// Says last words, after the rest of the message if the peer is in the middle of it; nothing more is sent or read.
+    /// Sends a last frame, after the rest of the message if a part of it was sent; nothing more is sent or read.
     ///
-    /// A peer that does not read now hears them when it does, within `patience`: nobody here waits for it.
-    pub(super) fn say_last(&mut self, message: &[u8], words: &[u8], patience: Duration) {
+    /// A peer that does not read now gets it when it does, within `timeout`. This call does not wait for it.
+    pub(super) fn send_last(&mut self, message: &[u8], frame: &[u8], timeout: Duration) {
         self.push(message);
         if self.gone.is_some() {
             return;
         }
         let rest = if self.sent == 0 { &[] } else { &message[self.sent..] };
-        let bytes = [rest, words].concat();
-        let said = self.stream.write(&bytes).unwrap_or(0);
-        if said == bytes.len() || self.linger(bytes[said..].to_vec(), patience).is_err() {
+        let bytes = [rest, frame].concat();
+        let sent = self.stream.write(&bytes).unwrap_or(0);
+        if sent == bytes.len() || self.send_later(bytes[sent..].to_vec(), timeout).is_err() {
             let _ = self.stream.shutdown(Shutdown::Write);
         }
     }
 
-    /// Sends the rest from a thread of its own, which ends when the peer has it, is gone, or reads nothing for too long.
-    fn linger(&self, rest: Vec<u8>, patience: Duration) -> io::Result<()> {
+    /// Sends the rest from a thread of its own, which ends when it is sent, the peer is gone, or reads nothing for too long.
+    fn send_later(&self, rest: Vec<u8>, timeout: Duration) -> io::Result<()> {
         let stream: std::net::TcpStream = SockRef::from(&self.stream).try_clone()?.into();
         stream.set_nonblocking(false)?;
-        stream.set_write_timeout(Some(patience.max(Duration::from_millis(1))))?;
-        let say = move || {
-            // If it cannot be said, the peer hears that this rank has left.
+        stream.set_write_timeout(Some(timeout.max(Duration::from_millis(1))))?;
+        let send = move || {
+            // If it cannot be sent, the peer finds the connection closed, and that this rank has left.
             let _ = (&stream).write_all(&rest);
             let _ = stream.shutdown(Shutdown::Write);
         };
-        thread::Builder::new().name("syncbn last words".into()).spawn(say).map(drop)
+        thread::Builder::new().name("syncbn last frame".into()).spawn(send).map(drop)
     }
 }
 
-/// Bytes that have come and were not used yet.
+/// Bytes that were received and not used yet.
 struct Inbox {
     buffer: Vec<u8>,
     start: usize,
@@ -186,7 +186,7 @@ impl Inbox {
         self.end - self.start >= wanted
     }
 
-    /// Reads more than is there; whether anything has come, be it the end.
+    /// Reads more than is there; whether more has come, or the end.
     fn more(&mut self, stream: &mut TcpStream) -> bool {
         self.fill(stream, self.bytes().len() + 1) || self.closed
     }

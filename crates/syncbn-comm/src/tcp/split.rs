@@ -13,10 +13,10 @@ use crate::bootstrap::connection::listen_somewhere;
 use crate::deadline::Deadline;
 use crate::failure::Step;
 
-/// What a rank brings: whether it has a colour, its colour, its key, and the port at which it listens.
+/// What a rank sends: whether it has a colour, its colour, its key, and the port at which it listens.
 type Card = [[u8; 8]; 4];
 
-/// What a rank has brought.
+/// What a rank has sent.
 #[derive(Clone, Copy)]
 struct Side {
     rank: usize,

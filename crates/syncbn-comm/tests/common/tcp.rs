@@ -1,25 +1,13 @@
-//! TCP ranks as threads of a test, and ports for them.
+//! TCP ranks as threads of a test.
 
-use std::net::TcpListener;
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use syncbn_comm::{BootstrapError, JobToken, LaunchEnv, Rendezvous, TcpCommunicator};
+use syncbn_core::{CollectiveId, CommError, HostCommunicator};
 
-/// A port that nobody listens at, below those that the system gives to outgoing connections.
-pub(crate) fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let from = (std::process::id() % 97 * 120) as u16;
-    loop {
-        let port = 20_000 + (from + NEXT.fetch_add(1, Ordering::Relaxed)) % 12_000;
-        let is_free = |host| TcpListener::bind((host, port)).is_ok();
-        if is_free("0.0.0.0") && is_free("::") {
-            return port;
-        }
-    }
-}
+use super::PATIENT;
 
 pub(crate) fn env(rank: usize, world_size: usize, port: u16) -> LaunchEnv {
     LaunchEnv {
@@ -36,7 +24,7 @@ pub(crate) fn tcp_group(
     world_size: usize,
     timeout: Duration,
 ) -> Result<Vec<TcpCommunicator>, BootstrapError> {
-    let port = free_port();
+    let port = syncbn_testkit::comm::free_port();
     thread::scope(|scope| {
         let join = |rank| {
             scope.spawn(move || TcpCommunicator::new(&env(rank, world_size, port), Duration::from_secs(60)))
@@ -44,4 +32,27 @@ pub(crate) fn tcp_group(
         let ranks: Vec<_> = (0..world_size).map(join).collect();
         ranks.into_iter().map(|rank| Ok(rank.join().unwrap()?.with_timeout(timeout))).collect()
     })
+}
+
+/// A group whose ranks would wait for [`PATIENT`].
+pub(crate) fn group<const N: usize>() -> [TcpCommunicator; N] {
+    tcp_group(N, PATIENT).unwrap().try_into().unwrap()
+}
+
+/// What each rank's body returns.
+pub(crate) fn each<R: Send>(
+    comms: Vec<TcpCommunicator>,
+    body: impl Fn(TcpCommunicator) -> R + Sync,
+) -> Vec<R> {
+    thread::scope(|scope| {
+        let ranks: Vec<_> = comms.into_iter().map(|comm| scope.spawn(|| body(comm))).collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    })
+}
+
+/// A sum in which rank r adds r + 1.
+pub(crate) fn sum(comm: &impl HostCommunicator, id: &CollectiveId) -> Result<Vec<f64>, CommError> {
+    let mut values = vec![comm.rank() as f64 + 1.0; id.length];
+    comm.all_reduce_sum(id, &mut values)?;
+    Ok(values)
 }

@@ -1,6 +1,7 @@
 //! Jobs of started processes, as a launcher would start them, and what their ranks say.
 
-use std::io::{BufRead, BufReader};
+use std::ffi::OsString;
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -8,8 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-
-use crate::common::tcp::free_port;
+use syncbn_testkit::comm::free_port;
 
 /// What the faulty rank does.
 pub(crate) const FAULT: &str = "SYNCBN_TEST_FAULT";
@@ -25,7 +25,9 @@ pub(crate) const AT: u64 = 3;
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(4);
 /// How long it waits for the others to join, in milliseconds.
 pub(crate) const JOIN_WITHIN: &str = "SYNCBN_TEST_JOIN_WITHIN";
-/// Far less than it, and more than what anything but waiting takes, with a second in which a rank is late.
+/// How many steps a rank trains.
+pub(crate) const STEPS: &str = "SYNCBN_TEST_STEPS";
+/// Far less than the time-out, and more than what anything but waiting takes, with a second in which a rank is late.
 pub(crate) const SOON: Duration = Duration::from_secs(3);
 /// What a deadline may be passed by.
 pub(crate) const GRACE: Duration = Duration::from_secs(1);
@@ -40,6 +42,8 @@ pub(crate) struct Job {
     pub(crate) port: u16,
     next_port: u16,
     pub(crate) join_within: Duration,
+    /// The command that starts the next rank, with the rank's own behind it.
+    pub(crate) launcher: Vec<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -62,7 +66,8 @@ impl Job {
     pub(crate) fn new(join_within: Duration) -> Self {
         let (sayer, said) = channel();
         let (port, next_port) = (free_port(), free_port());
-        Self { ranks: Vec::new(), said, sayer, heard: Vec::new(), port, next_port, join_within }
+        let (ranks, heard, launcher) = (Vec::new(), Vec::new(), Vec::new());
+        Self { ranks, said, sayer, heard, port, next_port, join_within, launcher }
     }
 
     /// A job of three ranks.
@@ -96,8 +101,11 @@ impl Job {
             // Two ranks to a core of a small machine, and no pool for each.
             ("RAYON_NUM_THREADS", "1".into()),
         ];
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.envs(variables).envs(more.iter().copied()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let this = std::env::current_exe().unwrap().into_os_string();
+        let mut words = self.launcher.iter().map(OsString::from).chain([this]);
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words).envs(variables).envs(more.iter().copied());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = command.spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let (sayer, place) = (self.sayer.clone(), self.ranks.len());
@@ -112,6 +120,11 @@ impl Job {
         self.ranks.push(child);
     }
 
+    /// How many processes were started.
+    pub(crate) fn size(&self) -> usize {
+        self.ranks.len()
+    }
+
     /// Waits until rank 0 listens, so that its deadline is the first.
     pub(crate) fn await_rank_0(&self) {
         while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
@@ -119,18 +132,33 @@ impl Job {
         }
     }
 
+    /// Lets the ranks go on that wait for it.
+    pub(crate) fn tell_all(&mut self) {
+        for rank in &mut self.ranks {
+            writeln!(rank.stdin.as_mut().unwrap()).unwrap();
+        }
+    }
+
     /// The first line of a rank that begins so.
     pub(crate) fn hear(&mut self, rank: usize, start: &str) -> Line {
+        self.hear_one_of(rank, &[start])
+    }
+
+    /// The first line of a rank that begins in one of these ways.
+    pub(crate) fn hear_one_of(&mut self, rank: usize, starts: &[&str]) -> Line {
         let began = Instant::now();
         loop {
-            let is_it = |line: &&Line| line.rank == rank && line.text.starts_with(start);
+            let is_it =
+                |line: &&Line| line.rank == rank && starts.iter().any(|start| line.text.starts_with(start));
             if let Some(line) = self.heard.iter().find(is_it) {
                 return line.clone();
             }
             let left = PATIENCE.saturating_sub(began.elapsed());
             match self.said.recv_timeout(left) {
                 Ok(line) => self.heard.push(line),
-                Err(error) => panic!("rank {rank} did not say `{start}`: {error}; all said {:?}", self.heard),
+                Err(error) => {
+                    panic!("rank {rank} did not say {starts:?}: {error}; all said {:?}", self.heard)
+                }
             }
         }
     }
@@ -151,6 +179,13 @@ impl Job {
         (waited, parts.next().unwrap().to_owned())
     }
 
+    /// How long a rank has trained without an error, and its state.
+    pub(crate) fn trained(&mut self, rank: usize) -> (Duration, String) {
+        let line = self.hear(rank, "trained ");
+        let (millis, state) = line.text["trained ".len()..].split_once(' ').unwrap();
+        (Duration::from_millis(millis.parse().unwrap()), state.to_owned())
+    }
+
     /// The ranks that are left train on, to the same state.
     pub(crate) fn goes_on(&mut self, survivors: &[usize]) {
         let states: Vec<_> = survivors.iter().map(|rank| self.hear(*rank, "went on ").text).collect();
@@ -166,6 +201,16 @@ impl Job {
         let pid = Pid::from_child(&self.ranks[rank]);
         kill_process(pid, Signal::STOP).unwrap();
         Instant::now()
+    }
+}
+
+impl Told {
+    /// What holds of every error: where it was, that no state was touched by it, and that it came by the deadline.
+    pub(crate) fn check(&self, rank: usize, world_size: usize) {
+        let place = format!("rank {rank} of {world_size}");
+        assert!(self.error.contains(&format!("on {place}")) || self.error.starts_with(&place), "{self:?}");
+        assert!(self.unchanged, "{self:?}");
+        assert!(self.waited < TIMEOUT + GRACE, "{self:?}");
     }
 }
 

@@ -1,15 +1,20 @@
 //! What a started process does: it trains two layers, meets its fault, says what it was told, and trains on in a new group.
 
+use std::fs::File;
 use std::io::Write;
+use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ndarray::Array2;
 use syncbn_comm::{BootstrapError, LaunchEnv, TcpCommunicator};
-use syncbn_core::{Config, Element, Error, Group, Kernels, Param, SavedStatistics, SyncBatchNorm, ViaHost};
+use syncbn_core::{
+    Config, Element, Error, Group, HostCommunicator as _, Kernels, Param, SavedStatistics, SyncBatchNorm,
+    ViaHost,
+};
 use syncbn_cpu::{Cpu, backward_array, forward_array};
 
-use crate::job::{AT, FAULTY, JOIN_WITHIN, NEXT_PORT, SURVIVORS, TIMEOUT};
+use crate::job::{AT, FAULTY, JOIN_WITHIN, NEXT_PORT, STEPS, SURVIVORS, TIMEOUT};
 
 const CHANNELS: usize = 3;
 /// More than the system keeps for a peer that does not read.
@@ -34,8 +39,8 @@ where
     Cpu: Kernels<T>,
 {
     let began = Instant::now();
-    let group = match join(env) {
-        Ok(group) => group,
+    let communicator = match join(env) {
+        Ok(communicator) => communicator,
         Err(error) => return say(&format!("not joined {} {error}", began.elapsed().as_millis())),
     };
     let mine = if env.rank == FAULTY { fault } else { "" };
@@ -44,14 +49,20 @@ where
         "another eps" => Config::new(CHANNELS).with_eps(1e-3),
         _ => Config::new(CHANNELS),
     };
-    let mut model = Model::<T>::new(layer("one", Config::new(CHANNELS), &group), config, group, env.rank);
+    let group = group_of(&communicator);
+    let one = layer("one", Config::new(CHANNELS), &group);
+    let mut model = Model::<T>::new(one, config, group, communicator);
+    let steps = std::env::var(STEPS).map_or(99, |steps| steps.parse().unwrap());
+    let began = Instant::now();
     let failed = (0..AT).find_map(|step| model.step(step).err());
     let failed = failed
         .or_else(|| meet(&mut model, fault))
-        .or_else(|| (AT + 1..99).find_map(|step| model.step(step).err()));
-    let Some(failed) = failed else { return };
-    let Failed { waited, unchanged, error } = failed;
+        .or_else(|| (AT + 1..steps).find_map(|step| model.step(step).err()));
+    let Some(Failed { waited, unchanged, error }) = failed else {
+        return say(&format!("trained {} {}", began.elapsed().as_millis(), model.state()));
+    };
     say(&format!("failed {} {unchanged} {error}", waited.as_millis()));
+    say(&format!("afterwards {}", clock()));
     go_on(env, model.one);
 }
 
@@ -60,23 +71,31 @@ fn meet<T: Element>(model: &mut Model<T>, fault: &str) -> Option<Failed>
 where
     Cpu: Kernels<T>,
 {
-    say("at the fault");
+    say(&format!("at the fault {}", clock()));
     let faulty = model.rank == FAULTY;
     match fault {
         "panics" if faulty => panic!("a rank's own mistake"),
         "returns" if faulty => std::process::exit(leave(model)),
         "idles" if faulty => thread::sleep(Duration::from_secs(600)),
         "sleeps past the deadline" if faulty => thread::sleep(TIMEOUT + Duration::from_millis(1500)),
+        "waits for the test" => wait_for_the_test(),
         "others are late" if !faulty && model.rank == 2 => thread::sleep(Duration::from_secs(1)),
         "sends" => {
             if model.rank == 2 {
                 thread::sleep(Duration::from_secs(1));
             }
-            let mut long = vec![1.0_f64; LONG];
-            let group = model.group.clone();
-            return model
-                .guarded(|_| group.all_reduce("long", &Cpu, &(), &mut long[..]).map_err(|e| e.to_string()))
-                .err();
+            return send(model, LONG);
+        }
+        "waits for the test, and sends" => {
+            wait_for_the_test();
+            return send(model, LONG / 8);
+        }
+        "uses up its descriptors" => {
+            let null = || File::open("/dev/null").ok();
+            let used_up: Vec<File> = if faulty { std::iter::from_fn(null).collect() } else { Vec::new() };
+            let failed = model.step(AT).err().or_else(|| split(model));
+            drop(used_up);
+            return failed;
         }
         "skips a step" if faulty => return None,
         "skips a layer" if faulty => {
@@ -101,12 +120,37 @@ where
     model.step(AT).err()
 }
 
+fn wait_for_the_test() {
+    std::io::stdin().read_line(&mut String::new()).unwrap();
+}
+
+/// A sum of so many numbers.
+fn send<T: Element>(model: &mut Model<T>, length: usize) -> Option<Failed>
+where
+    Cpu: Kernels<T>,
+{
+    let (mut numbers, group) = (vec![1.0_f64; length], model.group.clone());
+    let sum = |_: &mut Model<T>| {
+        group.all_reduce("long", &Cpu, &(), &mut numbers[..]).map_err(|error| error.to_string())
+    };
+    model.guarded(sum).err()
+}
+
+fn split<T: Element>(model: &mut Model<T>) -> Option<Failed>
+where
+    Cpu: Kernels<T>,
+{
+    let communicator = model.communicator.clone().unwrap();
+    model.guarded(|_| communicator.split(Some(0), 0)).err()
+}
+
 /// Ends the rank as its program would: everything it has is dropped.
 fn leave<T: Element>(model: &mut Model<T>) -> i32 {
     let alone = Group::<Cpu>::new(syncbn_core::SingleRank);
     model.one.set_group(alone.clone());
     model.two.set_group(alone.clone());
     model.group = alone;
+    model.communicator = None;
     0
 }
 
@@ -118,19 +162,23 @@ fn go_on(env: &LaunchEnv, mut one: Norm<f32>) {
     let mut next = LaunchEnv { rank, ..env.clone() };
     next.world_size = ranks.len().try_into().unwrap();
     next.rendezvous.port = std::env::var(NEXT_PORT).unwrap().parse().unwrap();
-    let group = join(&next).unwrap();
+    let communicator = join(&next).unwrap();
+    let group = group_of(&communicator);
     one.set_group(group.clone());
-    let mut model = Model::<f32>::new(one, Config::new(CHANNELS), group, rank);
+    let mut model = Model::<f32>::new(one, Config::new(CHANNELS), group, communicator);
     for step in 0..3 {
         assert!(model.step(step).is_ok(), "the new group fails");
     }
     say(&format!("went on {}", model.state()));
 }
 
-fn join(env: &LaunchEnv) -> Result<Group<Cpu>, BootstrapError> {
+fn join(env: &LaunchEnv) -> Result<Arc<TcpCommunicator>, BootstrapError> {
     let within = Duration::from_millis(std::env::var(JOIN_WITHIN).unwrap().parse().unwrap());
-    let communicator = TcpCommunicator::new(env, within)?.with_timeout(TIMEOUT);
-    Ok(Group::new(ViaHost(communicator)))
+    Ok(Arc::new(TcpCommunicator::new(env, within)?.with_timeout(TIMEOUT)))
+}
+
+fn group_of(communicator: &Arc<TcpCommunicator>) -> Group<Cpu> {
+    Group::new(ViaHost(Arc::clone(communicator)))
 }
 
 fn layer<P: Param>(name: &str, config: Config, group: &Group<Cpu>) -> Norm<P> {
@@ -156,6 +204,8 @@ struct Model<T: Element> {
     one: Norm<f32>,
     two: Norm<T::Param>,
     group: Group<Cpu>,
+    /// None once the rank has left.
+    communicator: Option<Arc<TcpCommunicator>>,
     rank: usize,
     /// What the first layer's last forward pass read and saved.
     kept: Option<(Array2<f32>, SavedStatistics<Cpu>)>,
@@ -165,8 +215,9 @@ impl<T: Element> Model<T>
 where
     Cpu: Kernels<T>,
 {
-    fn new(one: Norm<f32>, config: Config, group: Group<Cpu>, rank: usize) -> Self {
-        Self { one, two: layer("two", config, &group), group, rank, kept: None }
+    fn new(one: Norm<f32>, config: Config, group: Group<Cpu>, communicator: Arc<TcpCommunicator>) -> Self {
+        let (two, rank) = (layer("two", config, &group), communicator.rank());
+        Self { one, two, group, communicator: Some(communicator), rank, kept: None }
     }
 
     fn step(&mut self, step: u64) -> Result<(), Failed> {
@@ -205,6 +256,11 @@ where
     fn state(&mut self) -> String {
         format!("{:?} {:?}", self.one.state(&()).unwrap(), self.two.state(&()).unwrap())
     }
+}
+
+/// What the wall clock shows, in seconds.
+fn clock() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
 
 fn say(line: &str) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use libtest_mimic::Trial;
 
-use crate::job::{FAULTY, GRACE, Job, SOON, TIMEOUT, Told};
+use crate::job::{FAULTY, Job, SOON, TIMEOUT, Told};
 use crate::trial;
 
 const ALL: [usize; 3] = [0, 1, 2];
@@ -31,24 +31,13 @@ pub(crate) fn trials() -> Vec<Trial> {
     ]
 }
 
-/// What holds of every error: where it was, that no state was touched by it, and that it came by the deadline.
-fn check(rank: usize, told: &Told) {
-    assert!(
-        told.error.contains(&format!("on rank {rank} of 3"))
-            || told.error.starts_with(&format!("rank {rank} of 3")),
-        "{told:?}"
-    );
-    assert!(told.unchanged, "{told:?}");
-    assert!(told.waited < TIMEOUT + GRACE, "{told:?}");
-}
-
 /// The faulty rank is gone, and the others hear it at once.
 fn gone(fault: &str, told_of: &str) {
     let mut job = Job::of_three(fault, "0,2");
     let at = job.hear(FAULTY, "at the fault").at;
     for rank in OTHERS {
         let told = job.told(rank);
-        check(rank, &told);
+        told.check(rank, 3);
         assert!(told.error.contains(told_of) && told.error.contains("layer `"), "{told:?}");
         assert!(told.at.duration_since(at) < TIMEOUT, "{told:?}");
     }
@@ -62,7 +51,7 @@ fn killed(fault: &str, after: Duration) {
     let at = job.kill(FAULTY);
     for rank in OTHERS {
         let told = job.told(rank);
-        check(rank, &told);
+        told.check(rank, 3);
         assert!(told.error.contains("rank 1 left the group"), "{told:?}");
         assert!(told.at.duration_since(at) < SOON, "{told:?}");
     }
@@ -77,7 +66,7 @@ fn rank_0_is_killed() {
     let at = job.kill(0);
     for rank in [1, 2] {
         let told = job.told(rank);
-        check(rank, &told);
+        told.check(rank, 3);
         assert!(told.error.contains("rank 0 left the group"), "{told:?}");
         assert!(told.at.duration_since(at) < SOON, "{told:?}");
     }
@@ -95,7 +84,7 @@ fn stopped() {
 }
 
 fn late(rank: usize, told: &Told) {
-    check(rank, told);
+    told.check(rank, 3);
     assert!(told.error.contains("ranks [1] did not come within 4s"), "{told:?}");
     assert!(told.error.contains("forward of layer `one` (number 0, 13 numbers, use 3, step 3)"), "{told:?}");
 }
@@ -106,7 +95,7 @@ fn sleeps() {
         late(rank, &job.told(rank));
     }
     let told = job.told(FAULTY);
-    check(FAULTY, &told);
+    told.check(FAULTY, 3);
     assert!(
         told.error.contains("poisoned") && told.error.contains("ranks [1] did not come within 4s"),
         "{told:?}"
@@ -120,7 +109,7 @@ fn apart(fault: &str, names: &[&str], differ_in: &str) {
     let mut job = Job::of_three(fault, "0,1,2");
     for rank in ALL {
         let told = job.told(rank);
-        check(rank, &told);
+        told.check(rank, 3);
         assert!(told.error.contains("out of step"), "{told:?}");
         assert!(names.iter().all(|name| told.error.contains(name)), "{told:?}");
         assert!(told.error.contains(&format!("they differ in {differ_in}")), "{told:?}");

@@ -1,6 +1,4 @@
 //! Any processor: arrays, of which the compiler makes what vectors it can.
-//!
-//! Deliberately not here: anything that only some processors have.
 
 use std::array;
 use std::ops::{Add, Mul, Sub};

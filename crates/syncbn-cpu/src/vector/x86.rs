@@ -1,7 +1,6 @@
 //! AVX2 and AVX-512, through `pulp`, which makes their instructions safe.
 //!
-//! Deliberately not here: how halves are converted. What is AVX2's is AVX-512's, too: a `&V4` is
-//! taken for a `&V3`.
+//! The conversions of halves are in `halves` and `f16c`. What AVX2 has, AVX-512 has too: a `&V4` dereferences to a `V3`.
 
 mod f16c;
 mod halves;

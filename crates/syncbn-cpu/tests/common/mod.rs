@@ -1,6 +1,4 @@
-//! What the tests of this crate share: numbers that look random, a two-pass oracle, and a run of all four kernels.
-//!
-//! Deliberately not here: the laws that every backend obeys, which are the test kit's.
+//! What the tests of this crate share: numbers that look random, a training step, and what the kit's oracle says of it.
 
 #![allow(dead_code, unreachable_pub)] // each test file uses some of it
 #![allow(clippy::unwrap_used)] // tests panic
@@ -10,6 +8,8 @@ use syncbn_core::{
     ViewMut,
 };
 use syncbn_cpu::Cpu;
+use syncbn_testkit::oracle::{self, Affine};
+use syncbn_testkit::tensor::Tensor;
 
 /// Numbers in -1..1, the same on every run (an `xorshift` generator).
 pub fn noise(len: usize, seed: u64) -> Vec<f64> {
@@ -61,12 +61,36 @@ impl Case {
         }
     }
 
+    /// The sample, channel and position of the element at this offset.
+    fn index(&self, offset: usize) -> [usize; 3] {
+        let [sample, rest] =
+            [offset / (self.channels * self.spatial), offset % (self.channels * self.spatial)];
+        match self.layout {
+            Layout::ChannelsFirst => [sample, rest / self.spatial, rest % self.spatial],
+            Layout::ChannelsLast => [sample, rest % self.channels, rest / self.channels],
+        }
+    }
+
     /// The channel of the element at this offset.
     pub fn channel(&self, offset: usize) -> usize {
-        match self.layout {
-            Layout::ChannelsFirst => offset / self.spatial % self.channels,
-            Layout::ChannelsLast => offset % self.channels,
-        }
+        self.index(offset)[1]
+    }
+
+    /// The kit's tensor of what lies in this memory.
+    fn tensor<T: Copy>(&self, memory: &[T]) -> Tensor<T> {
+        Tensor::from_fn(self.samples, self.channels, &[self.spatial], |n, c, s| match self.layout {
+            Layout::ChannelsFirst => memory[(n * self.channels + c) * self.spatial + s],
+            Layout::ChannelsLast => memory[(n * self.spatial + s) * self.channels + c],
+        })
+    }
+
+    /// A tensor's values in the order of this memory.
+    fn memory<T: Copy>(&self, tensor: &Tensor<T>) -> Vec<T> {
+        let value = |offset| {
+            let [n, c, s] = self.index(offset);
+            tensor.at(n, c, s)
+        };
+        (0..self.len()).map(value).collect()
     }
 }
 
@@ -148,7 +172,7 @@ pub fn bias_of(channel: usize) -> f64 {
     (channel % 5) as f64 / 4.0 - 0.5
 }
 
-/// What the same step gives in `f64`, in two passes, and the size of the terms that were added for it.
+/// What the kit's oracle gives for the same step, and the size of the terms that were added for it; tensors in the order of memory.
 pub struct Oracle {
     pub y: Vec<f64>,
     pub y_size: Vec<f64>,
@@ -162,48 +186,37 @@ pub struct Oracle {
     pub running_var: Vec<f64>,
 }
 
+pub fn oracle<T: Element>(case: Case, x: &[T], dy: &[T]) -> Oracle {
+    const EPS: f64 = 1e-5;
+    let (x, dy) = (case.tensor(x), case.tensor(dy));
+    let channels = 0..case.channels;
+    let affine =
+        Affine { weight: channels.clone().map(weight_of).collect(), bias: channels.map(bias_of).collect() };
+    let sizes =
+        Affine { weight: affine.weight.clone(), bias: affine.bias.iter().map(|bias| bias.abs()).collect() };
+    let statistics = oracle::statistics(&x);
+    let xhat = oracle::xhat(&x, &statistics, EPS);
+    let sums = oracle::grad_sums(&xhat, &dy);
+    let dx = oracle::dx(&xhat, &dy, &statistics, Some(&sums), &affine, EPS);
+    Oracle {
+        y: case.memory(&oracle::y(&xhat, &affine)),
+        y_size: case.memory(&oracle::y(&xhat.map(f64::abs), &sizes)),
+        dx: case.memory(&dx.map(|(dx, _)| dx)),
+        dx_size: case.memory(&dx.map(|(_, size)| size)),
+        d_weight: sums.iter().map(|sums| sums.dy_xhat).collect(),
+        d_weight_size: sums.iter().map(|sums| sums.dy_xhat_abs).collect(),
+        d_bias: sums.iter().map(|sums| sums.dy).collect(),
+        d_bias_size: sums.iter().map(|sums| sums.dy_abs).collect(),
+        running_mean: statistics.iter().map(|channel| 0.1 * channel.mean).collect(),
+        running_var: statistics.iter().map(|channel| 0.9 + 0.1 * channel.unbiased()).collect(),
+    }
+}
+
 /// Per channel, the sum over its elements.
 fn sum(case: Case, of: impl Fn(usize) -> f64) -> Vec<f64> {
     let mut sums = vec![0.0; case.channels];
     (0..case.len()).for_each(|i| sums[case.channel(i)] += of(i));
     sums
-}
-
-pub fn oracle<T: Element>(case: Case, x: &[T], dy: &[T]) -> Oracle {
-    let m = (case.samples * case.spatial) as f64;
-    let (x, dy): (Vec<f64>, Vec<f64>) =
-        (x.iter().map(|v| v.to_f64()).collect(), dy.iter().map(|v| v.to_f64()).collect());
-    let channel = |i: usize| case.channel(i);
-    // A second look at the mean takes away what rounding left of the first.
-    let rough: Vec<f64> = sum(case, |i| x[i]).iter().map(|s| s / m).collect();
-    let rest = sum(case, |i| x[i] - rough[channel(i)]);
-    let mean: Vec<f64> = rough.iter().zip(&rest).map(|(rough, rest)| rough + rest / m).collect();
-    let var: Vec<f64> = sum(case, |i| (x[i] - mean[channel(i)]).powi(2)).iter().map(|s| s / m).collect();
-    let invstd: Vec<f64> = var.iter().map(|var| (var + 1e-5).sqrt().recip()).collect();
-    let xhat = |i: usize| (x[i] - mean[channel(i)]) * invstd[channel(i)];
-    let sum_dy = sum(case, |i| dy[i]);
-    let sum_dy_xhat = sum(case, |i| dy[i] * xhat(i));
-
-    let all = |of: &dyn Fn(usize) -> f64| (0..case.len()).map(of).collect::<Vec<f64>>();
-    Oracle {
-        y: all(&|i| xhat(i) * weight_of(channel(i)) + bias_of(channel(i))),
-        y_size: all(&|i| (xhat(i) * weight_of(channel(i))).abs() + bias_of(channel(i)).abs()),
-        dx: all(&|i| {
-            let c = channel(i);
-            weight_of(c) * invstd[c] * (dy[i] - sum_dy[c] / m - xhat(i) * sum_dy_xhat[c] / m)
-        }),
-        dx_size: all(&|i| {
-            let c = channel(i);
-            let terms = dy[i].abs() + (sum_dy[c] / m).abs() + (xhat(i) * sum_dy_xhat[c] / m).abs();
-            weight_of(c) * invstd[c] * terms
-        }),
-        d_weight_size: sum(case, |i| (dy[i] * xhat(i)).abs()),
-        d_weight: sum_dy_xhat.clone(),
-        d_bias_size: sum(case, |i| dy[i].abs()),
-        d_bias: sum_dy.clone(),
-        running_mean: mean.iter().map(|mean| 0.1 * mean).collect(),
-        running_var: var.iter().map(|var| 0.9 + 0.1 * var * m / (m - 1.0)).collect(),
-    }
 }
 
 /// Fails if, per channel, `||got - expected|| > bar ||size||`.

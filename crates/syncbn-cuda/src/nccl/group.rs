@@ -15,9 +15,9 @@ use cudarc::driver::{CudaEvent, CudaStream};
 use syncbn_core::{CollectiveId, CommError, CommErrorKind};
 
 use super::calls::Calls;
+use crate::access::OpenQueue;
 use crate::device::Cuda;
 use crate::error::{CudaError, NcclError};
-use crate::raw::capture::check_capture;
 use crate::raw::nccl::Comm;
 
 /// How often a wait looks.
@@ -93,7 +93,7 @@ impl Group {
         backend: &Cuda,
         queue: &Arc<CudaStream>,
         len: usize,
-        enqueue: impl FnOnce(&Comm) -> Result<(), CudaError>,
+        enqueue: impl FnOnce(OpenQueue<'_>, &Comm) -> Result<(), CudaError>,
     ) -> Result<(), CommError> {
         let unsent = |error: CudaError| self.error(Some(id), false, CommErrorKind::Unsent(Arc::new(error)));
         if id.length != len {
@@ -101,13 +101,13 @@ impl Group {
             return Err(self.error(Some(id), false, kind));
         }
         backend.same_device(&self.cuda).map_err(unsent)?;
-        backend.check_queue(queue).map_err(unsent)?;
+        let open = backend.open_queue(queue).map_err(unsent)?;
         self.cuda.bind().map_err(unsent)?;
-        let watched = self.world_size.get() > 1 && !check_capture(queue).map_err(unsent)?;
+        let watched = self.world_size.get() > 1 && !open.capturing;
 
         let mut gate = lock(&self.gate);
         self.calls.begin(id).map_err(|first| self.poisoned(first))?;
-        let summed = enqueue(&self.comm);
+        let summed = enqueue(open, &self.comm);
         self.calls.end();
         match summed {
             Err(CudaError::Nccl(error)) => Err(self.nccl_failed(Some(id), error)),

@@ -8,7 +8,7 @@ use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 
 use super::capture::RelaxedCapture;
 use super::library;
-use super::params::Params;
+use super::params::{Params, PeersParams};
 use crate::error::CudaError;
 
 /// Whether the driver's library is there. cudarc can only be asked where it loads the library itself, which it does not in a program
@@ -129,6 +129,8 @@ pub(crate) unsafe fn download<T>(
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Function {
     handle: sys::CUfunction,
+    /// Whether it was compiled for peers, and takes their parameters.
+    peers: bool,
     /// The bytes of shared memory that a block has without asking.
     pub(crate) shared: usize,
 }
@@ -141,7 +143,12 @@ unsafe impl Sync for Function {}
 
 impl Function {
     /// Loads the kernel of this name from a cubin, or from PTX that ends in a 0 byte.
-    pub(crate) fn load(context: &CudaContext, image: &[u8], name: &str) -> Result<Self, CudaError> {
+    pub(crate) fn load(
+        context: &CudaContext,
+        image: &[u8],
+        name: &str,
+        peers: bool,
+    ) -> Result<Self, CudaError> {
         context.bind_to_thread().map_err(CudaError::driver("binding the context"))?;
         let _relaxed = RelaxedCapture::begin()?;
         // SAFETY: the image is a whole cubin, whose header gives its length, or PTX that ends in 0.
@@ -152,7 +159,7 @@ impl Function {
         let function = unsafe { result::module::get_function(module, name) }
             .map_err(CudaError::driver("finding a kernel"))?;
         let shared = allow_shared_memory(context, function).map_err(CudaError::driver("finding a kernel"))?;
-        Ok(Self { handle: function, shared })
+        Ok(Self { handle: function, peers, shared })
     }
 }
 
@@ -189,9 +196,12 @@ pub(crate) fn launch<P: Params>(
     function: Function,
     launch: Launch,
     mut params: P,
+    mut peers: Option<PeersParams>,
 ) -> Result<(), CudaError> {
+    debug_assert_eq!(function.peers, peers.is_some());
     stream.context().bind_to_thread().map_err(CudaError::driver("binding the context"))?;
-    let mut pointers: [*mut c_void; 1] = [(&raw mut params).cast()];
+    let second = peers.as_mut().map_or(null_mut(), |peers| (&raw mut *peers).cast());
+    let mut pointers: [*mut c_void; 2] = [(&raw mut params).cast(), second];
     let mut overlap = sys::CUlaunchAttribute {
         id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
         pad: [0; 4],
@@ -209,7 +219,8 @@ pub(crate) fn launch<P: Params>(
         attrs: &raw mut overlap,
         numAttrs: u32::from(launch.overlaps),
     };
-    // SAFETY: by `Params` the struct is what the kernel takes; the driver copies it, and the attribute, before it returns.
+    // SAFETY: by `Params` the struct is what the kernel takes, and the second what a kernel takes that was compiled for peers; the driver
+    // copies them, and the attribute, before it returns, and looks at no more pointers than the kernel has parameters.
     // The context is current, and the function belongs to it, since backend and stream were compared before.
     unsafe { sys::cuLaunchKernelEx(&raw const config, function.handle, pointers.as_mut_ptr(), null_mut()) }
         .result()

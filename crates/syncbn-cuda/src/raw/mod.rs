@@ -11,4 +11,5 @@ pub(crate) mod nccl;
 pub(crate) mod nvrtc;
 pub(crate) mod owned;
 pub(crate) mod params;
+pub(crate) mod peers;
 pub(crate) mod transfer;

@@ -118,3 +118,52 @@ pub(crate) struct GradInputParams {
 unsafe impl Params for GradInputParams {
     const KERNEL: &'static str = "grad_input";
 }
+
+/// `MeetArgs` of meet.cu.
+#[repr(C)]
+pub(crate) struct MeetParams {
+    pub(crate) count: f64,
+    pub(crate) sends: i32,
+}
+
+// SAFETY: MeetArgs of meet.cu, field for field.
+unsafe impl Params for MeetParams {
+    const KERNEL: &'static str = "meet";
+}
+
+/// The most ranks that meet inside kernels.
+pub(crate) const MOST_RANKS: usize = 16;
+
+/// `Peers` of peers.cuh: the second parameter of kernels that are compiled for it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PeersParams {
+    pub(crate) inboxes: [u64; MOST_RANKS],
+    pub(crate) control: u64,
+    pub(crate) report: u64,
+    pub(crate) hash: u64,
+    /// Identity, use, step.
+    pub(crate) call: [u64; 3],
+    /// Nanoseconds.
+    pub(crate) timeout: u64,
+    pub(crate) rank: i32,
+    pub(crate) ranks: i32,
+    /// Packets.
+    pub(crate) slot: i32,
+    pub(crate) unused: i32,
+}
+
+/// `Report` of peers.cuh, in the host's memory.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Report {
+    pub(crate) stop: u32,
+    pub(crate) done: u32,
+    /// Identity, use, step.
+    pub(crate) call: [u64; 3],
+    /// Of the pass.
+    pub(crate) number: u64,
+    /// 1 + the rank that is in another call, or 0.
+    pub(crate) elsewhere: u64,
+    pub(crate) other: [u64; 3],
+}

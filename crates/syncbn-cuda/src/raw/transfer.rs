@@ -9,7 +9,7 @@ use super::driver;
 use super::memory::{Mem, MemMut};
 use super::nccl::Comm;
 use super::owned::Order;
-use crate::access::Access;
+use crate::access::{Access, OpenQueue};
 use crate::error::CudaError;
 
 const MEMORY: &str = "the memory that is copied";
@@ -53,7 +53,7 @@ pub(crate) fn copy<T: Scalar>(
     to: &mut MemMut<'_, T>,
     from: &Mem<'_, T>,
 ) -> Result<(), CudaError> {
-    let mut access = Access::begin(queue)?;
+    let mut access = Access::begin(OpenQueue::new(queue)?);
     let len = to.region.len;
     if from.region.len != len {
         return Err(CudaError::Length { what: MEMORY, expected: len, got: from.region.len });
@@ -67,11 +67,11 @@ pub(crate) fn copy<T: Scalar>(
 /// Enqueues the sum of all elements over the ranks, in place. The communicator's device is the queue's, and current; the caller holds
 /// the group's gate.
 pub(crate) fn sum<P: Param>(
-    queue: &Arc<CudaStream>,
+    queue: OpenQueue<'_>,
     comm: &Comm,
     mem: &mut MemMut<'_, P>,
 ) -> Result<(), CudaError> {
-    let mut access = Access::begin(queue)?;
+    let mut access = Access::begin(queue);
     let len = mem.region.len;
     let pointer = access.write("the numbers to be summed", mem.region, len)?;
     // SAFETY: the memory has as many elements of that type, on the queue's device, and is borrowed mutably; the queue comes after its

@@ -98,11 +98,20 @@ pub(crate) type Written = (State<f32>, [Vec<u32>; 4]);
 impl Rig {
     /// A layer that averages over all batches, so that its counter matters, on so many images.
     pub(crate) fn new(cuda: &Cuda, group: impl Communicator<Cuda> + 'static, samples: usize) -> Self {
+        Self::with_config(cuda, group, samples, |config| config)
+    }
+
+    /// The same with other settings.
+    pub(crate) fn with_config(
+        cuda: &Cuda,
+        group: impl Communicator<Cuda> + 'static,
+        samples: usize,
+        change: impl FnOnce(Config) -> Config,
+    ) -> Self {
         let queue = cuda.context().new_stream().unwrap();
         let geometry = Geometry::channels_first(&[samples, CHANNELS, 9, PIXELS / 9]).unwrap();
         let rank = group.rank();
-        let mut config = Config::new(CHANNELS);
-        config.momentum = None;
+        let config = change(Config::new(CHANNELS).with_momentum(None));
         let layer = SyncBatchNorm::new("bn", config, cuda.clone(), &queue, group).unwrap();
         <Cuda as Kernels<f32>>::prepare(cuda, &queue, &geometry).unwrap();
         let tensor = |seed| cuda.upload(&queue, &values(geometry.len(), seed)).unwrap();

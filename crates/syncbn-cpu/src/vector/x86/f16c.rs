@@ -1,6 +1,6 @@
 //! The conversions of `f16` that every processor with AVX-512 has.
 //!
-//! Deliberately not here: AVX2, which does not prove that a processor has them.
+//! AVX2 alone does not prove that a processor has them.
 
 use std::arch::x86_64::_MM_FROUND_TO_NEAREST_INT;
 

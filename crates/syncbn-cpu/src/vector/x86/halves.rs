@@ -1,6 +1,4 @@
 //! Eight `f16` or `bf16` as `f32`, and `f32` rounded to them, to nearest, ties to even, with AVX2 alone.
-//!
-//! Deliberately not here: instructions made for halves.
 
 use pulp::x86::V3;
 use pulp::{cast, f32x8, i32x4, u16x8, u32x8};

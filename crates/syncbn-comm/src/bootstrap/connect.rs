@@ -1,6 +1,6 @@
-//! The side that comes: every address of the host is tried, side by side and again and again, until one of them lets in.
+//! The side that connects: tries every address of the host, all at once and again and again, until one of them accepts.
 //!
-//! Deliberately not here: who is behind the door, beyond that it belongs to the job.
+//! Deliberately not here: who accepts, beyond that it belongs to the job.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,17 +16,17 @@ use super::token::JobToken;
 use super::wire::{Greeting, HEAD, Refusal, Reply};
 use crate::deadline::Deadline;
 
-/// How long an address may take to let in, before it is tried again.
-const COURTESY: Duration = Duration::from_secs(5);
+/// How long an address may take to accept, before it is tried again.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
 
-pub(crate) struct Knock<'a> {
+pub(crate) struct Connector<'a> {
     token: &'a JobToken,
     greeting: Greeting,
-    /// The length of the answer; none where being let in is all.
+    /// The length of the answer; none where being accepted is all.
     answer: Option<usize>,
     addresses: Vec<Address>,
     attempts: BTreeMap<Token, Attempt>,
-    let_in: Option<Token>,
+    accepted_by: Option<Token>,
 }
 
 struct Address {
@@ -42,28 +42,28 @@ struct Attempt {
     address: usize,
     connection: Connection,
     greeted: bool,
-    patience: Deadline,
+    deadline: Deadline,
 }
 
 /// How far it has come.
 pub(crate) enum Progress {
     Waiting,
-    /// Let in, and not answered yet.
+    /// Accepted, and not answered yet.
     Welcome,
     /// The whole answer.
     Answered(Vec<u8>),
-    /// By whom it was looked for, and for good.
+    /// By a process of this job, for good.
     Refused(Refusal),
 }
 
-impl<'a> Knock<'a> {
+impl<'a> Connector<'a> {
     pub(crate) fn new(token: &'a JobToken, greeting: Greeting, answer: Option<usize>) -> Self {
         let (addresses, attempts) = (Vec::new(), BTreeMap::new());
-        Self { token, greeting, answer, addresses, attempts, let_in: None }
+        Self { token, greeting, answer, addresses, attempts, accepted_by: None }
     }
 
     /// Tries these addresses, too.
-    pub(crate) fn also_at(&mut self, addresses: impl IntoIterator<Item = SocketAddr>) {
+    pub(crate) fn add_addresses(&mut self, addresses: impl IntoIterator<Item = SocketAddr>) {
         for at in addresses {
             if self.addresses.iter().all(|address| address.at != at) {
                 self.addresses.push(Address { at, again: Deadline::after(Duration::ZERO), reason: None });
@@ -71,44 +71,44 @@ impl<'a> Knock<'a> {
         }
     }
 
-    /// Does what can be done now; `ready` is what the net said.
-    pub(crate) fn attend(&mut self, net: &mut Net, ready: &[Token]) -> Progress {
+    /// Does what can be done now; `ready` is what [`Net::wait`] returned.
+    pub(crate) fn progress(&mut self, net: &mut Net, ready: &[Token]) -> Progress {
         for token in ready {
             let Some(attempt) = self.attempts.get_mut(token) else { continue };
-            match attempt.listen(self.token, &self.greeting, self.answer) {
+            match attempt.progress(self.token, &self.greeting, self.answer) {
                 Ok(Progress::Waiting) => {}
-                Ok(Progress::Welcome) => self.enter(*token),
+                Ok(Progress::Welcome) => self.keep_only(*token),
                 Ok(end) => {
-                    self.let_in = Some(*token);
+                    self.accepted_by = Some(*token);
                     return end;
                 }
-                Err(reason) => self.give_up(*token, reason),
+                Err(reason) => self.end(*token, reason),
             }
         }
-        let slow = |(token, attempt): (&Token, &Attempt)| attempt.patience.has_passed().then_some(*token);
+        let slow = |(token, attempt): (&Token, &Attempt)| attempt.deadline.has_passed().then_some(*token);
         for token in self.attempts.iter().filter_map(slow).collect::<Vec<_>>() {
-            self.give_up(token, "no reply".into());
+            self.end(token, "no reply".into());
         }
-        if self.let_in.is_some() {
+        if self.accepted_by.is_some() {
             return Progress::Welcome;
         }
         for address in 0..self.addresses.len() {
-            self.call(net, address);
+            self.connect_to(net, address);
         }
         Progress::Waiting
     }
 
-    /// The connection that was let in.
+    /// The connection that was accepted.
     pub(crate) fn into_connection(mut self) -> Option<Connection> {
-        self.attempts.remove(&self.let_in?).map(|attempt| attempt.connection)
+        self.attempts.remove(&self.accepted_by?).map(|attempt| attempt.connection)
     }
 
-    /// The address that let in.
+    /// The address that accepted.
     pub(crate) fn reached(&self) -> Option<SocketAddr> {
-        self.attempts.get(&self.let_in?).and_then(|attempt| attempt.connection.stream.peer_addr().ok())
+        self.attempts.get(&self.accepted_by?).and_then(|attempt| attempt.connection.stream.peer_addr().ok())
     }
 
-    fn call(&mut self, net: &mut Net, place: usize) {
+    fn connect_to(&mut self, net: &mut Net, place: usize) {
         let Some(address) = self.addresses.get_mut(place) else { return };
         let busy = self.attempts.values().any(|attempt| attempt.address == place);
         if busy || !address.again.has_passed() {
@@ -116,24 +116,24 @@ impl<'a> Knock<'a> {
         }
         match connect(net, address.at) {
             Ok((token, connection)) => {
-                let patience = Deadline::after(COURTESY);
-                self.attempts.insert(token, Attempt { address: place, connection, greeted: false, patience });
+                let deadline = Deadline::after(REPLY_TIMEOUT);
+                self.attempts.insert(token, Attempt { address: place, connection, greeted: false, deadline });
             }
             Err(error) => address.failed(error.to_string()),
         }
     }
 
-    /// One address has let in: the others are not needed.
-    fn enter(&mut self, token: Token) {
-        self.let_in = Some(token);
+    /// One address has accepted: the others are not needed.
+    fn keep_only(&mut self, token: Token) {
+        self.accepted_by = Some(token);
         self.attempts.retain(|other, _| *other == token);
         if let Some(attempt) = self.attempts.get_mut(&token) {
-            attempt.patience = Deadline::after(Duration::MAX);
+            attempt.deadline = Deadline::after(Duration::MAX);
         }
     }
 
-    fn give_up(&mut self, token: Token, reason: String) {
-        self.let_in = self.let_in.filter(|let_in| *let_in != token);
+    fn end(&mut self, token: Token, reason: String) {
+        self.accepted_by = self.accepted_by.filter(|accepted_by| *accepted_by != token);
         let Some(attempt) = self.attempts.remove(&token) else { return };
         if let Some(address) = self.addresses.get_mut(attempt.address) {
             address.failed(reason);
@@ -155,7 +155,7 @@ fn connect(net: &mut Net, at: SocketAddr) -> io::Result<(Token, Connection)> {
 }
 
 impl Attempt {
-    fn listen(
+    fn progress(
         &mut self,
         token: &JobToken,
         greeting: &Greeting,
@@ -181,7 +181,7 @@ impl Attempt {
                     return Ok(Progress::Welcome);
                 }
                 // The answer may have come with it.
-                match self.listen(token, greeting, answer)? {
+                match self.progress(token, greeting, answer)? {
                     Progress::Waiting => Ok(Progress::Welcome),
                     further => Ok(further),
                 }
@@ -212,8 +212,8 @@ impl Attempt {
     }
 }
 
-/// Why nobody has let in yet.
-impl fmt::Display for Knock<'_> {
+/// Why no address has accepted yet.
+impl fmt::Display for Connector<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(at) = self.reached() {
             return write!(f, "{at} was reached, and other ranks did not come");

@@ -1,0 +1,217 @@
+//! Ranks of one host that meet inside the kernels: each writes its numbers into its peers' device memory.
+//!
+//! A sum over the ranks then costs no kernel and no call of its own: the kernel that sums sends each channel's numbers when it has
+//! them, and the kernel that follows waits for those that it needs. The ranks' messages are added in the order of the ranks, so the
+//! bits are those of a communicator of the host's.
+//!
+//! # Which ranks
+//!
+//! One rank to a device, up to 16 ranks of one host, as threads of one process or as processes. The devices have to reach each other's
+//! memory (`NVLink`, or `PCIe` with peer access), and processes have to share CUDA's IPC, which containers may forbid. Whether they do
+//! is found out once, when the group is made, by all ranks together: [`PeerCommunicator::reason`] tells why they do not. The sums
+//! then go through the communicator beneath. So do a caller's own numbers, and layers of more than 8192 channels.
+//!
+//! # What waits for what
+//!
+//! Kernels that send (`moments`, `grad_sums`) never wait for a peer. Kernels that wait (`normalize`, `grad_input`) come after them on
+//! the same stream. Passes of one device run one after the other, whatever their groups and streams: a stream waits, on the
+//! device, for the pass before. So when a kernel waits, what it waits for is a kernel that runs as soon as its own device comes to
+//! it; nothing that waits keeps it from running. Groups that share devices have to be used in the same order on all of them.
+//!
+//! Another library's kernels that wait for their peers, as NCCL's do on a stream of their own, take few of a device's
+//! multiprocessors: kernels that send run beside them, and end; so those that wait end, and make room.
+//!
+//! # Failures
+//!
+//! A call returns before the device has done it, so failures show later: in [`Communicator::status`], which layers ask before every
+//! pass, and in [`PeerCommunicator::wait`]. A kernel that waits compares its call with its peers': layer, pass, length, use,
+//! step and settings. It gives up when they differ, when the group's time-out is over, or when the group is poisoned; then it
+//! writes no running statistics, and the kernels that follow give up at once. A rank that has failed sends nothing more, and its
+//! peers' time-out tells them. What its layers hold is not trusted until a snapshot is loaded.
+//!
+//! # Graphs
+//!
+//! Passes are counted on the device, so graphs that hold them can be replayed, by all ranks alike. A replay's use and step are
+//! those of the capture, so a rank that leaves out a replay cannot be told apart from one that is late.
+
+mod direct;
+mod join;
+mod token;
+
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use cudarc::driver::CudaStream;
+use syncbn_core::{CollectiveId, CommError, CommErrorKind, Communicator, Membership, Numbers, Pass};
+
+use crate::device::Cuda;
+use crate::error::CudaError;
+use crate::nccl::NcclCommunicator;
+use crate::workspace::Workspace;
+use direct::Direct;
+
+pub use token::Peers;
+
+/// How often a wait looks.
+const PAUSE: Duration = Duration::from_micros(200);
+
+/// A rank's place in a group that meets inside the kernels where it can, and through another communicator where it cannot.
+pub struct PeerCommunicator {
+    cuda: Cuda,
+    over: Arc<dyn Communicator<Cuda>>,
+    membership: Arc<Membership>,
+    joined: join::Joined,
+}
+
+impl PeerCommunicator {
+    /// Joins the ranks of a communicator, with one device per rank. Collective: every rank calls it, with the same time-out, which
+    /// bounds how long a kernel waits for its peers. It has to cover the difference in the ranks' speed.
+    ///
+    /// The communicator beneath may be NCCL's, or one of the host's, in which case NCCL is not needed:
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    ///
+    /// use syncbn_comm::tcp::TcpCommunicator;
+    /// use syncbn_core::{Group, ViaHost};
+    /// use syncbn_cuda::Cuda;
+    /// use syncbn_cuda::peers::PeerCommunicator;
+    ///
+    /// let timeout = Duration::from_secs(60);
+    /// let tcp = TcpCommunicator::from_env(timeout)?;
+    /// let cuda = Cuda::open(syncbn_comm::LaunchEnv::from_env()?.local_rank)?;
+    /// let group = Group::<Cuda>::new(PeerCommunicator::new(&cuda, ViaHost(tcp), timeout)?);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of the communicator beneath, while it tells each rank what the others have. That peers are out of reach is no error.
+    pub fn new(
+        cuda: &Cuda,
+        over: impl Communicator<Cuda> + 'static,
+        timeout: Duration,
+    ) -> Result<Self, CommError> {
+        let joined = join::join(cuda, &over, timeout)?;
+        if let Err(reason) = &joined {
+            log::info!("rank {}: sums go through the communicator beneath: {reason}", over.rank());
+        }
+        let membership = over.membership().unwrap_or_default();
+        Ok(Self { cuda: cuda.clone(), over: Arc::new(over), membership, joined })
+    }
+
+    /// Opens the device of this process's local rank, and joins all processes of the launcher, with NCCL beneath
+    /// ([`NcclCommunicator::from_env`]).
+    pub fn from_env(timeout: Duration) -> Result<(Cuda, Self), CudaError> {
+        let (cuda, nccl) = NcclCommunicator::from_env(timeout)?;
+        let joined = Self::new(&cuda, nccl, timeout);
+        let communicator = joined.map_err(|error| CudaError::FirstSum { reason: error.to_string() })?;
+        Ok((cuda, communicator))
+    }
+
+    /// Why the ranks do not meet inside their kernels; `None` where they do.
+    #[must_use]
+    pub fn reason(&self) -> Option<&str> {
+        self.joined.as_ref().err().map(String::as_str)
+    }
+
+    /// Waits until the queue's work is done, replayed graphs included. After `timeout` this rank's kernels give up, which releases
+    /// the queue, and the group is poisoned.
+    pub fn wait(&self, queue: &CudaStream, timeout: Duration) -> Result<(), CommError> {
+        let began = Instant::now();
+        let driver = |error| {
+            let cause = CudaError::driver("waiting for the queue")(error);
+            self.error(None, false, CommErrorKind::Transport(Arc::new(cause)))
+        };
+        let event = queue.record_event(None).map_err(driver)?;
+        while !event.try_is_complete().map_err(driver)? {
+            self.status()?;
+            if began.elapsed() >= timeout {
+                let error = self.error(None, true, CommErrorKind::Unfinished { timeout });
+                self.poison(&error);
+                return Err(error);
+            }
+            thread::sleep(PAUSE);
+        }
+        self.status()
+    }
+
+    fn error(&self, call: Option<&CollectiveId>, late: bool, kind: CommErrorKind) -> CommError {
+        let (rank, world_size) = (self.rank(), self.world_size().get());
+        CommError { rank, world_size, call: call.cloned(), late, kind }
+    }
+}
+
+impl Communicator<Cuda> for PeerCommunicator {
+    fn rank(&self) -> usize {
+        self.over.rank()
+    }
+
+    fn world_size(&self) -> NonZeroUsize {
+        self.over.world_size()
+    }
+
+    /// Through the communicator beneath: a pass whose ranks meet inside its kernels does not ask.
+    fn sum_workspace(
+        &self,
+        id: &CollectiveId,
+        pass: Pass,
+        backend: &Cuda,
+        queue: &Arc<CudaStream>,
+        workspace: &mut Workspace,
+    ) -> Result<(), CommError> {
+        self.over.sum_workspace(id, pass, backend, queue, workspace)
+    }
+
+    /// Through the communicator beneath.
+    fn sum_numbers(
+        &self,
+        id: &CollectiveId,
+        backend: &Cuda,
+        queue: &Arc<CudaStream>,
+        numbers: Numbers<'_, Cuda>,
+    ) -> Result<(), CommError> {
+        self.over.sum_numbers(id, backend, queue, numbers)
+    }
+
+    fn peers(&self, id: &CollectiveId, _: Pass, backend: &Cuda) -> Result<Option<Peers>, CommError> {
+        let Some(direct) = self.joined.as_ref().ok().filter(|_| Direct::has_room(id)) else {
+            return Ok(None);
+        };
+        backend
+            .same_device(&self.cuda)
+            .map_err(|error| self.error(Some(id), false, CommErrorKind::Unsent(Arc::new(error))))?;
+        Ok(Some(Peers { direct: Arc::clone(direct), params: direct.params(id) }))
+    }
+
+    /// This rank's kernels give up; the peers hear of it through the communicator beneath, and their kernels by their time-out.
+    fn poison(&self, cause: &CommError) {
+        if let Ok(direct) = &self.joined {
+            direct.fail(cause.clone());
+        }
+        self.over.poison(cause);
+    }
+
+    fn status(&self) -> Result<(), CommError> {
+        let failure = self.joined.as_ref().ok().and_then(|direct| direct.failure());
+        let Some(first) = failure else { return self.over.status() };
+        if self.over.status().is_ok() {
+            self.over.poison(&first);
+        }
+        Err(self.error(first.call.as_ref(), first.late, CommErrorKind::Poisoned(Arc::new(first.clone()))))
+    }
+
+    fn membership(&self) -> Option<Arc<Membership>> {
+        Some(Arc::clone(&self.membership))
+    }
+}
+
+impl fmt::Debug for PeerCommunicator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let how = self.reason().unwrap_or("inside the kernels");
+        write!(f, "PeerCommunicator(rank {} of {}, {how})", self.rank(), self.world_size())
+    }
+}

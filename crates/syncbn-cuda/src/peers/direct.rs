@@ -1,0 +1,192 @@
+//! One rank's part in a group whose ranks reach each other's memory.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use syncbn_core::{CollectiveId, CommError, CommErrorKind};
+
+use crate::device::Cuda;
+use crate::error::CudaError;
+use crate::raw::driver::{self, DeviceMemory};
+use crate::raw::params::{MOST_RANKS, PeersParams, Report};
+use crate::raw::peers::{Inbox, Mapped, ReportPage};
+
+/// Bytes of a packet, which carries one number.
+const PACKET: usize = 16;
+/// Packets in front of those of the channels; peers.cuh has the same.
+const HEADER: usize = 8;
+/// Layers with more channels meet through the communicator beneath.
+const MOST_CHANNELS: usize = 8192;
+const SLOT: usize = HEADER + 2 * MOST_CHANNELS;
+/// `Control` of peers.cuh, and the packets behind it.
+const CONTROL: usize = 64 + 2 * MOST_CHANNELS * PACKET;
+
+/// The bytes of an inbox: two slots for each rank.
+pub(super) const fn inbox_bytes(ranks: usize) -> usize {
+    2 * ranks * SLOT * PACKET
+}
+
+/// Another rank's inbox, or this one's own.
+#[derive(Debug)]
+pub(super) enum Link {
+    /// Of this process.
+    Shared(Arc<Inbox>),
+    /// Of another one.
+    Mapped(Mapped),
+}
+
+impl Link {
+    fn pointer(&self) -> u64 {
+        match self {
+            Self::Shared(inbox) => inbox.pointer(),
+            Self::Mapped(mapped) => mapped.pointer,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Direct {
+    pub(super) cuda: Cuda,
+    rank: usize,
+    timeout: Duration,
+    inbox: Arc<Inbox>,
+    /// One for each rank.
+    links: Vec<Link>,
+    control: DeviceMemory,
+    report: ReportPage,
+    /// What a digest stands for, of every call that this rank has made.
+    known: Mutex<HashMap<u64, CollectiveId>>,
+    failure: Mutex<Option<CommError>>,
+}
+
+impl Direct {
+    pub(super) fn new(
+        cuda: &Cuda,
+        rank: usize,
+        timeout: Duration,
+        inbox: Arc<Inbox>,
+        links: Vec<Link>,
+    ) -> Result<Self, CudaError> {
+        let stream = cuda.context().default_stream();
+        let mut control = DeviceMemory::new(cuda.context(), CONTROL)?;
+        driver::zero(&stream, &mut control, CONTROL)?;
+        stream.synchronize().map_err(CudaError::driver("clearing memory"))?;
+        Ok(Self {
+            cuda: cuda.clone(),
+            rank,
+            timeout,
+            inbox,
+            links,
+            control,
+            report: ReportPage::new(cuda.context())?,
+            known: Mutex::default(),
+            failure: Mutex::default(),
+        })
+    }
+
+    /// Whether a pass has room in an inbox. No pass has fewer than two numbers a channel, whatever their type.
+    pub(super) fn has_room(id: &CollectiveId) -> bool {
+        id.length / 2 <= MOST_CHANNELS
+    }
+
+    /// The parameters of the kernels of this pass.
+    pub(super) fn params(&self, id: &CollectiveId) -> PeersParams {
+        let identity = id.digest();
+        lock(&self.known).entry(identity).or_insert_with(|| id.clone());
+        let call = [identity, id.use_number, id.step];
+        let mut inboxes = [0; MOST_RANKS];
+        for (inbox, link) in inboxes.iter_mut().zip(&self.links) {
+            *inbox = link.pointer();
+        }
+        PeersParams {
+            inboxes,
+            control: self.control.pointer(),
+            report: self.report.pointer,
+            hash: mix(call),
+            call,
+            timeout: u64::try_from(self.timeout.as_nanos()).unwrap_or(u64::MAX),
+            rank: self.rank as i32,
+            ranks: self.links.len() as i32,
+            slot: SLOT as i32,
+            unused: 0,
+        }
+    }
+
+    /// The group's first failure, if there is one: what a kernel has reported counts, if nothing was noted before.
+    pub(super) fn failure(&self) -> Option<CommError> {
+        let mut failure = lock(&self.failure);
+        if failure.is_none() {
+            *failure = self.report.read().map(|report| self.explain(&report));
+        }
+        failure.clone()
+    }
+
+    /// Ends this rank's part; returns the first failure, which may be this one.
+    pub(super) fn fail(&self, error: CommError) -> CommError {
+        let first = lock(&self.failure).get_or_insert(error).clone();
+        self.report.stop();
+        first
+    }
+
+    fn explain(&self, report: &Report) -> CommError {
+        let elsewhere = usize::try_from(report.elsewhere).ok().and_then(|rank| rank.checked_sub(1));
+        let kind = match (elsewhere, self.call(report.other)) {
+            (None, _) => match self.missing(report.number) {
+                Ok(missing) => CommErrorKind::Timeout { missing, timeout: self.timeout },
+                Err(error) => CommErrorKind::Transport(Arc::new(error)),
+            },
+            (Some(rank), Some(other)) => CommErrorKind::OutOfStep { others: vec![(rank, other)] },
+            (Some(rank), None) => {
+                CommErrorKind::Disagree(format!("rank {rank} is in a call that this rank has never made"))
+            }
+        };
+        self.error(self.call(report.call), true, kind)
+    }
+
+    /// The ranks of which nothing has come in the pass of this number: copies of a few bytes, beside the streams of the layers.
+    fn missing(&self, number: u64) -> Result<Vec<usize>, CudaError> {
+        let ranks = self.links.len();
+        let mut missing = Vec::new();
+        for rank in 0..ranks {
+            let slot = (number % 2) as usize * ranks + rank;
+            let [_, of_pass, ..] = self.inbox.peek(slot * SLOT * PACKET)?;
+            if u64::from(of_pass) != number {
+                missing.push(rank);
+            }
+        }
+        Ok(missing)
+    }
+
+    /// The call of this identity, use and step.
+    fn call(&self, [identity, use_number, step]: [u64; 3]) -> Option<CollectiveId> {
+        Some(lock(&self.known).get(&identity)?.clone().with_use(use_number, step))
+    }
+
+    pub(super) fn error(&self, call: Option<CollectiveId>, late: bool, kind: CommErrorKind) -> CommError {
+        CommError { rank: self.rank, world_size: self.links.len(), call, late, kind }
+    }
+}
+
+impl Drop for Direct {
+    fn drop(&mut self) {
+        // Kernels that wait for a peer still use all of it; they end within the time-out.
+        let context = self.cuda.context();
+        context.record_err(context.synchronize());
+    }
+}
+
+/// One number of an identity, a use and a step.
+fn mix(call: [u64; 3]) -> u64 {
+    call.into_iter().fold(0, |hash, word| {
+        // A step of splitmix64.
+        let mixed = (hash ^ word).wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

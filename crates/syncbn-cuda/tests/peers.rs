@@ -1,0 +1,263 @@
+//! Every law of the kit with ranks that meet inside their kernels, one rank on each GPU; and what such groups do besides.
+//!
+//! Ranks are threads here; `peer_processes.rs` has processes.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
+
+mod common;
+
+use std::num::NonZeroUsize;
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{Rig, devices, needs};
+use syncbn_comm::{ThreadComm, ThreadGroup};
+use syncbn_core::{
+    CommError, CommErrorKind, Communicator, Config, ErrorKind, HostCommunicator, SingleRank, ViaHost,
+};
+use syncbn_cuda::Cuda;
+use syncbn_cuda::peers::PeerCommunicator;
+use syncbn_testkit::{Ability, Gap, Harness, Join, Opened, Unavailable};
+
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+fn gpus() -> Result<&'static [Cuda], Unavailable> {
+    static GPUS: OnceLock<Result<Vec<Cuda>, Unavailable>> = OnceLock::new();
+    let open = || {
+        Cuda::open(0).map_err(|error| Unavailable(error.to_string()))?;
+        Ok(devices())
+    };
+    GPUS.get_or_init(open).as_deref().map_err(Clone::clone)
+}
+
+#[derive(Clone)]
+struct PeerHarness;
+
+impl Harness for PeerHarness {
+    type Backend = Cuda;
+
+    fn name(&self) -> &'static str {
+        "cuda"
+    }
+
+    fn open(&self, rank: usize) -> Result<Opened<Cuda>, Unavailable> {
+        let gpus = gpus()?;
+        let cuda = gpus[rank % gpus.len()].clone();
+        let stream = cuda.context().new_stream().map_err(|error| Unavailable(error.to_string()))?;
+        Ok((cuda, stream))
+    }
+
+    fn gaps(&self) -> Vec<Gap> {
+        vec![
+            Gap { ability: Ability::WideRange, reason: "chains of 64 elements are summed in f32" },
+            Gap {
+                ability: Ability::Subnormals,
+                reason: "weight invstd, above 1e38 there, is multiplied in f32",
+            },
+            Gap {
+                ability: Ability::ComparesCalls,
+                reason: "kernels compare them, so that a difference shows late; this file's tests look for it",
+            },
+        ]
+    }
+
+    fn max_world_size(&self) -> usize {
+        gpus().map_or(1, <[Cuda]>::len)
+    }
+
+    fn group(&self, world_size: NonZeroUsize) -> Vec<Join<Cuda>> {
+        let direct = world_size.get() > 1;
+        let over_peers = |host: ThreadComm| -> Join<Cuda> {
+            Box::new(move |cuda, _| {
+                let peers = PeerCommunicator::new(cuda, ViaHost(host), TIMEOUT).unwrap();
+                assert_eq!(peers.reason().is_none(), direct, "{peers:?}");
+                Ok(Arc::new(peers) as Arc<dyn Communicator<Cuda>>)
+            })
+        };
+        ranks_of(world_size.get(), TIMEOUT).into_iter().map(over_peers).collect()
+    }
+}
+
+syncbn_testkit::conformance!(peers: PeerHarness, types: [f32, f64, f16, bf16]);
+
+/// The communicator beneath: threads.
+fn ranks_of(world_size: usize, timeout: Duration) -> Vec<ThreadComm> {
+    ThreadGroup::new(NonZeroUsize::new(world_size).unwrap(), timeout).unwrap()
+}
+
+/// Runs the body once for each of so many ranks of a new group; not at all on a machine with fewer GPUs.
+fn on_ranks(world_size: usize, timeout: Duration, body: impl Fn(&Cuda, PeerCommunicator) + Sync) {
+    let gpus = devices();
+    if gpus.len() < world_size {
+        return needs(&format!("{world_size} GPUs"));
+    }
+    let ranks = ranks_of(world_size, timeout);
+    let body = &body;
+    thread::scope(|scope| {
+        for (cuda, host) in gpus.iter().zip(ranks) {
+            scope.spawn(move || body(cuda, PeerCommunicator::new(cuda, ViaHost(host), timeout).unwrap()));
+        }
+    });
+}
+
+/// The failure that a rank's steps end with, and how long it took.
+fn first_failure(rig: &mut Rig) -> (syncbn_core::Error, Duration) {
+    let began = Instant::now();
+    loop {
+        thread::sleep(Duration::from_millis(20));
+        match rig.try_step() {
+            Err(error) => return (error, began.elapsed()),
+            Ok(()) => assert!(began.elapsed() < TIMEOUT, "nobody has told this rank"),
+        }
+    }
+}
+
+fn root(error: &syncbn_core::Error) -> CommError {
+    let ErrorKind::Communicator(cause) = &*error.kind else { panic!("{error}") };
+    let mut root = cause.clone();
+    while let CommErrorKind::Poisoned(earlier) = &root.kind {
+        root = (**earlier).clone();
+    }
+    root
+}
+
+/// The state is not trusted until a snapshot is loaded, in a new group.
+fn trains_on(rig: &mut Rig, snapshot: &syncbn_core::State<f32>) {
+    let refused = rig.try_step().unwrap_err();
+    assert!(matches!(*refused.kind, ErrorKind::Untrusted), "{refused}");
+    rig.queue.synchronize().unwrap();
+    rig.layer.set_group(SingleRank);
+    rig.layer.load_state(&rig.queue, snapshot).unwrap();
+    rig.step();
+    assert_ne!(rig.written().0, *snapshot);
+}
+
+#[test]
+fn one_rank_and_two_ranks_of_one_device_go_through_the_communicator_beneath() {
+    on_ranks(1, TIMEOUT, |cuda, alone| {
+        assert_eq!(alone.reason(), Some("there is one rank"));
+        Rig::new(cuda, alone, 3).step();
+    });
+    let Some(cuda) = devices().into_iter().next() else { return };
+    let ranks = ranks_of(2, TIMEOUT);
+    thread::scope(|scope| {
+        for (rank, host) in ranks.into_iter().enumerate() {
+            let cuda = &cuda;
+            scope.spawn(move || {
+                let both = PeerCommunicator::new(cuda, ViaHost(host), TIMEOUT).unwrap();
+                let reason = format!("rank {} is on the same device", 1 - rank);
+                assert_eq!(both.reason(), Some(reason.as_str()));
+                Rig::new(cuda, both, 3).step();
+            });
+        }
+    });
+}
+
+#[test]
+fn a_rank_that_does_not_come_is_named_in_time_and_the_state_can_be_restored() {
+    let timeout = Duration::from_secs(1);
+    on_ranks(2, timeout, |cuda, peers| {
+        let mut rig = Rig::new(cuda, peers, 3);
+        rig.step();
+        let snapshot = rig.layer.state(&rig.queue).unwrap();
+        if rig.rank() == 1 {
+            return thread::sleep(3 * timeout);
+        }
+        let (error, elapsed) = first_failure(&mut rig);
+        assert!(elapsed < timeout + Duration::from_secs(1), "{elapsed:?}");
+        let cause = root(&error);
+        assert!(matches!(&cause.kind, CommErrorKind::Timeout { missing, .. } if *missing == [1]), "{error}");
+        assert!(cause.late && error.to_string().contains("forward of layer `bn`"), "{error}");
+        trains_on(&mut rig, &snapshot);
+    });
+}
+
+/// A rank with another eps, and one that goes forward while the other goes back: both hear where the other is.
+#[test]
+fn ranks_in_different_calls_are_told_where_the_others_are() {
+    let timeout = Duration::from_secs(5);
+    on_ranks(2, timeout, |cuda, peers| {
+        let mut rig = Rig::new(cuda, peers, 3);
+        rig.step();
+        let snapshot = rig.layer.state(&rig.queue).unwrap();
+        let saved = rig.forward();
+        if rig.rank() == 1 {
+            drop(rig.forward());
+        } else {
+            rig.backward(&saved);
+        }
+        let (error, elapsed) = first_failure(&mut rig);
+        assert!(elapsed < Duration::from_secs(1), "{elapsed:?}");
+        let other = 1 - rig.rank();
+        let cause = root(&error);
+        let CommErrorKind::OutOfStep { others } = &cause.kind else { panic!("{error}") };
+        assert_eq!(others[0].0, other, "{error}");
+        assert!(others[0].1.to_string().contains(if other == 1 { "forward" } else { "backward" }), "{error}");
+        trains_on(&mut rig, &snapshot);
+    });
+    on_ranks(2, timeout, |cuda, peers| {
+        let eps = if Communicator::rank(&peers) == 1 { 1e-3 } else { 1e-5 };
+        let mut rig = Rig::with_config(cuda, peers, 3, |config: Config| config.with_eps(eps));
+        let before = rig.layer.state(&rig.queue).unwrap();
+        let (error, elapsed) = first_failure(&mut rig);
+        assert!(elapsed < Duration::from_secs(1), "{elapsed:?}");
+        assert!(matches!(root(&error).kind, CommErrorKind::Disagree(_)), "{error}");
+        trains_on(&mut rig, &before);
+    });
+}
+
+#[test]
+fn a_poisoned_group_ends_on_every_rank() {
+    let timeout = Duration::from_secs(2);
+    on_ranks(2, timeout, |cuda, peers| {
+        let mut rig = Rig::new(cuda, peers, 3);
+        rig.step();
+        rig.queue.synchronize().unwrap();
+        if rig.rank() == 1 {
+            let kind = CommErrorKind::Disagree("this rank is out of memory".into());
+            let cause = CommError { rank: 1, world_size: 2, call: None, late: false, kind };
+            Communicator::poison(rig.layer.group(), &cause);
+            let error = rig.try_step().unwrap_err();
+            assert!(error.to_string().contains("out of memory"), "{error}");
+            return;
+        }
+        let (_, elapsed) = first_failure(&mut rig);
+        assert!(elapsed < timeout + Duration::from_secs(1), "{elapsed:?}");
+    });
+}
+
+/// Ranks with batches of every size from 0 on, parameters only, two groups of one device on streams of their own: 20,000 steps.
+#[test]
+fn groups_outlive_thousands_of_steps_of_changing_shapes() {
+    let world_size = devices().len();
+    if world_size == 0 {
+        return;
+    }
+    let (first, second) = (ranks_of(world_size, TIMEOUT), ranks_of(world_size, TIMEOUT));
+    thread::scope(|scope| {
+        for ((cuda, one), two) in devices().into_iter().zip(first).zip(second) {
+            scope.spawn(move || {
+                let rank = HostCommunicator::rank(&one);
+                let group = |host| Arc::new(PeerCommunicator::new(&cuda, ViaHost(host), TIMEOUT).unwrap());
+                let (one, two) = (group(one), group(two));
+                let rigs = |group: &Arc<PeerCommunicator>| {
+                    (0..5)
+                        .map(|samples| Rig::new(&cuda, group.clone(), (samples + rank) % 5))
+                        .collect::<Vec<_>>()
+                };
+                let (mut one, mut two) = (rigs(&one), rigs(&two));
+                for step in 0..20_000_usize {
+                    one[step % 5].step();
+                    two[step / 5 % 5].step();
+                    if step % 1000 == 0 {
+                        one[0].queue.synchronize().unwrap();
+                    }
+                }
+                for rig in one.iter_mut().chain(&mut two) {
+                    assert_eq!(rig.written().0.num_batches_tracked, Some(4000));
+                }
+            });
+        }
+    });
+}
