@@ -13,6 +13,7 @@ import weakref
 from typing import TYPE_CHECKING
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor
 
 from . import double_backward
@@ -194,11 +195,11 @@ torch.library.register_autograd(
 
 
 def _register_effects() -> bool:
-    """Whether this version of torch knows what to do with an effect in a graph that is differentiated."""
-    try:
-        from torch._library.effects import EffectType
-    except ImportError:
+    """Whether this version of torch keeps what an operation with an effect has returned, in a checkpointed region too."""
+    if not hasattr(torch.utils.checkpoint, "_is_cacheable_effect"):
         return False
+    from torch._library.effects import EffectType
+
     for name in ("forward", "backward"):
         torch.library._register_effectful_op(f"syncbn::{name}", EffectType.ORDERED, lib=_library)
     return True

@@ -45,11 +45,9 @@ def main() -> None:
     for name in names():
         if args.only in name:
             results[name] = _run(name, ranks)
+            print(f"rank {ranks.rank}: {name}: {results[name]}", file=sys.stderr, flush=True)
             if args.out:
                 (args.out / f"{ranks.rank}.json").write_text(json.dumps(results))
-    if args.out is None and ranks.rank == 0:
-        print("\n".join(f"{name}: {result}" for name, result in results.items()))
-    sys.stdout.flush()
     if any(result != "passed" for result in results.values()):
         # A rank that has failed keeps no other waiting.
         os._exit(1)
@@ -75,7 +73,6 @@ def _run(name: str, ranks) -> str:
     file, function = name.split(".")
     ranks.group = dist.new_group()
     torch.manual_seed(11)
-    print(f"rank {ranks.rank}: {name}", file=sys.stderr, flush=True)
     # Whatever hangs says where.
     faulthandler.dump_traceback_later(float(os.environ.get("SYNCBN_HANG", "180")), exit=True)
     began = time.monotonic()

@@ -62,8 +62,6 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_training_in_one_graph(device, form, forwards):
-    if form != "plain" and not operations.HAS_EFFECTS:
-        pytest.skip("this version of torch recomputes operations with effects")
     torch._dynamo.reset()
     expected = _model(device)
     net = syncbn.convert_sync_batchnorm(copy.deepcopy(expected))
@@ -75,7 +73,8 @@ def test_training_in_one_graph(device, form, forwards):
         compiled(mine).pow(2).sum().backward()
         FORMS["plain"](FORMS[form](expected))(theirs).pow(2).sum().backward() if uses == 1 else _twice(form, expected, theirs)
         close(mine.grad, theirs.grad, 1e-10)
-        assert len(forwards) == 2 * uses * (step + 1), "each layer meets its ranks once a use"
+        met = 2 * uses * (step + 1)
+        assert len(forwards) == met or not operations.HAS_EFFECTS and len(forwards) > met, "each layer meets its ranks once a use"
         assert net[1].num_batches_tracked.item() == uses * (step + 1)
     for got, other in zip(net.parameters(), expected.parameters(), strict=True):
         close(got.grad, other.grad, 1e-9)

@@ -86,7 +86,8 @@ def join_without_ours_is_an_error(ranks: Ranks) -> None:
         return
     group = torch.distributed.new_group(timeout=timedelta(seconds=3))
     model = syncbn.convert_sync_batchnorm(_model(ranks, False), group)
-    ddp = DistributedDataParallel(model, broadcast_buffers=False)
+    # The ranks' gradients fail with them.
+    ddp = DistributedDataParallel(model, broadcast_buffers=False, process_group=group)
     try:
         with Join([ddp]):
             for _ in range(2 + ranks.rank):
