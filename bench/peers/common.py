@@ -1,7 +1,4 @@
-"""What every peer script shares: the list of tensors, the arguments, and the files that a run leaves.
-
-Deliberately not here: clocks and devices.
-"""
+"""What every peer script shares: the list of tensors, the arguments, and the files that a run leaves."""
 
 import argparse
 import datetime

@@ -1,6 +1,4 @@
 //! The processor: wall clock, and caches emptied by writing a buffer that is larger than any of them.
-//!
-//! Deliberately not here: what is measured.
 
 use std::cell::RefCell;
 use std::fs;

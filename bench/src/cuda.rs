@@ -1,7 +1,5 @@
 //! A CUDA device: events around replays of a captured graph, and an L2 cache emptied by writing a buffer that is larger. One of
 //! several ranks measures in step with the others: a sum lines them up before each repetition.
-//!
-//! Deliberately not here: what is measured.
 
 use std::cell::RefCell;
 use std::num::NonZeroUsize;

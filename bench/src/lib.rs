@@ -7,8 +7,6 @@
 //! ```
 //!
 //! What is timed is what users call: a layer's `forward` and `backward`, with a communicator in the middle.
-//!
-//! Deliberately not here: kernels, and any judgement of the figures.
 
 #![deny(unsafe_code)]
 

@@ -1,7 +1,5 @@
 //! Measures a backend and writes `results.json` and `meta.json`. Needs nothing but itself: it can be carried to a machine
 //! without a Rust toolchain.
-//!
-//! Deliberately not here: tables and charts, which `bench-report` makes from these files.
 
 use std::fs;
 use std::path::PathBuf;

@@ -1,6 +1,4 @@
 //! The measurement of one case on any device: a copy of x, and every group's forward and backward pass.
-//!
-//! Deliberately not here: which types a device has kernels for; [`cpu`](crate::cpu) and its siblings know.
 
 use anyhow::Result;
 use syncbn_core::{Element, Kernels};

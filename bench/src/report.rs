@@ -1,6 +1,4 @@
 //! Joins runs of one device, ours and the peers', line by line.
-//!
-//! Deliberately not here: how it looks, which is `table`'s and `chart`'s business.
 
 mod chart;
 mod means;

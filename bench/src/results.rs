@@ -1,6 +1,6 @@
 //! The files that a run leaves: `results.json`, the figures, and `meta.json`, what made them.
 //!
-//! The peers' scripts write the same two. Deliberately not here: what is done with them.
+//! The peers' scripts write the same two.
 
 use std::collections::BTreeMap;
 use std::fs;

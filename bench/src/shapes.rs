@@ -1,6 +1,4 @@
 //! What is measured: lines such as `bf16 nhwc 2x64x256x512`.
-//!
-//! Deliberately not here: files. The caller reads one, or takes [`DEFAULT`].
 
 use std::fmt;
 use std::str::FromStr;

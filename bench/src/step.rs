@@ -1,6 +1,4 @@
 //! A training step of one layer on one tensor: what is timed.
-//!
-//! Deliberately not here: clocks, and any device in particular.
 
 use std::sync::Arc;
 

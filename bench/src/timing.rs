@@ -1,6 +1,4 @@
 //! What a number of repetitions comes to, and what a device has to offer to be measured.
-//!
-//! Deliberately not here: clocks. Each device has its own, and empties its own caches.
 
 use std::sync::Arc;
 

@@ -1,6 +1,4 @@
 //! A GPU through wgpu: timestamps around a submission, and caches emptied by one before it that fills a buffer larger than any.
-//!
-//! Deliberately not here: what is measured.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

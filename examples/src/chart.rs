@@ -2,8 +2,6 @@
 //!
 //! A batch's loss is noisy, so a running mean is drawn in full colour over the pale loss itself. Synchronised and single lie
 //! on each other: the one is a thin dark line in the middle of the other's broad one.
-//!
-//! Deliberately not here: fonts. An SVG names them and the viewer has them.
 
 use std::num::NonZeroUsize;
 use std::path::Path;

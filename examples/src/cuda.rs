@@ -1,7 +1,5 @@
 //! The machine's NVIDIA GPUs: shared by any number of ranks that meet in host memory, or one to a rank with NCCL between them,
 //! in one process or in one for each.
-//!
-//! Deliberately not here: launching processes, which torchrun, mpirun and srun do.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;

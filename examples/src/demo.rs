@@ -1,6 +1,4 @@
 //! The demo itself: both comparisons, told and judged.
-//!
-//! Deliberately not here: the command line.
 
 use std::fs;
 use std::io::Write;

@@ -1,6 +1,4 @@
 //! Where batch norm runs: what the demo needs to know of a backend, which is how each rank opens it, and how ranks meet.
-//!
-//! Deliberately not here: the rest of the network, which runs in host memory whatever the backend.
 
 use std::num::NonZeroUsize;
 use std::time::Duration;

@@ -1,6 +1,4 @@
 //! The largest of some differences.
-//!
-//! Deliberately not here: `f64::max`, which passes over a NaN, and with it over a failure.
 
 /// The largest of these numbers, which are not negative; NaN if any is, 0 if there are none.
 pub fn largest(differences: impl IntoIterator<Item = f64>) -> f64 {

@@ -3,8 +3,6 @@
 //! The network: 64 -> 32, batch norm, rectifier, 32 -> 16, batch norm, rectifier, 16 -> 10, and cross-entropy. Its layers have one
 //! element per sample and channel, so that a rank on its own takes its statistics over two numbers: the case that
 //! synchronisation is for.
-//!
-//! Deliberately not here: a verdict, which is [`demo`](crate::demo)'s.
 
 use std::num::NonZeroUsize;
 use std::ops::Range;

@@ -5,8 +5,6 @@
 //! batch norm takes its statistics over the rows in either case.
 //!
 //! Products are formed in f64 and rounded once, so that how a batch is cut does not show. Parameters and activations are f32.
-//!
-//! Deliberately not here: autograd. Each layer keeps what its backward needs, and knows its own derivative.
 
 use ndarray::{Array1, Array2};
 use syncbn_core::{

@@ -8,8 +8,6 @@
 //! - [`difference`], [`table`], [`chart`] and [`report`] say what came out.
 //!
 //! Everything but batch norm is the least that a training loop needs, in host memory; batch norm runs on any backend.
-//!
-//! Deliberately not here: anything that a user of the crates would have to depend on.
 
 pub mod accuracy;
 pub mod chart;

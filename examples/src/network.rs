@@ -1,6 +1,4 @@
 //! A network on one rank, and one step of its training.
-//!
-//! Deliberately not here: which layers, which data.
 
 use ndarray::Array2;
 use syncbn_core::{State, Storage};

@@ -2,8 +2,6 @@
 //!
 //! The model: 1x1 convolution 3 -> 3, batch norm, rectifier, 1x1 convolution 3 -> 3, batch norm. The loss: the mean over the batch
 //! of (the mean of a sample's output - 1)^2. Each rank has one sample of 3x2x2.
-//!
-//! Deliberately not here: a verdict, which is [`demo`](crate::demo)'s.
 
 use std::num::NonZeroUsize;
 

@@ -1,6 +1,4 @@
 //! Ranks as processes over TCP: this program, started once for each rank.
-//!
-//! Deliberately not here: other hosts, where a launcher such as torchrun, mpirun or srun starts the processes.
 
 use std::io;
 use std::net::TcpListener;

@@ -1,6 +1,4 @@
 //! What the demo found, as the JSON that it writes, and whether that is what it claims.
-//!
-//! Deliberately not here: how it was found.
 
 use std::path::PathBuf;
 

@@ -1,6 +1,4 @@
 //! The table of the three comparisons, as plain text.
-//!
-//! Deliberately not here: which differences are allowed.
 
 use std::fmt;
 

@@ -1,6 +1,4 @@
 //! The machine's fastest GPU, whoever made it, shared by any number of ranks that meet in host memory.
-//!
-//! Deliberately not here: several GPUs. wgpu gives one for the asking; an application that wants more opens them itself.
 
 use syncbn_wgpu::{Queue, Wgpu};
 

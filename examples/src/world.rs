@@ -1,6 +1,4 @@
 //! The ranks of this process: threads, each with its own backend and its links to the others.
-//!
-//! Deliberately not here: what a rank does.
 
 use std::num::NonZeroUsize;
 use std::ops::Range;

@@ -1,6 +1,4 @@
 //! The demo, run as a user runs it.
-//!
-//! Deliberately not here: the look of what it prints.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 

@@ -1,16 +1,45 @@
-//! The README shows what the tests run.
-//!
-//! Deliberately not here: running it, which `cargo test` does with the example itself.
+//! The README shows what is compiled and run: its blocks of Rust are the examples, its dependencies those of the workspace.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot be set up fails")]
 
 use std::fs;
+use std::path::Path;
+
+fn read(file: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(file)).unwrap()
+}
+
+/// The blocks of this language.
+fn blocks<'t>(text: &'t str, language: &str) -> Vec<&'t str> {
+    let fence = format!("```{language}\n");
+    text.split(&fence).skip(1).map(|block| block.split("```").next().unwrap()).collect()
+}
 
 #[test]
-fn the_readme_shows_the_example_of_two_ranks() {
-    let example = include_str!("../examples/01_two_ranks.rs");
-    let (_, lines) = example.split_once("\n\n").unwrap();
-    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).unwrap();
-    assert!(
-        readme.contains(&format!("```rust\n{lines}```\n")),
-        "the README's block is to be the example:\n{lines}"
-    );
+fn the_readme_shows_the_examples_of_two_ranks_and_of_nccl() {
+    let examples = ["01_two_ranks", "02_cuda_nccl"].map(|name| {
+        let example = read(&format!("examples/examples/{name}.rs"));
+        example.split_once("\n\n").unwrap().1.to_owned()
+    });
+    let readme = read("README.md");
+    assert_eq!(blocks(&readme, "rust"), examples, "the README's blocks are to be the examples");
+}
+
+#[test]
+fn the_readme_names_the_crates_and_versions_of_the_workspace() {
+    let (readme, workspace) = (read("README.md"), read("Cargo.toml"));
+    let repository =
+        workspace.lines().find_map(|line| line.strip_prefix("repository = ")).unwrap().trim_matches('"');
+    let lines: Vec<_> = blocks(&readme, "toml").into_iter().flat_map(str::lines).collect();
+    for line in lines.iter().filter(|line| line.contains(" = ")) {
+        let (name, value) = line.split_once(" = ").unwrap();
+        let stated = workspace.lines().any(|of| of == *line);
+        let ours = value == format!("{{ git = \"{repository}\" }}")
+            && read(&format!("crates/{name}/Cargo.toml")).contains(&format!("name = \"{name}\""));
+        assert!(stated || ours, "neither a crate of ours nor a line of the workspace's table: {line}");
+    }
+    assert!(lines.len() >= 5, "the dependencies are to be there to copy");
+    let rust = workspace.lines().find_map(|line| line.strip_prefix("rust-version = ")).unwrap();
+    let minimum = format!("Rust {}", rust.trim_matches('"'));
+    assert!(readme.contains(&minimum), "the README is to name {minimum}");
 }

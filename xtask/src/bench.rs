@@ -1,6 +1,4 @@
 //! `cargo xtask bench` and `cargo xtask bench-report`: build the bench with optimisation and run it where the caller is.
-//!
-//! Deliberately not here: the options, which `--help` shows, and the peers' scripts, which are Python's.
 
 use anyhow::Result;
 

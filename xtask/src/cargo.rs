@@ -1,6 +1,4 @@
 //! Running cargo, and asking it about the workspace.
-//!
-//! Deliberately not here: what to run.
 
 use std::env;
 use std::ffi::OsString;

@@ -1,6 +1,4 @@
 //! `cargo xtask ci`: everything that a change has to pass, each step timed, all of them run whichever fail.
-//!
-//! Deliberately not here: how a step is done, where that takes more than a line.
 
 mod candle;
 mod core_tree;

@@ -1,6 +1,4 @@
 //! `cargo xtask demo` and `cargo xtask accuracy`: build a program of the examples and run it where the caller is.
-//!
-//! Deliberately not here: their options; `cargo xtask demo --help` shows them.
 
 use anyhow::{Result, ensure};
 

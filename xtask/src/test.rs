@@ -1,8 +1,6 @@
 //! `cargo xtask test`: all tests that this machine can run.
 //!
 //! Tests that need hardware say so when they are skipped, and fail instead where `SYNCBN_REQUIRE` names it.
-//!
-//! Deliberately not here: features that need a library of the system to build.
 
 use anyhow::Result;
 

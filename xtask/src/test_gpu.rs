@@ -2,8 +2,6 @@
 //!
 //! A bundle is a folder of stripped programs and one script, `run`; testing here is making one and running it, so both are the
 //! same. It needs the driver, and the libraries that the crates' errors name, and no Rust.
-//!
-//! Deliberately not here: what is tested, and on which GPU: the tests ask the machine.
 
 use std::fs;
 use std::io::BufReader;
@@ -20,11 +18,15 @@ use crate::cargo::cargo;
 const MOST_BYTES: u64 = 60 << 20;
 /// The crates whose integration tests run on a GPU, and which of them. Those of wgpu that do not depend on what the GPU computes run
 /// in CI on a software one; each would add 6 MB.
-const TESTED: [(&str, &[&str]); 2] =
-    [("syncbn-cuda", &["--test=*"]), ("syncbn-wgpu", &["--test=conformance", "--test=numbers"])];
+const TESTED: [(&str, &[&str]); 3] = [
+    ("syncbn-cuda", &["--test=*"]),
+    ("syncbn-wgpu", &["--test=conformance", "--test=numbers"]),
+    ("syncbn-examples", &["--test=nccl"]),
+];
 /// Other programs of the bundle: package, how cargo calls it, its name.
-const PROGRAMS: [(&str, &str, &str); 5] = [
+const PROGRAMS: [(&str, &str, &str); 6] = [
     ("syncbn-cuda", "--example", "devices"),
+    ("syncbn-examples", "--example", "02_cuda_nccl"),
     ("syncbn-examples", "--bin", "demo"),
     ("syncbn-examples", "--bin", "accuracy"),
     ("syncbn-bench", "--bin", "syncbn-bench"),

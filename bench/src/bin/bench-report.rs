@@ -1,6 +1,4 @@
 //! Joins directories of results into `table.md` and one chart for each device, and prints the table.
-//!
-//! Deliberately not here: measuring.
 
 use std::path::PathBuf;
 

@@ -1,8 +1,6 @@
 //! A comparison as a picture: time over the time of a copy of x, the geometric mean over the large tensors.
 //!
 //! Every axis begins at 0, and both panels have the same. A mean is only over tensors that everyone in its group measured.
-//!
-//! Deliberately not here: fonts. An SVG names them and the viewer has them.
 
 use std::path::Path;
 

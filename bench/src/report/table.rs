@@ -1,6 +1,4 @@
 //! A comparison as Markdown: what was measured where, the means, and every figure.
-//!
-//! Deliberately not here: words about the figures.
 
 use std::fmt::Write as _;
 

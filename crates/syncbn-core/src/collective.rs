@@ -1,11 +1,11 @@
-//! Which collective a rank takes part in: what ranks compare, so that those that have fallen out of step hear it.
+//! The identity of a collective, which ranks compare: ranks in different collectives get an error instead of a wrong sum.
 
 use std::fmt;
 use std::sync::Arc;
 
 use crate::message::Pass;
 
-/// A collective's identity. Ranks whose identities differ have fallen out of step, or were set up differently.
+/// The identity of a collective. Ranks whose ids differ are out of step, or were set up differently.
 ///
 /// ```
 /// use syncbn_core::CollectiveId;
@@ -16,20 +16,20 @@ use crate::message::Pass;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct CollectiveId {
-    /// The layer's name, or the name that a caller has given to its own numbers.
+    /// The layer's name, or the name of a caller's numbers.
     pub label: Arc<str>,
     /// What is summed.
     pub kind: CollectiveKind,
     /// How many numbers are summed.
     pub length: usize,
-    /// Which of the group's layers, by the order of construction; 0 where it is no layer's.
+    /// The layer's number in the group's order of construction; 0 for plain sums.
     pub ordinal: u64,
-    /// Which use of the layer in its group, from 0, or which of the group's plain sums. A backward pass has the number of its
-    /// forward pass. So a rank that has left out a use, or goes back through two of them in another order, is told apart.
+    /// How many collective forward passes the layer has had in its group, or how many plain sums the group. A backward pass has the
+    /// number of its forward pass, so that ranks which take two backward passes in different orders are noticed.
     pub use_number: u64,
-    /// The trainer's step, as [`Group::set_step`](crate::Group::set_step) has it.
+    /// The trainer's step ([`Group::set_step`](crate::Group::set_step)).
     pub step: u64,
-    /// A digest of the layer's settings: eps, momentum, affine, tracking, the type of the parameters; 0 where it is no layer's.
+    /// A digest of the layer's settings and of the type of its parameters; 0 for plain sums.
     pub settings: u64,
 }
 
@@ -39,31 +39,31 @@ pub struct CollectiveId {
 pub enum CollectiveKind {
     /// The message of a layer's pass.
     Pass(Pass),
-    /// A caller's own numbers.
+    /// A plain sum of a caller's numbers.
     AllReduce,
 }
 
 impl CollectiveId {
-    /// The sum of `length` numbers of a caller's own.
+    /// A plain sum of `length` numbers.
     #[must_use]
     pub fn new(label: impl Into<Arc<str>>, length: usize) -> Self {
         let kind = CollectiveKind::AllReduce;
         Self { label: label.into(), kind, length, ordinal: 0, use_number: 0, step: 0, settings: 0 }
     }
 
-    /// What it sums, where that is another thing than a caller's own numbers.
+    /// The same with another kind.
     #[must_use]
     pub fn with_kind(self, kind: CollectiveKind) -> Self {
         Self { kind, ..self }
     }
 
-    /// Which of the group's layers it belongs to, and the digest of that layer's settings.
+    /// The same with a layer's number and the digest of its settings.
     #[must_use]
     pub fn with_layer(self, ordinal: u64, settings: u64) -> Self {
         Self { ordinal, settings, ..self }
     }
 
-    /// Which use it is, in which of the trainer's steps.
+    /// The same with a use number and the trainer's step.
     #[must_use]
     pub fn with_use(self, use_number: u64, step: u64) -> Self {
         Self { use_number, step, ..self }
@@ -83,7 +83,7 @@ impl CollectiveId {
         fnv(words.chain(label.bytes()))
     }
 
-    /// The first thing in which the two differ, as a noun; `None` if they are the same collective.
+    /// The name of the first field in which the two differ; `None` if they are the same collective.
     #[must_use]
     pub fn difference(&self, other: &Self) -> Option<&'static str> {
         let differences = [

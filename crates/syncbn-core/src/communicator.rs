@@ -1,10 +1,12 @@
-//! What the network must be able to do: sums over the ranks.
+//! Communicators: sums over the ranks of a group.
 //!
-//! Two kinds of communicator meet here. One that works in the device's own memory and order (NCCL) implements
-//! [`Communicator`] for its backend. One that works in host memory (threads, TCP, MPI) implements [`HostCommunicator`], and
-//! [`ViaHost`](crate::ViaHost) makes it a communicator of every backend.
+//! There are two traits:
+//! - [`HostCommunicator`] sums in host memory: threads, TCP, MPI. [`ViaHost`](crate::ViaHost) makes it a communicator of every
+//!   backend.
+//! - [`Communicator`] sums in a backend's own memory, in the order of its queue: NCCL.
 //!
-//! Deliberately not here: any way of finding the ranks, and gathers, broadcasts or barriers, which nothing needs.
+//! Deliberately not here: a rendezvous of processes, which `syncbn-comm` has; gathers, broadcasts and barriers, which batch norm does not
+//! need.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -18,7 +20,7 @@ use crate::group::Group;
 use crate::membership::Membership;
 use crate::message::Pass;
 
-/// A caller's own numbers, in a backend's memory.
+/// Numbers of a caller's, in a backend's memory.
 pub enum Numbers<'a, B: Backend> {
     /// Of type `f32`.
     F32(B::MemMut<'a, f32>),
@@ -29,17 +31,24 @@ pub enum Numbers<'a, B: Backend> {
 /// Sums over the ranks of a group, in a backend's own memory.
 ///
 /// Every rank of the group takes part in the same collectives in the same order. After a failure the group is poisoned: every
-/// later call fails at once, and a new group has to be made.
+/// later call fails at once, and the ranks make a new group. Users pass a communicator to a layer or to
+/// [`Group::new`](crate::Group::new), and do not call these methods.
+///
+/// `docs/adding-a-communicator.md` in the repository says how to write one.
 pub trait Communicator<B: Backend>: Send + Sync {
     /// This rank, from 0.
     fn rank(&self) -> usize;
     /// The number of ranks in the group.
     fn world_size(&self) -> NonZeroUsize;
-    /// Replaces a pass's sums in the workspace by their sum over the ranks; every rank gets the same bits. It is not called in a
-    /// group of one.
+    /// Replaces this rank's sums in the workspace by the group's. Every rank gets the same bits. Core does not call it in a group of
+    /// one.
     ///
-    /// A device-native communicator enqueues the sum and returns; its failures may show later, in
-    /// [`Communicator::status`].
+    /// A device-native communicator enqueues the sum and returns. A failure that it notices later is returned by
+    /// [`Communicator::status`], with [`CommError::late`] set.
+    ///
+    /// # Errors
+    ///
+    /// [`CommErrorKind::Unsent`] if no other rank has heard of the call; otherwise the group is poisoned.
     fn sum_workspace(
         &self,
         id: &CollectiveId,
@@ -48,7 +57,11 @@ pub trait Communicator<B: Backend>: Send + Sync {
         queue: &B::Queue,
         workspace: &mut B::Workspace,
     ) -> Result<(), CommError>;
-    /// Replaces a caller's own numbers by their sum over the ranks; every rank gets the same bits.
+    /// Replaces numbers of a caller's by their sum over the ranks. Every rank gets the same bits.
+    ///
+    /// # Errors
+    ///
+    /// As [`sum_workspace`](Self::sum_workspace); the numbers are then unspecified.
     fn sum_numbers(
         &self,
         id: &CollectiveId,
@@ -56,21 +69,32 @@ pub trait Communicator<B: Backend>: Send + Sync {
         queue: &B::Queue,
         numbers: Numbers<'_, B>,
     ) -> Result<(), CommError>;
-    /// What lets the kernels of one pass meet their peers themselves ([`Meeting::Inside`](crate::Meeting::Inside)). Asked once a
-    /// pass, on every rank alike; with `None`, [`sum_workspace`](Self::sum_workspace) is called between the kernels.
+    /// What the kernels of one pass need to sum by themselves, in their peers' memory ([`Meeting::Inside`](crate::Meeting::Inside)).
+    ///
+    /// Core asks once a pass. All ranks have to answer alike: either all with `Some`, or all with `None`, which is what is provided.
+    /// After `None`, core calls [`sum_workspace`](Self::sum_workspace) between the kernels.
+    ///
+    /// # Errors
+    ///
+    /// A failure before any work; nothing has been enqueued.
     fn peers(&self, id: &CollectiveId, pass: Pass, backend: &B) -> Result<Option<B::Peers>, CommError> {
         let _ = (id, pass, backend);
         Ok(None)
     }
-    /// This rank cannot go on, though its peers have its numbers already: poisons the group, so that they hear of it.
+    /// Poisons the group, because this rank's device failed after the sum: the other ranks go on, and get an error at their next call.
     fn poison(&self, cause: &CommError);
-    /// Whether the group still works, without waiting. Layers ask before they enqueue anything.
+    /// Whether the group works. Does not wait. Core asks before each collective pass.
+    ///
+    /// # Errors
+    ///
+    /// The failure that has poisoned the group.
     fn status(&self) -> Result<(), CommError>;
-    /// What this rank counts of the group, where the communicator counts it: then all that share the communicator count together.
+    /// This rank's counters of the group. A communicator that several layers may share owns one and returns it, so that all of them
+    /// use the same counters.
     fn membership(&self) -> Option<Arc<Membership>> {
         None
     }
-    /// The group that layers take: a new one of this communicator, or what is a [`Group`] already.
+    /// The group of this communicator. A [`Group`] returns itself.
     fn into_group(self) -> Group<B>
     where
         Self: Sized + 'static,
@@ -85,14 +109,25 @@ pub trait HostCommunicator: Send + Sync {
     fn rank(&self) -> usize;
     /// The number of ranks in the group.
     fn world_size(&self) -> NonZeroUsize;
-    /// Replaces `values` by their sum over the ranks, added in `f64` in the order of the ranks so that every rank and every run
-    /// gets the same bits. Waits for all ranks. On an error `values` are unspecified and the group is poisoned.
+    /// Replaces `values` by their sum over the ranks. Waits for all ranks.
+    ///
+    /// The values are added in `f64`, in the order of the ranks, so that every rank and every run gets the same bits. Ranks compare
+    /// `id`, all of it.
+    ///
+    /// # Errors
+    ///
+    /// Of any kind but [`CommErrorKind::Unsent`]. `values` are then unspecified, and the group is poisoned.
     fn all_reduce_sum(&self, id: &CollectiveId, values: &mut [f64]) -> Result<(), CommError>;
-    /// This rank cannot go on, though its peers have its numbers already: poisons the group, so that they hear of it.
+    /// Poisons the group, because this rank's device failed after the sum: the other ranks go on, and get an error at their next call.
     fn poison(&self, cause: &CommError);
-    /// Whether the group still works, without waiting.
+    /// Whether the group works. Does not wait.
+    ///
+    /// # Errors
+    ///
+    /// The failure that has poisoned the group.
     fn status(&self) -> Result<(), CommError>;
-    /// What this rank counts of the group, where the communicator counts it: then all that share the communicator count together.
+    /// This rank's counters of the group. A communicator that several layers may share owns one and returns it, so that all of them
+    /// use the same counters.
     fn membership(&self) -> Option<Arc<Membership>> {
         None
     }
@@ -159,9 +194,9 @@ impl<B: Backend, C: Communicator<B> + ?Sized> Communicator<B> for Arc<C> {
     }
 }
 
-/// The failure of a collective, as one rank saw it. It can be cloned, since a poisoned group repeats it.
+/// The failure of a collective, as one rank saw it. A poisoned group returns it again, so it can be cloned.
 ///
-/// Its text says all that is known; [`source`](StdError::source) goes on behind what the text has said.
+/// Its text contains the text of what failed underneath, so [`source`](StdError::source) begins with the source of that.
 #[derive(Clone, Debug)]
 pub struct CommError {
     /// The rank that reports it.
@@ -170,8 +205,8 @@ pub struct CommError {
     pub world_size: usize,
     /// The collective in which it happened, if it was one.
     pub call: Option<CollectiveId>,
-    /// Whether work that depends on the collective was already enqueued on the device when it failed: state that was
-    /// written since cannot be trusted.
+    /// Whether work that depends on the collective had been enqueued on the device when it failed. State that was written since then may
+    /// be wrong.
     pub late: bool,
     /// What went wrong.
     pub kind: CommErrorKind,
@@ -206,43 +241,43 @@ impl StdError for CommError {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum CommErrorKind {
-    /// A rank dropped its communicator, or panicked, while others still needed it.
+    /// A rank dropped its communicator, or panicked, while other ranks needed it.
     Left {
         /// The rank that is gone.
         rank: usize,
         /// Whether it was unwinding from a panic.
         panicked: bool,
     },
-    /// Some ranks did not come in time.
+    /// Some ranks did not make the call in time.
     Timeout {
-        /// The ranks that were not there.
+        /// Those ranks.
         missing: Vec<usize>,
-        /// The time that was waited.
+        /// The time-out.
         timeout: Duration,
     },
-    /// The sum was enqueued on the device and did not end in time: a rank is missing, late, or in another collective, and
-    /// the device cannot tell which.
+    /// The sum was enqueued on the device and did not end in time: a rank is missing, late, or in another collective. The device
+    /// cannot tell which.
     Unfinished {
-        /// The time that was waited.
+        /// The time-out.
         timeout: Duration,
     },
     /// Other ranks are in other collectives.
     OutOfStep {
-        /// Where each rank was that is known to have been elsewhere.
+        /// Ranks that are known to be in another collective, and in which.
         others: Vec<(usize, CollectiveId)>,
     },
-    /// Ranks disagree on something else: a split of the group beside an `all_reduce`, for instance.
+    /// Ranks make different calls: one splits the group while another sums, for instance.
     Disagree(String),
-    /// There are not as many numbers as the call's identity says.
+    /// The message has another length than its [`CollectiveId`] says.
     MessageLength {
-        /// What the identity says.
+        /// What the id says.
         expected: usize,
         /// What came.
         got: usize,
     },
-    /// This rank's device failed before its numbers went to the group: no rank has heard of it, and nothing was counted.
+    /// This rank's device failed before its numbers were sent. The group works, and the call may be repeated.
     Unsent(Arc<dyn StdError + Send + Sync>),
-    /// The group failed earlier; make a new one.
+    /// The group has failed earlier. Make a new one.
     Poisoned(Arc<CommError>),
     /// The library, network or device underneath failed.
     Transport(Arc<dyn StdError + Send + Sync>),

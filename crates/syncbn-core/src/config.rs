@@ -1,13 +1,11 @@
 //! A layer's settings, with the defaults that every framework has.
-//!
-//! Deliberately not here: anything that a backend or communicator needs to know.
 
 use crate::backend::saved_len;
 use crate::collective::fnv;
 use crate::scalar::Dtype;
 use crate::statistics::NonFinite;
 
-/// A layer's settings. Made by [`Config::new`], and changed by methods or through the fields:
+/// A layer's settings: [`Config::new`] has the defaults of `PyTorch`, methods and fields change them. All ranks of a group use the same.
 ///
 /// ```
 /// let config = syncbn_core::Config::new(64).with_eps(1e-3).with_momentum(None);
@@ -92,7 +90,11 @@ impl Config {
         fnv(words.into_iter().flat_map(u64::to_le_bytes))
     }
 
-    /// Checks that every setting is in range; making a layer does the same.
+    /// Checks that every setting is in range. Layers do so when they are made.
+    ///
+    /// # Errors
+    ///
+    /// The first setting that is out of range.
     pub fn validate(&self) -> Result<(), ConfigError> {
         if self.channels == 0 {
             return Err(ConfigError::NoChannels);

@@ -1,4 +1,4 @@
-//! The one place where errors get their context: which operation, of which layer, on which rank.
+//! The one place where errors get their context: operation, layer and rank.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::meeting::PassError;
 use crate::scalar::{Element, Scalar};
 use crate::view::{IntoView, IntoViewMut, View, ViewMut};
 
-/// A layer in the course of one operation: everything that may fail goes through it, and gets its name there.
+/// One operation of one layer. Its methods turn failures into [`Error`]s with that context.
 pub(crate) struct PassContext<'a, B: Backend> {
     pub(crate) layer: &'a Arc<str>,
     pub(crate) group: &'a Group<B>,

@@ -1,4 +1,4 @@
-//! Sums of products in twice the precision of `f64`: the unevaluated sum of a number and the rest that its rounding left.
+//! Sums of products in twice the precision of `f64`: a number and its rounding error, whose sum is not evaluated.
 //!
 //! The error-free transformations are Knuth's (`two_sum`) and Dekker's with a fused multiply (`two_product`); see T. Ogita,
 //! S. Rump, S. Oishi, "Accurate sum and dot product", 2005.
@@ -29,7 +29,7 @@ impl Double {
     }
 }
 
-/// The rounded product, and what the rounding left.
+/// The rounded product, and its rounding error.
 pub(crate) fn two_product(a: f64, b: f64) -> (f64, f64) {
     let product = a * b;
     (product, a.mul_add(b, -product))

@@ -1,7 +1,8 @@
-//! Everything that can go wrong, typed: which operation, of which layer, on which rank, what was expected, what came.
+//! The errors of layers: which operation, of which layer, on which rank, what was expected and what came.
 //!
-//! Deliberately not here: the failures that an [`Error`] carries as its source: of shapes ([`ShapeError`]), of settings
-//! ([`ConfigError`]), of communicators ([`CommError`]), and the devices' own.
+//! Other types have errors of their own, which an [`Error`] of a layer may contain: [`ShapeError`] of geometries and views,
+//! [`ConfigError`] of settings, [`CommError`] of communicators and groups, [`GradientsError`](crate::GradientsError),
+//! [`StateError`](crate::StateError) of checkpoints, and each backend's own.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -14,16 +15,33 @@ use crate::saved::Scope;
 
 /// The failure of an operation of a layer.
 ///
-/// Unless a kind says otherwise, a call that fails has changed neither parameters nor running statistics.
+/// A call that fails has changed neither parameters nor running statistics, with two exceptions: a communicator's error that is late
+/// ([`CommError::late`]), and a [`Backend`](ErrorKind::Backend) error of loading a state.
 ///
-/// Its text says all that is known, down to the device's or the network's own error;
-/// [`source`](StdError::source) goes on behind what the text has said, so that a printed chain says nothing twice. What failed
-/// underneath is in [`kind`](Self::kind), to be matched.
+/// The text contains that of the device's or network's own error, so [`source`](StdError::source) begins with the source of that, and a
+/// printed chain repeats nothing. Match [`kind`](Self::kind) to handle an error.
+///
+/// ```
+/// use example_backend::Plain;
+/// use syncbn_core::{Config, ErrorKind, SyncBatchNorm, View, ViewMut};
+///
+/// let mut norm = SyncBatchNorm::<Plain, f32>::local("stem.bn", Config::new(3), Plain, &())?;
+/// let (x, mut y) = ([0.0_f32; 8], [0.0_f32; 8]);
+/// let result =
+///     norm.forward(&(), View::channels_first(&x[..], &[2, 4]), ViewMut::channels_first(&mut y[..], &[2, 4]));
+/// let error = result.err().ok_or("four channels were accepted")?;
+/// assert!(matches!(*error.kind, ErrorKind::Channels { expected: 3, got: 4, .. }));
+/// assert_eq!(
+///     error.to_string(),
+///     "forward of layer `stem.bn` on rank 0 of 1: x of shape [2, 4] has 4 channels, expected 3"
+/// );
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Error {
-    /// What was asked for.
+    /// The operation that failed.
     pub operation: Operation,
-    /// The name that the layer was given.
+    /// The layer's name.
     pub layer: Arc<str>,
     /// This process's rank in the layer's group.
     pub rank: usize,
@@ -59,7 +77,7 @@ impl Error {
     }
 }
 
-/// What was asked of a layer.
+/// An operation of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Operation {
@@ -69,17 +87,17 @@ pub enum Operation {
     Prepare,
     /// The forward pass.
     Forward,
-    /// The forward pass again, with the statistics that the first one saved.
+    /// The forward pass again, with saved statistics.
     Recompute,
-    /// Moving running statistics by what a forward pass has saved.
+    /// Updating running statistics from saved statistics.
     UpdateRunning,
     /// The backward pass.
     Backward,
-    /// Taking a snapshot of the state.
+    /// Saving the state.
     SaveState,
-    /// Restoring the state from a snapshot.
+    /// Loading a state.
     LoadState,
-    /// Changing between batch, running and frozen statistics, or the momentum.
+    /// Freezing statistics, or changing the momentum.
     SetMode,
 }
 
@@ -99,7 +117,7 @@ impl fmt::Display for Operation {
     }
 }
 
-/// What a backend was asked to do when it failed.
+/// The step of a backend that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Stage {
@@ -194,7 +212,7 @@ impl fmt::Display for Tensor {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// A tensor's shape, strides or memory are not usable.
+    /// A tensor's shape, strides or memory cannot be used.
     Shape {
         /// Which tensor.
         tensor: Tensor,
@@ -212,7 +230,7 @@ pub enum ErrorKind {
         /// The tensor's channels.
         got: usize,
     },
-    /// Two tensors that belong together differ in shape or layout.
+    /// A tensor differs from x in shape or layout.
     Geometry {
         /// Which tensor.
         tensor: Tensor,
@@ -239,43 +257,43 @@ pub enum ErrorKind {
     Config(ConfigError),
     /// The saved statistics come from another layer.
     ForeignSaved,
-    /// The saved statistics come from another group than the layer is in now: their count and their peers are that group's.
+    /// The saved statistics come from another group than the layer is in now.
     OtherGroup {
         /// The [`id`](crate::Group::id) of the group in which they were saved.
         saved: u64,
         /// That of the group that the layer is in.
         current: u64,
     },
-    /// The weight or bias was lent to be changed after the forward pass, whose gradient or bits would be others now.
+    /// Weight or bias were borrowed to be changed after the forward pass, so that its gradients would be wrong now.
     ParametersChanged,
-    /// Running statistics cannot move by what was saved: it is not the group's statistics of a batch.
+    /// Running statistics are updated from the group's statistics of a batch only, and the saved ones are others.
     NotTheGroups {
-        /// Whose statistics they are.
+        /// Which ones they are.
         scope: Scope,
     },
-    /// A state does not fit the layer.
+    /// A state has a tensor that the layer does not have, or lacks one.
     StateTensor {
         /// Which tensor.
         tensor: Tensor,
         /// Whether the layer has it.
         expected: bool,
     },
-    /// Frozen statistics were asked of a layer that tracks none.
+    /// A layer without running statistics was to be frozen.
     NothingToFreeze,
-    /// A collective failed after work that depends on it was enqueued, so parameters' gradients and running statistics since
-    /// then cannot be trusted. Load a state taken before, into a layer with a working group.
+    /// A collective failed after work that depends on it had been enqueued, so gradients and running statistics since then may be wrong.
+    /// Put the layer into a working group, and load a state from before the failure.
     Untrusted,
-    /// Loading a state failed half-way: load it again.
+    /// Loading a state failed after a part was written. Load it again.
     HalfLoaded,
     /// The communicator failed.
     Communicator(CommError),
-    /// The communicator lets kernels meet their peers, and the backend has no such kernels.
+    /// The communicator wants kernels that sum by themselves ([`Meeting::Inside`](crate::Meeting::Inside)), and the backend has none.
     NoPeers,
-    /// The backend ended a pass without the sum over the ranks. Nothing that it wrote can be believed.
+    /// The backend ended a pass without the sum over the ranks: a mistake of the backend. What it wrote is wrong.
     SumLeftOut,
     /// The device failed; the source is the backend's own error.
     Backend {
-        /// What the device was asked to do.
+        /// The step that failed.
         stage: Stage,
         /// The backend's error.
         source: Box<dyn StdError + Send + Sync>,
@@ -311,7 +329,7 @@ impl fmt::Display for ErrorKind {
                 "the saved statistics belong to group {saved}, and the layer is in group {current} now: run the forward pass again"
             ),
             Self::ParametersChanged => f.write_str(
-                "weight or bias was lent to be changed after the forward pass: update parameters after the last backward pass or \
+                "weight or bias was borrowed to be changed after the forward pass: update parameters after the last backward pass or \
                  recomputation that needs them",
             ),
             Self::NotTheGroups { scope } => {

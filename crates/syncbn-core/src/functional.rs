@@ -1,7 +1,27 @@
-//! The layer for parameters that somebody else owns: what adapters to frameworks call.
+//! Batch norm over borrowed memory: what adapters to frameworks call.
 //!
-//! It has a name, settings, a group and scratch. Weight, bias, running statistics and the memory for what is saved are
-//! borrowed for each call. `meet` is how a pass meets its group.
+//! [`FunctionalBatchNorm`] owns a name, settings, a group and scratch memory. Activations, weight, bias, running statistics and saved
+//! statistics belong to the framework and are borrowed for each call. Its arguments are [`Forward`], [`Backward`], [`Recompute`]
+//! and [`UpdateRunning`].
+//!
+//! # An adapter, step by step
+//!
+//! 1. For each layer of each rank make one [`FunctionalBatchNorm`], in the same order on every rank, with a clone of one
+//!    [`Group`].
+//! 2. In the framework's forward function, make a [`View`] of x and a [`ViewMut`] of y. Most frameworks have strides:
+//!    [`Geometry::strided`] and [`View::new`], over memory that begins at the tensor's first element. Allocate y, and later dx, with
+//!    the strides of x. A view that cannot be made is a [`ShapeError`](crate::ShapeError), without the layer's name. Take memory for
+//!    [`saved_len`](crate::saved_len) values of `f64`, and call [`forward`](FunctionalBatchNorm::forward). Keep x, the saved values and the
+//!    token ([`SavedToken::to_words`]) for the backward function.
+//! 3. In the backward function, call [`backward`](FunctionalBatchNorm::backward) with them. It has to be called on every rank, in the
+//!    same order, even where the framework needs no dx ([`Gradients::parameters_only`]).
+//! 4. If the framework's functions may not change state, pass no running statistics to forward and move them later with
+//!    [`update_running`](FunctionalBatchNorm::update_running).
+//! 5. For evaluation pass [`Statistics::Frozen`] with the running statistics.
+//!
+//! All calls take a queue of the backend: a CUDA stream, for instance, and `()` on the CPU. A function that is generic over the type of
+//! activations has the bounds `T: Element<Param = P>` and `B: Kernels<T>`; if the type is known only at run time, match on it and call
+//! that function for each type of one `P`. `examples/examples/03_adapter.rs` in the repository is a whole adapter.
 
 mod args;
 mod check;
@@ -30,16 +50,54 @@ pub use args::{Backward, Forward, Recompute, Statistics, UpdateRunning};
 
 /// Batch normalisation over all ranks of a group, over borrowed memory.
 ///
-/// Every method takes `&self`, so that one value serves a graph's forward and backward closures; it is `Send` and `Sync`.
-/// Calls that are collective have to come in the same order on every rank.
+/// `B` is the backend. `P` is the type of weight, bias and running statistics: `f64` for `f64` activations, `f32` for all others.
 ///
-/// Core cannot see that a borrowed weight has changed between a forward and its backward pass: the backward pass uses what it
-/// is given. [`SyncBatchNorm`](crate::SyncBatchNorm), which owns its parameters, refuses.
+/// The passes take `&self`, and the type is `Send` and `Sync`, so that the closures of a graph can share one layer. Collective calls
+/// have to be made in the same order on every rank.
+///
+/// The backward pass uses the weight that it is given, and cannot detect that it is another than the forward pass's.
+/// [`SyncBatchNorm`](crate::SyncBatchNorm), which owns its parameters, can.
+///
+/// ```
+/// use example_backend::Plain; // as syncbn_cpu::Cpu, memory is a slice
+/// use syncbn_core::functional::{Backward, Forward, Statistics};
+/// use syncbn_core::{
+///     Config, FunctionalBatchNorm, Gradients, SavedRef, SingleRank, View, ViewMut, saved_len,
+/// };
+///
+/// let norm = FunctionalBatchNorm::<Plain, f32>::new("norm", Config::new(2), Plain, &(), SingleRank)?;
+/// let shape = [3, 2];
+/// let x = [1.0, 10.0, 2.0, 20.0, 3.0, 30.0];
+/// let (weight, bias) = ([1.0, 2.0], [0.0, 0.5]);
+/// let (mut y, mut saved) = ([0.0; 6], vec![0.0; saved_len(2)]);
+/// let args = Forward::new(
+///     View::channels_first(&x[..], &shape)?,
+///     ViewMut::channels_first(&mut y[..], &shape)?,
+///     Statistics::Group { running: None },
+///     &mut saved[..],
+/// );
+/// let token = norm.forward(&(), args.affine(Some(&weight[..]), Some(&bias[..])))?;
+/// assert!((y[0] + 1.2247).abs() < 1e-4 && (y[3] - 0.5).abs() < 1e-6);
+///
+/// let (dy, mut dx) = ([1.0, 0.0, 0.0, 0.0, 0.0, 0.0], [0.0; 6]);
+/// let (mut d_weight, mut d_bias) = ([0.0; 2], [0.0; 2]);
+/// let gradients = Gradients::out_of_place(
+///     View::<Plain, f32>::channels_first(&dy[..], &shape),
+///     ViewMut::channels_first(&mut dx[..], &shape),
+/// )?;
+/// let args = Backward::new(SavedRef { token, mem: &saved[..] }, View::channels_first(&x[..], &shape)?, gradients)
+///     .weight(Some(&weight[..]))
+///     .parameters(Some(&mut d_weight[..]), Some(&mut d_bias[..]));
+/// norm.backward(&(), args)?;
+/// assert_eq!(d_bias, [1.0, 0.0]);
+/// assert!((dx[0] + dx[2] + dx[4]).abs() < 1e-6);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct FunctionalBatchNorm<B: Backend, P: Param> {
     name: Arc<str>,
-    /// No other layer of this process has it.
+    /// Unique among the layers of this process.
     id: u64,
-    /// The place in the order of construction of the group's layers.
+    /// The number of this layer in the group's order of construction.
     ordinal: u64,
     config: Config,
     backend: B,
@@ -50,9 +108,18 @@ pub struct FunctionalBatchNorm<B: Backend, P: Param> {
 }
 
 impl<B: Backend, P: Param> FunctionalBatchNorm<B, P> {
-    /// A layer of this name, which errors show and ranks compare.
+    /// A layer for `config.channels` channels.
     ///
-    /// Of `config`, the passes use channels, eps and momentum; ranks compare all of it.
+    /// `name` appears in errors, and ranks compare it. `group` is a [`Group`] that layers share, or a communicator, which becomes a group
+    /// of this layer alone; [`SingleRank`](crate::SingleRank) is local batch norm. The ranks of a group make their layers in the
+    /// same order. `queue` is used to allocate.
+    ///
+    /// The passes use `channels` and `eps` of `config`. The momentum of an update is in [`RunningMut`]. Ranks compare
+    /// all settings.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Config`] if a setting is out of range, [`ErrorKind::Backend`] if the device fails. No rank is asked.
     pub fn new(
         name: &str,
         config: Config,
@@ -80,7 +147,7 @@ impl<B: Backend, P: Param> FunctionalBatchNorm<B, P> {
         })
     }
 
-    /// The name that errors show.
+    /// The layer's name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
@@ -92,35 +159,47 @@ impl<B: Backend, P: Param> FunctionalBatchNorm<B, P> {
         &self.config
     }
 
-    /// The group.
+    /// The layer's group.
     #[must_use]
     pub fn group(&self) -> &Group<B> {
         &self.group
     }
 
-    /// The device.
+    /// The backend.
     #[must_use]
     pub fn backend(&self) -> &B {
         &self.backend
     }
 
-    /// Another weight of the newest batch in the running statistics: 0 to 1, or `None` for the cumulative average. Every rank
-    /// sets the same.
+    /// Changes the momentum: the weight of the newest batch in the running statistics, 0 to 1, or `None` for the cumulative average. Every
+    /// rank sets the same before its next pass.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Config`] if it is not a number from 0 to 1; the momentum is then unchanged.
     pub fn set_momentum(&mut self, momentum: Option<f64>) -> Result<(), Error> {
         check_momentum(momentum).map_err(|e| self.context(Operation::SetMode).error(e))?;
         self.config.momentum = momentum;
         Ok(())
     }
 
-    /// Puts the layer into another group. Its uses count from 0 again and it gets a place in the new group's order, so every rank
-    /// of the new group does this, or makes a new layer, in the same order. What was saved in the old group is refused in the new.
+    /// Moves the layer to another group: after a failure, or when the number of ranks changes.
+    ///
+    /// The layer counts its passes from 0 again and gets the next number in the new group's order of construction. So every rank of the
+    /// new group calls this, or makes a new layer, in the same order. Statistics that were saved in the old group are refused from now
+    /// on ([`ErrorKind::OtherGroup`]). No rank is asked, and nothing can fail.
     pub fn set_group(&mut self, group: impl Communicator<B> + 'static) {
         self.group = group.into_group();
         self.ordinal = self.group.next_layer();
         *self.uses.get_mut() = 0;
     }
 
-    /// Lets the backend compile and allocate whatever activations `T` of this geometry need.
+    /// Compiles and allocates whatever passes over activations `T` of this geometry need, so that the first pass is not slower than
+    /// others. Optional.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Backend`].
     pub fn prepare<T>(&self, queue: &B::Queue, geometry: &Geometry) -> Result<(), Error>
     where
         B: Kernels<T>,
@@ -130,18 +209,33 @@ impl<B: Backend, P: Param> FunctionalBatchNorm<B, P> {
         self.context(Operation::Prepare).device(Stage::Preparation, prepared)
     }
 
-    /// `y = (x - mean) / sqrt(var + eps) weight + bias` (Ioffe and Szegedy 2015, algorithm 1).
+    /// `y = (x - mean) / sqrt(var + eps) weight + bias` (S. Ioffe, C. Szegedy, "Batch Normalization", 2015, algorithm 1).
     ///
-    /// With [`Statistics::Group`] every rank of the group has to call this, with its own x, of any batch size, 0 included.
+    /// With [`Statistics::Group`], mean and var are those of the whole group's batch, and the call is collective: every rank of the
+    /// group makes it, with its own x, of any batch size, 0 included. With the other [`Statistics`] no rank is asked. The running
+    /// statistics that [`Statistics::Group`] may hold are updated.
     ///
-    /// Returns before the device has done the work, unless the communicator works in host memory. If it fails, running
-    /// statistics are as they were, and y and what was to be saved are unspecified; only after a late failure of the
-    /// communicator ([`CommError::late`](crate::CommError::late)) running statistics cannot be trusted.
+    /// The call returns before the device has done the work, except that a communicator in host memory waits for the sums.
+    ///
+    /// # Shapes
+    ///
+    /// x: (N, C, *spatial) in either layout, C as in [`Config::channels`]. y: shape and layout of x, other memory. weight, bias, running
+    /// mean and running variance: C values. `num_batches_tracked`: 1 value. saved: [`saved_len`](crate::saved_len)`(C)` values.
     ///
     /// # Errors
     ///
-    /// Tensors that do not fit each other or the layer; a single element per channel without other ranks; a failure of the
-    /// device or of the group. One that comes after this rank's numbers went to the group poisons the group.
+    /// Before any work, nothing is written and no rank has been asked:
+    /// - [`ErrorKind::Channels`], [`ErrorKind::Geometry`], [`ErrorKind::Length`]: a tensor does not fit the layer or x;
+    /// - [`ErrorKind::Config`]: the momentum of [`RunningMut`] is out of range;
+    /// - [`ErrorKind::OneElement`]: a rank alone has one element per channel, which has no variance;
+    /// - [`ErrorKind::Communicator`]: the group has failed earlier.
+    ///
+    /// After work has begun, y and saved are unspecified, and running statistics are unchanged unless the error is late
+    /// ([`CommError::late`](crate::CommError::late)):
+    /// - [`ErrorKind::Communicator`]: the sum failed. Unless its kind is [`Unsent`](crate::CommErrorKind::Unsent), the group is
+    ///   poisoned; go on in a new group ([`set_group`](Self::set_group));
+    /// - [`ErrorKind::Backend`]: the device failed. If that was after the sum, the group is poisoned, so that the other ranks hear of it;
+    /// - [`ErrorKind::NoPeers`], [`ErrorKind::SumLeftOut`]: backend and communicator do not fit each other, or the backend is wrong.
     pub fn forward<T>(&self, queue: &B::Queue, args: Forward<'_, B, T>) -> Result<SavedToken, Error>
     where
         B: Kernels<T>,
@@ -180,8 +274,20 @@ impl<B: Backend, P: Param> FunctionalBatchNorm<B, P> {
         Ok(self.token(scope, use_number?, geometry))
     }
 
-    /// The forward pass again, for activation checkpointing: the saved statistics are used, so no rank is asked, nothing is
-    /// updated, and y has the same bits as the first time if weight and bias have.
+    /// Computes y again from the saved statistics, for activation checkpointing.
+    ///
+    /// No rank is asked and no running statistics are updated. y has the same bits as in the forward pass, if x, weight and bias
+    /// have.
+    ///
+    /// # Shapes
+    ///
+    /// As for [`forward`](Self::forward); x has the shape and layout that it had there.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::ForeignSaved`], [`ErrorKind::OtherGroup`]: another layer's statistics, or another group's;
+    /// [`ErrorKind::Geometry`], [`ErrorKind::Length`]: tensors that do not fit; [`ErrorKind::Backend`]. y is then
+    /// unspecified.
     pub fn recompute<T>(&self, queue: &B::Queue, args: Recompute<'_, B, T>) -> Result<(), Error>
     where
         B: Kernels<T>,
@@ -195,8 +301,20 @@ impl<B: Backend, P: Param> FunctionalBatchNorm<B, P> {
         self.normalize(&context, queue, NormalizeArgs { x, y, source, weight, bias, eps })
     }
 
-    /// Moves running statistics by what a forward pass with [`Statistics::Group`] has saved: the same bits as if that pass had
-    /// done it itself. For functional frameworks, whose passes write nothing but results. No rank is asked.
+    /// Updates running statistics from the saved statistics of a forward pass with [`Statistics::Group`].
+    ///
+    /// For functional frameworks, whose forward pass may only return results. The bits are those that the forward pass would have
+    /// written. No rank is asked. A batch without elements on any rank changes nothing.
+    ///
+    /// # Shapes
+    ///
+    /// Running mean and variance: C values; `num_batches_tracked`: 1.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::ForeignSaved`], [`ErrorKind::OtherGroup`]; [`ErrorKind::NotTheGroups`] if the pass used other statistics than the
+    /// group's; [`ErrorKind::Config`] for a momentum out of range; [`ErrorKind::Length`]; [`ErrorKind::Backend`]. Running statistics
+    /// are then unchanged.
     pub fn update_running(&self, queue: &B::Queue, args: UpdateRunning<'_, B, P>) -> Result<(), Error>
     where
         B: Kernels<P>,
@@ -212,19 +330,34 @@ impl<B: Backend, P: Param> FunctionalBatchNorm<B, P> {
         self.normalize(&context, queue, NormalizeArgs { x, y, source, weight: None, bias: None, eps })
     }
 
-    /// The gradients of x, weight and bias (Ioffe and Szegedy 2015, section 3, over the group's batch).
+    /// The gradients of x, weight and bias (Ioffe and Szegedy 2015, section 3).
     ///
-    /// `dx = weight invstd (dy - sum_dy/M - (x - mean) invstd^2 sum_dy_xmu/M)` with the group's sums, `d_bias = sum_dy` and
-    /// `d_weight = sum_dy_xmu invstd` with this rank's: data-parallel trainers reduce the gradients of all parameters
-    /// themselves. If the forward pass was the group's, every rank has to call this, in the same order, whether or not it needs
-    /// dx. With frozen statistics `dx = weight invstd dy`.
+    /// ```text
+    /// d_bias   = sum_dy                 over this rank's elements
+    /// d_weight = sum_dy_xmu invstd      over this rank's elements, with sum_dy_xmu = sum dy (x - mean)
+    /// dx       = weight invstd (dy - sum_dy/M - (x - mean) invstd^2 sum_dy_xmu/M)      with the group's sums and count M
+    /// ```
     ///
-    /// Gradients are overwritten, not added to. Returns before the device has done the work, unless the communicator works in
-    /// host memory. If it fails, what was to be written is unspecified; nothing else is touched.
+    /// Data-parallel trainers sum or average the gradients of all parameters over the ranks, so `d_weight` and `d_bias` are this rank's. If
+    /// the forward pass used [`Statistics::Group`], the call is collective: every rank makes it, in the same order, whether or not it
+    /// needs dx. With frozen statistics `dx = weight invstd dy`, and no rank is asked.
+    ///
+    /// Gradients are overwritten, not added to. The call returns before the device has done the work, except that a communicator
+    /// in host memory waits for the sums.
+    ///
+    /// # Shapes
+    ///
+    /// x, dy, dx: shape and layout of the forward pass's x. weight, `d_weight`, `d_bias`: C values. saved: what the forward pass wrote.
     ///
     /// # Errors
     ///
-    /// As for [`forward`](Self::forward); and if what was saved belongs to another layer or another group.
+    /// Before any work, nothing is written and no rank has been asked:
+    /// - [`ErrorKind::ForeignSaved`], [`ErrorKind::OtherGroup`]: the saved statistics are another layer's or another group's;
+    /// - [`ErrorKind::Geometry`], [`ErrorKind::Length`]: a tensor does not fit;
+    /// - [`ErrorKind::Communicator`]: the group has failed earlier.
+    ///
+    /// After work has begun, all gradients are unspecified, and nothing else has been written: [`ErrorKind::Communicator`],
+    /// [`ErrorKind::Backend`], [`ErrorKind::NoPeers`], [`ErrorKind::SumLeftOut`], as for [`forward`](Self::forward).
     pub fn backward<T>(&self, queue: &B::Queue, args: Backward<'_, B, T>) -> Result<(), Error>
     where
         B: Kernels<T>,
@@ -309,7 +442,7 @@ impl<B: Backend, P: Param> FunctionalBatchNorm<B, P> {
         context.device(Stage::Flush, self.backend.flush(queue))
     }
 
-    /// A workspace that no other pass has; there are as many as passes were ever enqueued at once.
+    /// A workspace that no other pass is using. Passes of several threads at once have one each.
     fn take_workspace(&self, context: &PassContext<'_, B>, queue: &B::Queue) -> Result<B::Workspace, Error> {
         let kept = self.workspaces.lock().unwrap_or_else(PoisonError::into_inner).pop();
         kept.map_or_else(
@@ -337,7 +470,7 @@ impl<B: Backend, P: Param> FunctionalBatchNorm<B, P> {
         token.layer == self.id
     }
 
-    /// Refuses what another layer saved, or this one in another group.
+    /// Refuses statistics of another layer or of another group.
     pub(crate) fn check_owner(&self, context: &PassContext<'_, B>, token: &SavedToken) -> Result<(), Error> {
         if !self.is_owner(token) {
             return Err(context.error(ErrorKind::ForeignSaved));

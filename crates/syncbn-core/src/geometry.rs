@@ -1,11 +1,17 @@
-//! Where a tensor's elements lie: any accepted shape, reduced to three numbers that a kernel can trust.
+//! Shapes and memory layouts: any accepted tensor, reduced to three numbers that kernels can rely on.
 //!
-//! A tensor of shape (N, C, *spatial) that is dense in memory, channels-first or channels-last, is always an array of
-//! `outer x channels x inner` elements, the last index running fastest. Channels-first has `outer = N` and
-//! `inner = spatial`; channels-last has `outer = N * spatial` and `inner = 1`. Kernels know only these three.
+//! A dense tensor of shape (N, C, *spatial), channels-first or channels-last, is an array of `outer x channels x inner` elements
+//! whose last index varies fastest:
 //!
-//! Deliberately not here: memory. A [`Geometry`] says how many elements there are, [`View`](crate::View) proves that a
-//! piece of memory holds them. Layouts with gaps or permuted spatial axes are refused, not copied behind your back.
+//! | layout | `outer` | `inner` |
+//! |---|---|---|
+//! | channels-first (N, C, *spatial) | N | product of the spatial axes |
+//! | channels-last (N, *spatial, C) | N times that product | 1 |
+//!
+//! A [`Geometry`] is these numbers, checked once. A [`View`](crate::View) is a geometry with memory that is large enough.
+//!
+//! Deliberately not here: copies. A tensor with gaps, or with its spatial axes in another order, is refused
+//! ([`ShapeError::Strides`]).
 
 use std::fmt;
 
@@ -57,11 +63,22 @@ impl fmt::Display for Layout {
     }
 }
 
-/// A proven shape and layout: at least one channel, 2 to [`MAX_AXES`] axes, a number of elements that fits an `isize`.
+/// A checked shape and memory layout: 2 to [`MAX_AXES`] axes, at least one channel, a number of elements that fits an `isize`.
 ///
-/// Element `(o, c, i)` lies at offset `(o * channels + c) * inner + i`. Two geometries are equal exactly when they
-/// have the same shape and the same order in memory; where both layouts give the same order (one channel, no or one
-/// spatial position, no elements at all) there is one geometry, not two.
+/// Element `(o, c, i)` is at offset `(o * channels + c) * inner + i`. Two geometries are equal exactly if shape and order in memory
+/// are equal. Where both layouts have the same order (one channel, one spatial position, or no elements), their geometries are equal.
+///
+/// ```
+/// use syncbn_core::Geometry;
+///
+/// let nchw = Geometry::channels_first(&[2, 3, 4, 5])?;
+/// assert_eq!((nchw.outer(), nchw.channels(), nchw.inner()), (2, 3, 20));
+/// let nhwc = Geometry::channels_last(&[2, 4, 5, 3])?;
+/// assert_eq!((nhwc.outer(), nhwc.channels(), nhwc.inner()), (40, 3, 1));
+/// assert_eq!(nchw.shape(), nhwc.shape()); // both (2, 3, 4, 5)
+/// assert_ne!(nchw, nhwc); // in another order
+/// # Ok::<(), syncbn_core::ShapeError>(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Geometry {
     shape: Shape,
@@ -76,12 +93,28 @@ impl fmt::Debug for Geometry {
 }
 
 impl Geometry {
-    /// A dense tensor whose `shape` is (N, C, *spatial), stored in that order.
+    /// A dense channels-first tensor.
+    ///
+    /// # Shapes
+    ///
+    /// `shape` is (N, C, *spatial), in the order of memory, slowest first. N and the spatial axes may be 0.
+    ///
+    /// # Errors
+    ///
+    /// [`ShapeError::Axes`], [`ShapeError::NoChannels`], [`ShapeError::Overflow`].
     pub fn channels_first(shape: &[usize]) -> Result<Self, ShapeError> {
         Self::dense(shape, Layout::ChannelsFirst)
     }
 
-    /// A dense tensor whose `shape` is (N, *spatial, C), stored in that order.
+    /// A dense channels-last tensor.
+    ///
+    /// # Shapes
+    ///
+    /// `shape` is (N, *spatial, C), in the order of memory, slowest first. N and the spatial axes may be 0.
+    ///
+    /// # Errors
+    ///
+    /// [`ShapeError::Axes`], [`ShapeError::NoChannels`], [`ShapeError::Overflow`].
     pub fn channels_last(shape: &[usize]) -> Result<Self, ShapeError> {
         let Some((&channels, others)) = shape.split_last() else {
             return Err(ShapeError::Axes { shape: shape.to_vec() });
@@ -91,11 +124,29 @@ impl Geometry {
         Self::dense(&logical, Layout::ChannelsLast)
     }
 
-    /// A tensor with explicit strides, in elements; `channel_axis` is the axis of `shape` that counts channels.
+    /// A tensor described by shape, strides and channel axis, as most frameworks describe theirs.
     ///
-    /// Axis 0 counts samples; the remaining axes are spatial, in order. So NCHW memory has channel axis 1, an NHWC
-    /// array has channel axis 3, and an NHWC array seen as NCHW through permuted strides has channel axis 1 again.
-    /// Strides of axes of length 1, and of arrays without elements, say nothing and are not looked at.
+    /// # Shapes
+    ///
+    /// `shape` and `strides` (in elements) have one number for each axis, in the same order. Axis 0 counts samples, `channel_axis`
+    /// counts channels, the others are spatial, in order. An NCHW array has channel axis 1, an NHWC array has channel axis 3, and an
+    /// NHWC array permuted to NCHW has channel axis 1. Strides of axes of length 1, and all strides of a tensor without elements, are
+    /// ignored.
+    ///
+    /// ```
+    /// use syncbn_core::{Geometry, Layout};
+    ///
+    /// // An NHWC array of shape (2, 4, 5, 3), permuted to NCHW: PyTorch's memory_format=torch.channels_last.
+    /// let geometry = Geometry::strided(&[2, 3, 4, 5], &[60, 1, 15, 3], 1)?;
+    /// assert_eq!(geometry.layout(), Layout::ChannelsLast);
+    /// assert!(Geometry::strided(&[2, 3, 4, 5], &[60, 20, 1, 4], 1).is_err()); // H and W are swapped in memory
+    /// # Ok::<(), syncbn_core::ShapeError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`channels_first`](Self::channels_first); [`ShapeError::StrideCount`]; [`ShapeError::ChannelAxis`] if `channel_axis` is 0 or
+    /// beyond the axes; [`ShapeError::Strides`] if the memory is neither channels-first nor channels-last without gaps.
     pub fn strided(shape: &[usize], strides: &[isize], channel_axis: usize) -> Result<Self, ShapeError> {
         check_axes(shape)?;
         if shape.len() != strides.len() {
@@ -156,7 +207,8 @@ impl Geometry {
         self.shape
     }
 
-    /// The number of blocks that each hold every channel once; 0 if and only if there are no elements.
+    /// The length of the slowest of the three axes: N, or N times the spatial positions for channels-last. 0 exactly if there are no
+    /// elements.
     #[must_use]
     pub fn outer(&self) -> usize {
         self.outer
@@ -168,7 +220,7 @@ impl Geometry {
         self.shape.sizes[1]
     }
 
-    /// The number of neighbouring elements of one channel; at least 1.
+    /// The length of the fastest of the three axes: how many elements of one channel are neighbours in memory; at least 1.
     #[must_use]
     pub fn inner(&self) -> usize {
         self.inner
@@ -192,7 +244,7 @@ impl Geometry {
         self.outer == 0
     }
 
-    /// The layout; channels-last where the two are the same in memory and `inner` is 1.
+    /// The layout. Where both layouts have the same order in memory, this is channels-last if `inner` is 1.
     #[must_use]
     pub fn layout(&self) -> Layout {
         if self.inner == 1 { Layout::ChannelsLast } else { Layout::ChannelsFirst }
@@ -235,7 +287,7 @@ fn is_dense(shape: &[usize], strides: &[isize], layout: Layout) -> bool {
     true
 }
 
-/// A tensor's shape, strides or memory are not usable.
+/// A tensor's shape, strides or memory cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ShapeError {
@@ -260,7 +312,7 @@ pub enum ShapeError {
         /// The shape in the order (N, C, *spatial).
         shape: Vec<usize>,
     },
-    /// The channel axis is the batch axis, or is not there.
+    /// The channel axis is 0, the batch axis, or there is no such axis.
     #[error(
         "the channel axis is {channel_axis}, expected 1{} for {axes} axes: axis 0 counts samples",
         if *axes > 2 { format!(" to {}", axes - 1) } else { String::new() }
@@ -279,7 +331,7 @@ pub enum ShapeError {
         /// The number of strides.
         strides: usize,
     },
-    /// The memory is neither channels-first nor channels-last without gaps.
+    /// The memory is neither channels-first nor channels-last, or it has gaps.
     #[error(
         "strides {strides:?} of shape {shape:?} with channel axis {channel_axis} are neither channels-first nor channels-last \
          without gaps; copy the tensor to contiguous memory first (in ndarray: `as_standard_layout()`)"

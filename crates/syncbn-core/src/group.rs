@@ -1,4 +1,4 @@
-//! A group of ranks as layers take it: a communicator, and what its ranks count alike.
+//! A group of ranks: a communicator, with the counters that all ranks of the group keep in step.
 
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -12,22 +12,31 @@ use crate::membership::Membership;
 use crate::message::Pass;
 use crate::scalar::Param;
 
-/// One rank's membership of a group: its communicator, the trainer's step, and the order of its layers. One for each rank;
-/// clones are the same membership.
+/// A group of ranks, as one rank sees it: its communicator, the trainer's step, and the numbers of its layers.
 ///
-/// Layers take any [`Communicator`], which becomes a group. Layers that belong together share one group, so that their order of
-/// construction is counted: make it once, and give each layer a clone. The communicators of syncbn count for themselves, so that
-/// groups made of one of them, shared by an `Arc`, are the same group.
+/// Make one for each rank and give each layer of the model a clone; clones are the same group. Layers also take a bare
+/// [`Communicator`], which becomes a group of that layer alone. A communicator that has a
+/// [`membership`](Communicator::membership), as all of syncbn's have, makes the same group each time: two groups of one
+/// communicator behind an `Arc` are equal.
+///
+/// Ranks compare the step, the layer's number and its name and settings in every collective, where the communicator compares calls
+/// ([`CollectiveId`]). So a rank that has left something out gets an error instead of a wrong sum.
 ///
 /// ```
-/// use syncbn_core::{Group, SingleRank};
 /// use example_backend::Plain;
+/// use syncbn_core::{Config, Group, SingleRank, SyncBatchNorm};
 ///
-/// let group = Group::<Plain>::new(SingleRank);
-/// group.set_step(7);
-/// let mut norms = [3.0_f32, 4.0];
-/// group.all_reduce("gradient norms", &Plain, &(), &mut norms[..])?;
-/// # Ok::<(), syncbn_core::CommError>(())
+/// let group = Group::new(SingleRank); // or Group::new(ViaHost(communicator)), Group::new(nccl)
+/// let stem = SyncBatchNorm::<Plain, f32>::new("stem", Config::new(8), Plain, &(), group.clone())?;
+/// let head = SyncBatchNorm::<Plain, f32>::new("head", Config::new(8), Plain, &(), group.clone())?;
+/// assert_eq!(stem.group().id(), head.group().id());
+/// for step in 0..2 {
+///     group.set_step(step);
+///     // ... forward and backward passes ...
+///     let mut losses = [0.5_f32];
+///     group.all_reduce("loss", &Plain, &(), &mut losses[..])?;
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Group<B: Backend> {
     communicator: Arc<dyn Communicator<B>>,
@@ -42,7 +51,7 @@ impl<B: Backend> Clone for Group<B> {
 }
 
 impl<B: Backend> Group<B> {
-    /// The group whose ranks this communicator reaches.
+    /// The group of this communicator. No rank is asked.
     pub fn new(communicator: impl Communicator<B> + 'static) -> Self {
         let membership = communicator.membership().unwrap_or_default();
         Self { communicator: Arc::new(communicator), membership }
@@ -60,36 +69,49 @@ impl<B: Backend> Group<B> {
         self.communicator.world_size()
     }
 
-    /// A number that no other group of this process has.
+    /// A number that is unique among the groups of this process. It differs between ranks.
     #[must_use]
     pub fn id(&self) -> u64 {
         self.membership.id()
     }
 
-    /// Tells the group which of the trainer's steps begins; call it once a step on every rank.
+    /// Sets the trainer's step. Call it at the beginning of each step, on every rank.
     ///
-    /// Communicators that compare calls compare it, too: a rank that has left out a whole step is then told apart from its peers
-    /// at the next sum. Without it, a rank that leaves out every layer of a step cannot be: its later steps would be summed with
-    /// its peers' earlier ones.
+    /// Communicators that compare calls compare the step as well. Without it, a rank that skips all layers of a step is not noticed:
+    /// its next step is summed with this step of the other ranks.
     pub fn set_step(&self, step: u64) {
         self.membership.set_step(step);
     }
 
-    /// The trainer's step; 0 before it was told.
+    /// The trainer's step; 0 if [`set_step`](Self::set_step) was never called.
     #[must_use]
     pub fn step(&self) -> u64 {
         self.membership.step()
     }
 
-    /// Whether the group still works, without waiting.
+    /// Whether the group works. Does not wait.
+    ///
+    /// # Errors
+    ///
+    /// The failure that has poisoned the group. A device-native communicator reports here what failed after the work was enqueued, with
+    /// [`CommError::late`] set.
     pub fn status(&self) -> Result<(), CommError> {
         self.communicator.status()
     }
 
-    /// Replaces a caller's own numbers, of type `f32` or `f64` and of any length, by their sum over the ranks: gradients of
-    /// other parameters, a loss, a count. `name` is what ranks compare and errors show; every rank calls it with as many numbers.
+    /// Replaces numbers by their sum over the ranks: gradients of other parameters, a loss, a count.
     ///
-    /// Sums are formed in `f64` where the communicator works in host memory, and in the numbers' own type on a device.
+    /// Collective: every rank calls it with the same name and length, in the same order. Communicators in host memory add in `f64`,
+    /// device-native ones in the type of the numbers. Every rank gets the same bits.
+    ///
+    /// # Shapes
+    ///
+    /// Any number of `f32` or `f64` values.
+    ///
+    /// # Errors
+    ///
+    /// As the communicator has them ([`CommErrorKind`]); the numbers are then unspecified. After every kind but
+    /// [`Unsent`](CommErrorKind::Unsent) the group is poisoned.
     pub fn all_reduce<P: Param>(
         &self,
         name: &str,
@@ -108,13 +130,13 @@ impl<B: Backend> Group<B> {
         result
     }
 
-    /// The place of a new layer in the order of construction.
+    /// The number of a new layer, in the order of construction.
     pub(crate) fn next_layer(&self) -> u64 {
         self.membership.next_layer()
     }
 }
 
-/// What it is a group of, and itself where a layer wants a group.
+/// A group is a communicator, so that layers take either.
 impl<B: Backend> Communicator<B> for Group<B> {
     fn rank(&self) -> usize {
         self.rank()
@@ -158,7 +180,7 @@ impl<B: Backend> Communicator<B> for Group<B> {
     }
 }
 
-/// Whether the failure came before this rank's numbers went to the group.
+/// Whether it failed before this rank's numbers were sent.
 pub(crate) fn is_unsent(result: &Result<(), CommError>) -> bool {
     matches!(result, Err(CommError { kind: CommErrorKind::Unsent(_), .. }))
 }

@@ -1,4 +1,4 @@
-//! The two communicators that every backend has: through host memory, and the group of one.
+//! The two communicators that every backend can use: [`ViaHost`], and [`SingleRank`].
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -10,8 +10,47 @@ use crate::membership::Membership;
 use crate::message::Pass;
 use crate::scalar::Element;
 
-/// A host communicator in the service of a backend: reads the numbers back, sums them, and writes them again. It waits for the
-/// device, once a sum.
+/// Makes a [`HostCommunicator`] (threads, TCP, MPI) a [`Communicator`] of any backend.
+///
+/// For each sum it reads a few numbers per channel from the device, which waits for the device, sums them in host memory, and writes
+/// them back. It works for any number of ranks to a device.
+///
+/// ```
+/// use std::sync::Arc;
+/// use std::num::NonZeroUsize;
+/// use example_backend::Plain;
+/// use syncbn_core::{CollectiveId, CommError, Config, Group, HostCommunicator, SyncBatchNorm, ViaHost};
+///
+/// /// A group of one rank, as a host communicator.
+/// struct Alone;
+///
+/// impl HostCommunicator for Alone {
+///     fn rank(&self) -> usize {
+///         0
+///     }
+///     fn world_size(&self) -> NonZeroUsize {
+///         NonZeroUsize::MIN
+///     }
+///     fn all_reduce_sum(&self, _: &CollectiveId, _values: &mut [f64]) -> Result<(), CommError> {
+///         Ok(()) // the sum over one rank
+///     }
+///     fn poison(&self, _: &CommError) {}
+///     fn status(&self) -> Result<(), CommError> {
+///         Ok(())
+///     }
+/// }
+///
+/// let group = Group::<Plain>::new(ViaHost(Alone)); // or ViaHost(Arc::new(..)), where the communicator is shared
+/// let norm = SyncBatchNorm::<Plain, f32>::new("norm", Config::new(8), Plain, &(), group)?;
+/// assert_eq!(norm.group().world_size().get(), 1);
+/// # Ok::<(), syncbn_core::Error>(())
+/// ```
+///
+/// # Errors
+///
+/// Those of the host communicator. A device that fails before the sum is [`CommErrorKind::Unsent`]: nothing was sent, and the pass may
+/// be called again. A device that fails after the sum is [`CommErrorKind::Transport`], and poisons the group, since the other ranks have
+/// gone on.
 #[derive(Clone, Debug)]
 pub struct ViaHost<C>(pub C);
 
@@ -21,8 +60,7 @@ impl<C: HostCommunicator> ViaHost<C> {
         CommError { rank, world_size, call: Some(id.clone()), late: false, kind }
     }
 
-    /// Sums what `read` gives and hands it to `write`. A failure before the sum has told nobody anything; one after it leaves
-    /// peers who have gone on, so the group is poisoned.
+    /// Sums what `read` gives and passes the sum to `write`. If `write` fails, the other ranks have gone on, so the group is poisoned.
     fn sum<E: std::error::Error + Send + Sync + 'static>(
         &self,
         id: &CollectiveId,
@@ -104,7 +142,7 @@ impl<B: Backend, C: HostCommunicator> Communicator<B> for ViaHost<C> {
     }
 }
 
-/// The group of one rank: plain, local batch norm.
+/// The group of one rank: local batch norm. Its sums do nothing and never fail.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SingleRank;
 
@@ -128,7 +166,7 @@ impl<B: Backend> Communicator<B> for SingleRank {
     fn sum_numbers(&self, _: &CollectiveId, _: &B, _: &B::Queue, _: Numbers<'_, B>) -> Result<(), CommError> {
         Ok(())
     }
-    /// There are no peers to hear of it.
+    /// Does nothing: there are no other ranks.
     fn poison(&self, _: &CommError) {}
     fn status(&self) -> Result<(), CommError> {
         Ok(())

@@ -1,12 +1,14 @@
-//! What a backend does whose memory is the host's: messages, saved words and running statistics as slices.
+//! Messages, saved statistics and running statistics as slices, for backends whose memory is the host's.
 //!
-//! Devices restate it in their own language.
+//! A backend in host memory calls these functions from [`Backend::read_message`](crate::Backend::read_message),
+//! [`Backend::write_message`](crate::Backend::write_message) and [`Kernels::normalize`](crate::Kernels::normalize).
 
 use crate::message::Pass;
 use crate::scalar::{Dtype, Param};
 use crate::statistics::{Batch, Moments, NonFinite, Running};
 
-/// Writes one rank's moments, a channel each, as a forward message; `params` is the type of the parameters.
+/// Writes one rank's moments, one for each channel, as a forward message. `params` is the type of the parameters; `message` has
+/// [`Pass::message_len`] numbers.
 pub fn moments_to_message(moments: &[Moments], params: Dtype, message: &mut [f64]) {
     match Pass::Forward.per_channel(params) {
         6 => put_parts::<6>(moments, message),
@@ -40,7 +42,8 @@ fn take_parts<const K: usize>(message: &[f64], channel: usize) -> Batch {
     Batch::from_sums(*count, parts)
 }
 
-/// Writes the words of one channel, `[mean | var | invstd | count]`, and the count, which all channels have in common.
+/// Writes one channel of the saved statistics, `[mean | var | invstd | count]`, and the count, which all channels share. `saved` has
+/// [`saved_len`](crate::saved_len) numbers.
 pub fn save_channel(saved: &mut [f64], channel: usize, batch: Batch, invstd: f64) {
     let channels = saved.len() / 3;
     saved[3 * channels] = batch.count;
@@ -49,7 +52,7 @@ pub fn save_channel(saved: &mut [f64], channel: usize, batch: Batch, invstd: f64
     }
 }
 
-/// The statistics of one channel from saved words, and its `invstd`.
+/// One channel of the saved statistics, and its `invstd`.
 #[must_use]
 pub fn saved_channel(saved: &[f64], channel: usize) -> (Batch, f64) {
     let channels = saved.len() / 3;
@@ -57,7 +60,7 @@ pub fn saved_channel(saved: &[f64], channel: usize) -> (Batch, f64) {
     (Batch { count: saved[3 * channels], mean, var }, invstd)
 }
 
-/// Moves running statistics by a batch's, one per channel, by the rule of [`Running`].
+/// Updates running statistics by a batch, one for each channel, as [`Running`] says. `num_batches_tracked` has one number.
 pub fn update_running<P: Param>(
     [mean, var]: [&mut [P]; 2],
     num_batches_tracked: &mut [i64],

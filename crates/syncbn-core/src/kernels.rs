@@ -1,4 +1,4 @@
-//! The four kernels, and their arguments.
+//! The four kernels and their arguments. [`backend`](crate::backend) has the contract that they keep.
 
 use crate::backend::Backend;
 use crate::meeting::{self, BackwardArgs, ForwardArgs, Meeting, PassError};
@@ -6,42 +6,54 @@ use crate::scalar::{Element, Scalar};
 use crate::statistics::NonFinite;
 use crate::view::{View, ViewMut};
 
-/// The four kernels, for activations of one type. Which types a backend has is known at compile time.
+/// The four kernels, for activations of type `T`. A backend implements it for each type that it has.
 ///
-/// The two whole passes are provided: two kernels with the sum over the ranks between them. A backend may take them whole.
+/// Core has checked all arguments, and a kernel does not wait: [the contract](crate::backend) says what else holds. The formulas of
+/// one channel are in [`statistics`](crate::statistics). Whole passes are provided; a backend may override them.
+///
+/// # Errors
+///
+/// Kernels fail with [`Backend::Error`]. A kernel that fails has enqueued nothing, and has written neither running statistics nor saved
+/// statistics.
+#[allow(clippy::missing_errors_doc, reason = "what the trait says holds for each kernel")]
 pub trait Kernels<T: Element>: Backend {
-    /// Compiles and allocates whatever tensors of this geometry need, so that later calls find nothing left to do.
-    /// A backend that has nothing to prepare leaves this as it is.
+    /// Compiles and allocates whatever kernels need for tensors of this geometry. Users may call it before the first pass. What is
+    /// provided does nothing.
     fn prepare(&self, queue: &Self::Queue, geometry: &crate::Geometry) -> Result<(), Self::Error> {
         let _ = (queue, geometry);
         Ok(())
     }
 
-    /// Per channel, over this rank's elements: the count m, the mean, and M2 = sum (x - mean)^2.
+    /// Per channel, over this rank's elements: the count m, the mean, and `M2 = sum (x - mean)^2`, to the workspace.
     ///
-    /// Reads `x` once. Must be as accurate at |mean|/std = 1e4 as at 0: accumulate in `f64`, shifted by a sample of the channel
-    /// where the activations are `f64` themselves, in chains merged by
-    /// [`Moments::merge`](crate::statistics::Moments::merge).
+    /// Reads x once. Has to be as accurate at |mean|/std = 1e4 as at 0. Ways to get there: sums in `f64`; or sums in `f32` of values
+    /// minus one sample of the channel, over at most 64 elements or so, merged with [`Moments::merge`](crate::statistics::Moments::merge)
+    /// in `f64`. If activations are `f64`, sums in `f64` of values minus a sample. An empty x gives zeros.
     fn moments(&self, queue: &Self::Queue, args: MomentsArgs<'_, Self, T>) -> Result<(), Self::Error>;
 
-    /// `y = (x - mean) invstd weight + bias`, with the statistics of [`NormalizeArgs::source`], which also says what
-    /// else is to be written: the saved statistics and the running ones, once per call and even when `x` is empty.
+    /// `y = (x - mean) invstd weight + bias`, with the statistics of [`NormalizeArgs::source`].
+    ///
+    /// Also writes the saved statistics and the running statistics that [`Source`] has, once a call, even if x is empty.
     fn normalize(&self, queue: &Self::Queue, args: NormalizeArgs<'_, Self, T>) -> Result<(), Self::Error>;
 
-    /// Per channel, over this rank's elements: `sum_dy` and `sum_dy_xmu = sum dy (x - mean)`, both to the workspace, and
-    /// `d_bias = sum_dy`, `d_weight = sum_dy_xmu invstd` where asked for. Reads `x` and `dy` once.
+    /// Per channel, over this rank's elements: `sum_dy` and `sum_dy_xmu = sum dy (x - mean)`, to the workspace; `d_bias = sum_dy` and
+    /// `d_weight = sum_dy_xmu invstd`, if they are present. Reads x and dy once.
     fn grad_sums(&self, queue: &Self::Queue, args: GradSumsArgs<'_, Self, T>) -> Result<(), Self::Error>;
 
-    /// `dx = weight invstd (dy - sum_dy / M - (x - mean) invstd^2 sum_dy_xmu / M)`, M being the saved count; with frozen
-    /// statistics `dx = weight invstd dy`, and `x` is not looked at. Reads `x` and `dy` once.
+    /// `dx = weight invstd (dy - sum_dy / M - (x - mean) invstd^2 sum_dy_xmu / M)`, with the group's sums from the workspace and the saved
+    /// count M. With frozen statistics `dx = weight invstd dy`, and x is not read. Reads x and dy once.
     fn grad_input(&self, queue: &Self::Queue, args: GradInputArgs<'_, Self, T>) -> Result<(), Self::Error>;
 
-    /// A forward pass with batch statistics: [`moments`](Self::moments), the sum over the ranks as `meeting` says, and
+    /// A whole forward pass with batch statistics: [`moments`](Self::moments), the sum over the ranks as `meeting` says,
     /// [`normalize`](Self::normalize).
     ///
-    /// A backend that overrides it handles every [`Meeting`], or hands those that it does not take whole to
-    /// [`forward_by_kernels`](meeting::forward_by_kernels), which is what is provided. Running statistics are written after the
-    /// sum has succeeded, or not at all.
+    /// Provided, by [`forward_by_kernels`](meeting::forward_by_kernels). A backend that overrides it handles every [`Meeting`], or passes
+    /// those that it does not handle to that function. Running statistics are written after the sum has succeeded, or not at
+    /// all.
+    ///
+    /// # Errors
+    ///
+    /// [`PassError`] says which step failed. For [`Meeting::Inside`] without such kernels, [`PassError::NoPeers`], before any work.
     fn forward(
         &self,
         queue: &Self::Queue,
@@ -51,10 +63,14 @@ pub trait Kernels<T: Element>: Backend {
         meeting::forward_by_kernels(self, queue, args, meeting)
     }
 
-    /// A backward pass through batch statistics: [`grad_sums`](Self::grad_sums), the sum over the ranks as `meeting` says, and
-    /// [`grad_input`](Self::grad_input) where dx is wanted. The sum is the ranks' business whether or not this one wants dx.
+    /// A whole backward pass through batch statistics: [`grad_sums`](Self::grad_sums), the sum over the ranks as `meeting` says, and
+    /// [`grad_input`](Self::grad_input) if dx is wanted. The sum is asked for even if it is not, since other ranks need it.
     ///
-    /// Overriding is as for [`forward`](Self::forward), with [`backward_by_kernels`](meeting::backward_by_kernels).
+    /// Provided, by [`backward_by_kernels`](meeting::backward_by_kernels); overridden as [`forward`](Self::forward).
+    ///
+    /// # Errors
+    ///
+    /// As [`forward`](Self::forward).
     fn backward(
         &self,
         queue: &Self::Queue,
@@ -69,7 +85,7 @@ pub trait Kernels<T: Element>: Backend {
 pub struct MomentsArgs<'a, B: Backend, T: Element> {
     /// The activations.
     pub x: View<'a, B, T>,
-    /// To be written: this rank's moments.
+    /// Written: this rank's moments.
     pub workspace: &'a mut B::Workspace,
 }
 
@@ -77,9 +93,9 @@ pub struct MomentsArgs<'a, B: Backend, T: Element> {
 pub struct NormalizeArgs<'a, B: Backend, T: Element> {
     /// The activations.
     pub x: View<'a, B, T>,
-    /// The result, of the same geometry; never the same memory as `x`.
+    /// The result, of the same geometry, in other memory than x.
     pub y: ViewMut<'a, B, T>,
-    /// The statistics to use, and what to update.
+    /// Which statistics to use, and which to write.
     pub source: Source<'a, B, T::Param>,
     /// The scale per channel; 1 where absent.
     pub weight: Option<B::Mem<'a, T::Param>>,
@@ -89,49 +105,64 @@ pub struct NormalizeArgs<'a, B: Backend, T: Element> {
     pub eps: f64,
 }
 
-/// Where [`Kernels::normalize`] takes mean and variance from.
+/// The statistics that [`Kernels::normalize`] uses, and what it writes besides y.
 pub enum Source<'a, B: Backend, P: Scalar> {
-    /// The sums of a batch, finalised as [`statistics::Moments`](crate::statistics::Moments) describes.
+    /// Those of a batch.
     Batch {
-        /// What [`Kernels::moments`] wrote, and the communicator summed if `group` is set.
+        /// What [`Kernels::moments`] wrote; if `group` is true, replaced by the group's sums since.
         workspace: &'a B::Workspace,
-        /// Set: the sums are the group's, [`Batch::from_sums`](crate::statistics::Batch::from_sums). Not set: this rank's alone,
-        /// `var = M2/m`.
+        /// Whether the workspace has the group's sums ([`Batch::from_sums`](crate::statistics::Batch::from_sums)), or this rank's own
+        /// moments ([`Moments::batch`](crate::statistics::Moments::batch)).
         group: bool,
-        /// To be written: [`saved_len`](crate::backend::saved_len) words. With M = 0: zeros.
+        /// Written: [`saved_len`](crate::backend::saved_len) words. Zeros if the batch has no elements.
         saved: B::MemMut<'a, f64>,
-        /// To be updated, if present.
+        /// Updated, if present.
         running: Option<RunningMut<'a, B, P>>,
     },
-    /// Fixed statistics, which count no elements.
+    /// Given ones, whose count is 0.
     Frozen {
         /// The mean per channel.
         mean: B::Mem<'a, P>,
         /// The variance per channel.
         var: B::Mem<'a, P>,
-        /// To be written: [`saved_len`](crate::backend::saved_len) words, of which the count is 0.
+        /// Written: [`saved_len`](crate::backend::saved_len) words, with a count of 0.
         saved: B::MemMut<'a, f64>,
     },
-    /// What an earlier forward pass saved.
+    /// Those that an earlier forward pass saved.
     Saved {
-        /// To be used.
+        /// Read.
         saved: B::Mem<'a, f64>,
-        /// To be updated from the saved statistics, if present.
+        /// Updated from the saved statistics, if present; x may be empty then.
         running: Option<RunningMut<'a, B, P>>,
     },
 }
 
-/// Running statistics in borrowed memory, to be updated by [`statistics::Running`](crate::statistics::Running)'s rule.
+/// Running statistics in borrowed memory, which a forward pass updates as [`statistics::Running`](crate::statistics::Running) says.
+///
+/// ```
+/// use example_backend::Plain;
+/// use syncbn_core::{NonFinite, RunningMut};
+///
+/// let (mut mean, mut var, mut count) = ([0.0_f32; 8], [1.0_f32; 8], [0_i64]);
+/// let running = RunningMut::<Plain, f32> {
+///     mean: &mut mean,
+///     var: &mut var,
+///     num_batches_tracked: &mut count,
+///     momentum: Some(0.1),
+///     non_finite: NonFinite::Propagate,
+/// };
+/// # drop(running);
+/// ```
 pub struct RunningMut<'a, B: Backend, P: Scalar> {
     /// The running mean per channel.
     pub mean: B::MemMut<'a, P>,
     /// The running unbiased variance per channel.
     pub var: B::MemMut<'a, P>,
-    /// How many batches were seen: one number. It and the channels are to be updated together or not at all.
+    /// How many batches were seen: one number. A kernel updates it and all channels, or nothing.
     pub num_batches_tracked: B::MemMut<'a, i64>,
     /// The weight of the newest batch, 0..=1; `None`: the cumulative average, 1 / `num_batches_tracked`.
     pub momentum: Option<f64>,
-    /// What is done in a channel whose batch statistics are not finite.
+    /// What happens to a channel whose batch statistics are not finite.
     pub non_finite: NonFinite,
 }
 
@@ -157,11 +188,11 @@ pub struct GradSumsArgs<'a, B: Backend, T: Element> {
     pub dy: View<'a, B, T>,
     /// What forward saved.
     pub saved: B::Mem<'a, f64>,
-    /// To be written, if present: this rank's gradient of the weight.
+    /// Written, if present: this rank's gradient of the weight.
     pub d_weight: Option<B::MemMut<'a, T::Param>>,
-    /// To be written, if present: this rank's gradient of the bias.
+    /// Written, if present: this rank's gradient of the bias.
     pub d_bias: Option<B::MemMut<'a, T::Param>>,
-    /// To be written: this rank's sums.
+    /// Written: this rank's sums.
     pub workspace: &'a mut B::Workspace,
 }
 
@@ -173,20 +204,20 @@ pub struct GradInputArgs<'a, B: Backend, T: Element> {
     pub grad: Grad<'a, B, T>,
     /// What forward saved.
     pub saved: B::Mem<'a, f64>,
-    /// Where the statistics came from, and with them the sums.
+    /// The group's sums, or frozen statistics.
     pub source: GradSource<'a, B>,
     /// The scale per channel; 1 where absent.
     pub weight: Option<B::Mem<'a, T::Param>>,
 }
 
-/// What the statistics of the forward pass depended on, for [`Kernels::grad_input`].
+/// What the statistics of the forward pass depend on, for [`Kernels::grad_input`].
 pub enum GradSource<'a, B: Backend> {
-    /// The batch: the sums over the elements that [`Kernels::grad_sums`] wrote, and the communicator summed.
+    /// The batch.
     Batch {
-        /// The group's sums.
+        /// The sums that [`Kernels::grad_sums`] wrote, over all ranks if the forward pass was the group's.
         workspace: &'a B::Workspace,
     },
-    /// Nothing: the statistics were given.
+    /// Nothing: they were given.
     Frozen,
 }
 
@@ -199,6 +230,6 @@ pub enum Grad<'a, B: Backend, T: Element> {
         /// The gradient of x.
         dx: ViewMut<'a, B, T>,
     },
-    /// dx overwrites dy, as the caller asked.
+    /// dx is written over dy.
     InPlace(ViewMut<'a, B, T>),
 }

@@ -1,11 +1,10 @@
 //! The layer that owns its parameters and running statistics: what most users use.
 //!
-//! It is thin: this file holds the memory and the modes; `passes` chooses the statistics and calls
-//! [`FunctionalBatchNorm`], which does the work; `restore` takes and loads snapshots, and knows when the state can no longer be
-//! believed.
+//! [`FunctionalBatchNorm`] does the work. This file holds parameters, running statistics and modes; `passes` has the forward and backward
+//! passes; `restore` saves and loads the state, and refuses use after failures that may have spoilt it.
 //!
-//! Deliberately not here: autograd and optimisers. Gradients go to memory that the caller gives, and the parameters can be
-//! borrowed for an update.
+//! Deliberately not here: autograd and optimisers. Gradients are written to memory that the caller gives, and an optimiser changes the
+//! parameters through [`SyncBatchNorm::weight_mut`] and [`SyncBatchNorm::bias_mut`].
 
 mod passes;
 mod restore;
@@ -24,24 +23,47 @@ use crate::scalar::Param;
 pub use passes::ParamGradients;
 use restore::Trust;
 
-/// Batch normalisation over all ranks of a group: the drop-in replacement of a batch norm layer.
+/// Batch normalisation over all ranks of a group: a batch norm layer with parameters and running statistics.
 ///
-/// `P` is the type of the parameters and running statistics: `f64` for `f64` activations, `f32` for all others.
+/// `B` is the backend. `P` is the type of the parameters and running statistics: `f64` for `f64` activations, `f32` for all others.
 ///
-/// In training mode, which it starts in, [`forward`](Self::forward) and [`backward`](Self::backward) are collective: every
-/// rank of the group calls them, in the same order, with any batch size, 0 included. In evaluation mode, and while frozen,
-/// no other rank is asked for anything.
+/// A new layer is in training mode: [`forward`](Self::forward) and [`backward`](Self::backward) are collective, so every rank of the
+/// group calls them, in the same order, with any batch size, 0 included. In evaluation mode, and while the layer is frozen, no
+/// other rank is asked.
 ///
-/// An optimiser may change [`weight_mut`](Self::weight_mut) and [`bias_mut`](Self::bias_mut) after the last backward pass of a
-/// step and before the next forward pass. What was saved before is refused afterwards, since its gradient, or the bits of its
-/// recomputation, would be others.
+/// An optimiser changes [`weight_mut`](Self::weight_mut) and [`bias_mut`](Self::bias_mut) after the last backward pass of a step and
+/// before the next forward pass. From then on, statistics that earlier forward passes saved are refused, since their gradients would
+/// be wrong.
+///
+/// ```
+/// use example_backend::Plain; // as syncbn_cpu::Cpu, memory is a slice
+/// use syncbn_core::{Config, Gradients, ParamGradients, SingleRank, SyncBatchNorm, View, ViewMut};
+///
+/// let mut norm = SyncBatchNorm::new("norm", Config::new(1), Plain, &(), SingleRank)?;
+/// let (shape, x, dy) = ([4, 1], [0.0_f32, 2.0, 4.0, 6.0], [1.0, 0.0, 0.0, 0.0]);
+/// let (mut y, mut dx, mut d_bias) = ([0.0; 4], [0.0; 4], [0.0]);
+/// let view = View::channels_first(&x[..], &shape);
+/// let saved = norm.forward::<f32>(&(), view, ViewMut::channels_first(&mut y[..], &shape))?;
+/// assert!((y[0] + 1.3416).abs() < 1e-4);
+///
+/// let gradients =
+///     Gradients::out_of_place(View::channels_first(&dy[..], &shape), ViewMut::channels_first(&mut dx[..], &shape));
+/// let parameters = ParamGradients { weight: None, bias: Some(&mut d_bias[..]) };
+/// norm.backward::<f32>(&(), &saved, View::channels_first(&x[..], &shape), gradients, parameters)?;
+/// assert_eq!(d_bias, [1.0]);
+///
+/// norm.set_training(false); // with running_mean 0.1 * 3 now
+/// norm.forward::<f32>(&(), View::channels_first(&x[..], &shape), ViewMut::channels_first(&mut y[..], &shape))?;
+/// assert!((y[0] + 0.2397).abs() < 1e-3);
+/// # Ok::<(), syncbn_core::Error>(())
+/// ```
 pub struct SyncBatchNorm<B: Storage, P: Param> {
     inner: FunctionalBatchNorm<B, P>,
     affine: Option<Affine<B, P>>,
     tracked: Option<Tracked<B, P>>,
     mode: Mode,
     trust: Trust,
-    /// How often weight or bias were lent to be changed.
+    /// How often weight or bias were borrowed to be changed.
     parameters: u64,
 }
 
@@ -64,10 +86,14 @@ struct Tracked<B: Storage, P: Param> {
 }
 
 impl<B: Storage, P: Param> SyncBatchNorm<B, P> {
-    /// A layer in training mode with weight 1, bias 0, `running_mean` 0 and `running_var` 1, as far as `config` wants them.
+    /// A layer in training mode, with weight 1, bias 0, `running_mean` 0 and `running_var` 1 where `config` has them.
     ///
-    /// `name` is what errors call it, and what ranks compare. `group` is a [`Group`], which layers of one model share, or a
-    /// communicator, which becomes a group of this layer alone.
+    /// `name` appears in errors, and ranks compare it. `group` is a [`Group`] that the layers of a model share, or a communicator,
+    /// which becomes a group of this layer alone. The ranks of a group make their layers in the same order.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Config`] if a setting is out of range, [`ErrorKind::Backend`] if the device fails. No rank is asked.
     pub fn new(
         name: &str,
         config: Config,
@@ -94,7 +120,11 @@ impl<B: Storage, P: Param> SyncBatchNorm<B, P> {
         Ok(Self { inner, affine, tracked, mode, trust: Trust::Clean, parameters: 0 })
     }
 
-    /// A layer on its own: plain batch norm.
+    /// A layer of a single rank: local batch norm. [`set_group`](Self::set_group) puts it into a group later.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
     pub fn local(name: &str, config: Config, backend: B, queue: &B::Queue) -> Result<Self, Error> {
         Self::new(name, config, backend, queue, SingleRank)
     }
@@ -110,8 +140,12 @@ impl<B: Storage, P: Param> SyncBatchNorm<B, P> {
         self.mode.training
     }
 
-    /// Freezes the running statistics, or thaws them: a frozen layer normalises with them even in training mode, as in
-    /// fine-tuning. Its weight and bias still get gradients.
+    /// Whether the layer normalises with its running statistics even in training mode, as in fine-tuning. Weight and bias of a frozen
+    /// layer still have gradients.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NothingToFreeze`] if the layer has no running statistics; its mode is unchanged.
     pub fn set_frozen(&mut self, frozen: bool) -> Result<(), Error> {
         if frozen && self.tracked.is_none() {
             return Err(self.inner.context(Operation::SetMode).error(ErrorKind::NothingToFreeze));
@@ -126,21 +160,40 @@ impl<B: Storage, P: Param> SyncBatchNorm<B, P> {
         self.mode.frozen
     }
 
-    /// Whether training passes update the running statistics (the start) or leave them and their counter untouched.
+    /// Whether training passes update the running statistics and their counter, which they do in a new layer.
     pub fn set_updates_running_stats(&mut self, updates: bool) {
         self.mode.updates_running = updates;
     }
 
-    /// Another weight of the newest batch in the running statistics: 0 to 1, or `None` for the cumulative average. Every rank
-    /// sets the same.
+    /// Changes the momentum: the weight of the newest batch in the running statistics, 0 to 1, or `None` for the cumulative average. Every
+    /// rank sets the same before its next pass.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Config`] if it is not a number from 0 to 1; the momentum is then unchanged.
     pub fn set_momentum(&mut self, momentum: Option<f64>) -> Result<(), Error> {
         self.inner.set_momentum(momentum)
     }
 
-    /// Puts the layer into another group: after a failure, or when the number of ranks changes. Its uses count from 0 again and it
-    /// gets a place in the new group's order, so every rank of the new group does this, or makes a new layer, in the same order.
+    /// Moves the layer to another group: after a failure, or when the number of ranks changes. Parameters and running statistics stay.
     ///
-    /// What was saved in the old group is refused from then on.
+    /// The layer counts its passes from 0 again and gets the next number in the new group's order of construction. So every rank of the
+    /// new group calls this, or makes a new layer, in the same order. Statistics that were saved in the old group are refused from now
+    /// on ([`ErrorKind::OtherGroup`]). No rank is asked. If the old group has failed late
+    /// ([`CommError::late`](crate::CommError::late)), the layer refuses use until [`load_state`](Self::load_state).
+    ///
+    /// ```
+    /// # use example_backend::Plain;
+    /// use syncbn_core::{Config, Group, SingleRank, SyncBatchNorm};
+    ///
+    /// let mut layers = ["norm1", "norm2"]
+    ///     .map(|name| SyncBatchNorm::<Plain, f32>::local(name, Config::new(8), Plain, &()))
+    ///     .into_iter()
+    ///     .collect::<Result<Vec<_>, _>>()?;
+    /// let group = Group::new(SingleRank); // or Group::new(ViaHost(communicator))
+    /// layers.iter_mut().for_each(|layer| layer.set_group(group.clone()));
+    /// # Ok::<(), syncbn_core::Error>(())
+    /// ```
     pub fn set_group(&mut self, group: impl Communicator<B> + 'static) {
         if self.failed_since().is_some() {
             self.trust = Trust::Lost;
@@ -148,13 +201,13 @@ impl<B: Storage, P: Param> SyncBatchNorm<B, P> {
         self.inner.set_group(group);
     }
 
-    /// The group.
+    /// The layer's group.
     #[must_use]
     pub fn group(&self) -> &Group<B> {
         self.inner.group()
     }
 
-    /// The name that errors show.
+    /// The layer's name.
     #[must_use]
     pub fn name(&self) -> &str {
         self.inner.name()
@@ -178,13 +231,15 @@ impl<B: Storage, P: Param> SyncBatchNorm<B, P> {
         self.affine.as_ref().map(|affine| &affine.bias)
     }
 
-    /// The scale, to be changed by an optimiser. From here on, what earlier forward passes saved is refused.
+    /// The scale, for an optimiser to change. Statistics that earlier forward passes saved are refused from now on
+    /// ([`ErrorKind::ParametersChanged`]).
     pub fn weight_mut(&mut self) -> Option<&mut B::Buffer<P>> {
         self.parameters += 1;
         self.affine.as_mut().map(|affine| &mut affine.weight)
     }
 
-    /// The shift, to be changed by an optimiser. From here on, what earlier forward passes saved is refused.
+    /// The shift, for an optimiser to change. Statistics that earlier forward passes saved are refused from now on
+    /// ([`ErrorKind::ParametersChanged`]).
     pub fn bias_mut(&mut self) -> Option<&mut B::Buffer<P>> {
         self.parameters += 1;
         self.affine.as_mut().map(|affine| &mut affine.bias)

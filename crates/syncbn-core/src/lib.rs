@@ -1,8 +1,10 @@
-//! Synchronised batch normalisation: the mathematics, the layer, and what a device and a network must be able to do.
+//! Synchronised batch normalisation: the mathematics, the layers, and the traits of backends and communicators.
+//!
+//! Use it with a backend, such as `syncbn-cpu` or `syncbn-cuda`. The repository's README shows whole programs.
 //!
 //! Batch norm (S. Ioffe, C. Szegedy, "Batch Normalization", 2015) takes mean and variance over the samples of a batch.
-//! When each device holds only a few samples, those statistics are noise; synchronised batch norm takes them over the
-//! samples of all devices. Per channel, with m the elements of a rank and M those of all ranks:
+//! When each device holds only a few samples, those statistics are noisy; synchronised batch norm takes them over the
+//! samples of all devices. Per channel, with m the number of elements on a rank and M that on all ranks:
 //!
 //! ```text
 //! forward   m, mean, M2 of this rank's x          one pass over x
@@ -18,21 +20,27 @@
 //!           dx = weight invstd (dy - sum_dy/M - (x - mean) invstd^2 sum_dy_xmu/M)
 //! ```
 //!
-//! The message does not grow with the number of ranks, and counts weigh the ranks: batches may be uneven or empty. The two forward
-//! sums travel in parts whose sums are exact ([`statistics`]), so that the variance of many ranks is as exact as that of one.
+//! The length of the message does not depend on the number of ranks. Ranks are weighted by their counts, so batches may be uneven or
+//! empty. The forward sums are sent in parts whose sums are exact ([`statistics`]), so that the variance over many ranks is as exact as
+//! over one.
 //!
-//! # Two levels
+//! # Where to start
 //!
-//! [`SyncBatchNorm`] owns its parameters and running statistics. Below it, [`FunctionalBatchNorm`] works on borrowed memory, for
-//! frameworks that own the parameters themselves. Both take a [`Group`]: a communicator, and what its ranks count alike.
-//!
-//! # Two traits
-//!
-//! A [`Backend`] is four [`Kernels`]; a [`Communicator`] is a sum. Their documentation says how to write another.
+//! | you want to | read |
+//! |---|---|
+//! | use a layer with parameters of its own | [`SyncBatchNorm`] |
+//! | write an adapter for a framework that owns its tensors and parameters | [`functional`], [`FunctionalBatchNorm`] |
+//! | describe a tensor | [`View`], [`ViewMut`], [`Geometry`] |
+//! | join ranks | [`Group`], [`ViaHost`], [`SingleRank`] |
+//! | read and write checkpoints | [`state`], [`Checkpoint`] |
+//! | handle a failure | [`Error`], [`ErrorKind`], [`CommError`] |
+//! | write a backend | [`backend`], whose text is the contract and whose example is the first reading |
+//! | write a communicator | [`HostCommunicator`], [`Communicator`] |
 //!
 //! Deliberately not here: any device, any network, any array library.
 
 #![forbid(unsafe_code)]
+#![warn(clippy::missing_errors_doc)]
 
 pub mod backend;
 mod collective;

@@ -1,4 +1,4 @@
-//! Whole passes: their arguments, how the ranks meet in them, and the passes that every backend has.
+//! Whole passes: their arguments, where in them the ranks sum ([`Meeting`]), and the passes that are provided.
 
 use crate::backend::Backend;
 use crate::communicator::CommError;
@@ -9,14 +9,14 @@ use crate::kernels::{
 use crate::scalar::Element;
 use crate::view::{View, ViewMut, shorter, shorter_mut};
 
-/// How the ranks meet in one pass.
+/// Where in a pass the sum over the ranks takes place.
 pub enum Meeting<'a, B: Backend> {
-    /// They do not: the statistics are this rank's.
+    /// Nowhere: the statistics are this rank's.
     Alone,
-    /// Between two kernels: the closure replaces this rank's sums in the workspace by the group's. It is to be called once;
-    /// where it fails, the pass ends with its error before anything else is enqueued.
+    /// Between two kernels. The closure replaces this rank's sums in the workspace by the group's. The pass calls it exactly once; if it
+    /// fails, the pass returns its error and enqueues nothing more.
     Between(&'a mut dyn FnMut(&mut B::Workspace) -> Result<(), CommError>),
-    /// Inside the kernels, which read and write the peers' memory.
+    /// Inside the kernels, which read and write the memory of other ranks.
     Inside(B::Peers),
 }
 
@@ -24,7 +24,7 @@ pub enum Meeting<'a, B: Backend> {
 pub struct ForwardArgs<'a, B: Backend, T: Element> {
     /// The activations.
     pub x: View<'a, B, T>,
-    /// The result, of the same geometry; never the same memory as `x`.
+    /// The result, of the same geometry, in other memory than x.
     pub y: ViewMut<'a, B, T>,
     /// The scale per channel; 1 where absent.
     pub weight: Option<B::Mem<'a, T::Param>>,
@@ -32,9 +32,9 @@ pub struct ForwardArgs<'a, B: Backend, T: Element> {
     pub bias: Option<B::Mem<'a, T::Param>>,
     /// Added to the variance under the root; finite and positive.
     pub eps: f64,
-    /// To be updated, if present.
+    /// Updated, if present.
     pub running: Option<RunningMut<'a, B, T::Param>>,
-    /// To be written: [`saved_len`](crate::backend::saved_len) words.
+    /// Written: [`saved_len`](crate::backend::saved_len) words.
     pub saved: B::MemMut<'a, f64>,
     /// Scratch for this number of channels.
     pub workspace: &'a mut B::Workspace,
@@ -50,15 +50,29 @@ pub struct BackwardArgs<'a, B: Backend, T: Element> {
     pub saved: B::Mem<'a, f64>,
     /// The scale per channel; 1 where absent.
     pub weight: Option<B::Mem<'a, T::Param>>,
-    /// To be written, if present: this rank's gradient of the weight.
+    /// Written, if present: this rank's gradient of the weight.
     pub d_weight: Option<B::MemMut<'a, T::Param>>,
-    /// To be written, if present: this rank's gradient of the bias.
+    /// Written, if present: this rank's gradient of the bias.
     pub d_bias: Option<B::MemMut<'a, T::Param>>,
     /// Scratch for this number of channels.
     pub workspace: &'a mut B::Workspace,
 }
 
-/// The gradients of y and x in a backward pass.
+/// The gradients of y and x in a backward pass: where dy is, and where dx goes.
+///
+/// ```
+/// use example_backend::Plain; // as syncbn_cpu::Cpu, memory is a slice
+/// use syncbn_core::{Gradients, View, ViewMut};
+///
+/// let shape = [2, 3];
+/// let (mut dy, mut dx) = ([1.0_f32; 6], [0.0_f32; 6]);
+/// let view = View::<Plain, f32>::channels_first(&dy[..], &shape);
+/// let apart = Gradients::out_of_place(view, ViewMut::channels_first(&mut dx[..], &shape))?;
+/// let view = View::<Plain, f32>::channels_first(&dy[..], &shape);
+/// let first_layer = Gradients::parameters_only(view)?;
+/// let over_dy = Gradients::in_place(ViewMut::<Plain, f32>::channels_first(&mut dy[..], &shape))?;
+/// # Ok::<(), syncbn_core::GradientsError>(())
+/// ```
 pub enum Gradients<'a, B: Backend, T: Element> {
     /// dx is written to memory of its own.
     OutOfPlace {
@@ -95,7 +109,7 @@ impl<B: Backend, T: Element> Gradients<'_, B, T> {
         }
     }
 
-    /// What the kernel that writes dx takes, if dx is wanted.
+    /// The same for [`Kernels::grad_input`], if dx is wanted.
     pub fn as_grad(&mut self) -> Option<Grad<'_, B, T>> {
         match self {
             Self::OutOfPlace { dy, dx } => Some(Grad::OutOfPlace { dy: dy.reborrow(), dx: dx.reborrow() }),
@@ -105,31 +119,31 @@ impl<B: Backend, T: Element> Gradients<'_, B, T> {
     }
 }
 
-/// Why a pass failed.
+/// Which step of a pass failed, and why.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum PassError<E> {
     /// The device failed.
     Backend {
-        /// What it was asked to do.
+        /// The step.
         stage: Stage,
         /// Its error.
         source: E,
     },
     /// The sum over the ranks failed.
     Sum(CommError),
-    /// The backend has no kernels that meet their peers ([`Meeting::Inside`]); nothing was enqueued.
+    /// The backend has no kernels that sum by themselves ([`Meeting::Inside`]). Nothing was enqueued.
     NoPeers,
 }
 
 impl<E> PassError<E> {
-    /// For `map_err`: the device failed in this stage.
+    /// For `map_err`: the device failed in this step.
     pub fn at(stage: Stage) -> impl FnOnce(E) -> Self {
         move |source| Self::Backend { stage, source }
     }
 }
 
-/// What meets between two kernels, or nothing.
+/// The sum between two kernels, or none.
 type Between<'a, B> = Option<&'a mut dyn FnMut(&mut <B as Backend>::Workspace) -> Result<(), CommError>>;
 
 fn between<B: Backend>(meeting: Meeting<'_, B>) -> Result<Between<'_, B>, PassError<B::Error>> {
@@ -140,8 +154,11 @@ fn between<B: Backend>(meeting: Meeting<'_, B>) -> Result<Between<'_, B>, PassEr
     }
 }
 
-/// The forward pass that every backend has: [`Kernels::moments`], the sum, [`Kernels::normalize`]. It refuses
-/// [`Meeting::Inside`] before any work.
+/// The provided forward pass: [`Kernels::moments`], the sum, [`Kernels::normalize`].
+///
+/// # Errors
+///
+/// The step that failed; [`PassError::NoPeers`] for [`Meeting::Inside`], before any work.
 pub fn forward_by_kernels<B: Kernels<T>, T: Element>(
     backend: &B,
     queue: &B::Queue,
@@ -161,8 +178,11 @@ pub fn forward_by_kernels<B: Kernels<T>, T: Element>(
     backend.normalize(queue, args).map_err(PassError::at(Stage::Normalize))
 }
 
-/// The backward pass that every backend has: [`Kernels::grad_sums`], the sum, [`Kernels::grad_input`] where dx is wanted. It
-/// refuses [`Meeting::Inside`] before any work.
+/// The provided backward pass: [`Kernels::grad_sums`], the sum, [`Kernels::grad_input`] if dx is wanted.
+///
+/// # Errors
+///
+/// The step that failed; [`PassError::NoPeers`] for [`Meeting::Inside`], before any work.
 pub fn backward_by_kernels<B: Kernels<T>, T: Element>(
     backend: &B,
     queue: &B::Queue,

@@ -1,11 +1,11 @@
-//! What a rank counts of a group, as its peers do.
+//! The counters of a group that every rank keeps by itself, and that ranks compare.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// One rank's membership of a group: the trainer's step, and the order of its layers and plain sums.
+/// One rank's counters of a group: the trainer's step, the number of layers, and the number of plain sums.
 ///
-/// A communicator that may be shared by several layers owns one and returns it from
-/// [`membership`](crate::Communicator::membership), so that whatever shares the communicator counts together.
+/// A communicator that several layers may share owns one and returns it from [`membership`](crate::Communicator::membership), so
+/// that all of them use the same counters. Write `Arc<Membership>` as a field, made by `Arc::default()`.
 #[derive(Debug)]
 pub struct Membership {
     id: u64,
@@ -15,7 +15,7 @@ pub struct Membership {
 }
 
 impl Default for Membership {
-    /// A new group, of which nothing was counted yet.
+    /// The counters of a new group.
     fn default() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         Self {
@@ -40,7 +40,7 @@ impl Membership {
         self.step.load(Ordering::Relaxed)
     }
 
-    /// The place of a new layer in the order of construction.
+    /// The number of a new layer, in the order of construction.
     pub(crate) fn next_layer(&self) -> u64 {
         self.layers.fetch_add(1, Ordering::Relaxed)
     }

@@ -1,19 +1,31 @@
-//! What the ranks sum: which pass it belongs to, and how many numbers it has.
+//! Messages: the numbers that the ranks sum in a pass.
 //!
-//! A forward message is `[m | part 0 of every channel | part 1 of every channel | ...]`, with the parts that
-//! [`Moments::to_sums`](crate::statistics::Moments::to_sums) makes: 4 where parameters are `f32`, 6 where they are `f64`, which
-//! resolves smaller variances. A backward message is `[sum_dy of every channel | sum_dy_xmu of every channel]`.
+//! A forward message is `[m | part 0 of every channel | part 1 of every channel | ...]`. The parts are those of
+//! [`Moments::to_sums`](crate::statistics::Moments::to_sums): 4 if parameters are `f32`, 6 if they are `f64`, whose smaller variances
+//! need more bits. A backward message is `[sum_dy of every channel | sum_dy_xmu of every channel]`.
 
 use std::fmt;
 
 use crate::scalar::Dtype;
 
-/// Which half of a step a message belongs to.
+/// The pass that a message belongs to.
+///
+/// | pass | message | numbers |
+/// |---|---|---|
+/// | forward | `[m \| part 0 of every channel \| part 1 of every channel \| ...]`, [`Moments::to_sums`](crate::statistics::Moments::to_sums) | 4 C + 1, or 6 C + 1 if parameters are `f64` |
+/// | backward | `[sum_dy of every channel \| sum_dy_xmu of every channel]` | 2 C |
+///
+/// ```
+/// use syncbn_core::{Dtype, Pass};
+///
+/// assert_eq!(Pass::Forward.message_len(64, Dtype::F32), 257);
+/// assert_eq!(Pass::Backward.message_len(64, Dtype::F32), 128);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Pass {
-    /// The message holds counts, means and variances.
+    /// The message has the count and the sums of x and x^2, in parts.
     Forward,
-    /// The message holds `sum_dy` and `sum_dy_xmu`.
+    /// The message has `sum_dy` and `sum_dy_xmu`.
     Backward,
 }
 
@@ -28,8 +40,7 @@ impl Pass {
         }
     }
 
-    /// The number of `f64` values that are summed over the ranks. It saturates, so that no message has the length that an
-    /// impossible number of channels asks for.
+    /// The number of `f64` values of a message. It saturates at `usize::MAX`.
     #[must_use]
     pub const fn message_len(self, channels: usize, params: Dtype) -> usize {
         let numbers = channels.saturating_mul(self.per_channel(params));

@@ -1,6 +1,4 @@
 //! Checkpoints in `.safetensors` files, by the `safetensors` crate.
-//!
-//! Deliberately not here: opening and writing files, which `std::fs` and crates for memory maps do.
 
 use std::borrow::Cow;
 
@@ -10,6 +8,10 @@ use crate::state::{Checkpoint, FileDtype, NamedTensor, StateError};
 
 impl<'a> Checkpoint<'a> {
     /// The tensors of a `.safetensors` file, whose bytes are borrowed, and its metadata.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError`] if the bytes are not such a file.
     ///
     /// ```
     /// use syncbn_core::{Checkpoint, State};
@@ -48,7 +50,9 @@ impl<'a> Checkpoint<'a> {
 
     /// The bytes of a `.safetensors` file of these tensors, with the metadata of the file that they came from.
     ///
-    /// Fails where a tensor's type is not one of that format.
+    /// # Errors
+    ///
+    /// [`StateError`] if a tensor's type is not one of that format.
     pub fn to_safetensors(&self) -> Result<Vec<u8>, StateError> {
         let tensors =
             self.tensors().map(|tensor| Ok((&*tensor.name, Typed { dtype: to_format(tensor)?, tensor })));

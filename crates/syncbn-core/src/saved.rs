@@ -1,5 +1,4 @@
-//! What a forward pass saves for its backward pass and its recomputation: statistics in device memory, and a token that says whose
-//! they are.
+//! What a forward pass saves: statistics in device memory, and a token that identifies the pass.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,32 +6,34 @@ use std::sync::Arc;
 use crate::backend::Backend;
 use crate::geometry::{Geometry, Layout, MAX_AXES};
 
-/// Whose elements the statistics of a forward pass come from, and so what its backward pass has to sum.
+/// Where the statistics of a forward pass come from. It decides whether the backward pass is collective.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Scope {
-    /// All ranks' elements: one collective forward, one backward.
+    /// The batch of all ranks. The backward pass is collective.
     Group,
-    /// This rank's elements: no collective.
+    /// The batch of this rank. No rank is asked.
     Local,
-    /// None: the statistics were given, and have no gradient. No collective.
+    /// They were given, and have no gradient. No rank is asked.
     Frozen,
 }
 
-/// Which forward pass saved something, as data of a fixed length: [`SavedToken::WORDS`] numbers, which a framework can keep beside
-/// its tensors. It is valid in the process that made it.
+/// Identifies the forward pass that saved statistics: its layer, group, use number, scope and geometry.
+///
+/// It is data of a fixed length ([`SavedToken::WORDS`] numbers), which a framework can keep beside its tensors. It is valid in the
+/// process that made it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SavedToken {
     pub(crate) group: u64,
     pub(crate) layer: u64,
     pub(crate) use_number: u64,
     pub(crate) scope: Scope,
-    /// How often the parameters of the layer that owns them had been lent to be changed.
+    /// How often the layer's parameters had been borrowed to be changed.
     pub(crate) parameters: u64,
     pub(crate) geometry: Geometry,
 }
 
 impl SavedToken {
-    /// The length of a token taken apart.
+    /// How many numbers a token is.
     pub const WORDS: usize = HEAD + MAX_AXES;
 
     /// The shape and layout of x.
@@ -88,7 +89,7 @@ impl SavedToken {
         words
     }
 
-    /// The token of these numbers; `None` if no token gave them.
+    /// The token of these numbers; `None` if they are not a token's.
     #[must_use]
     pub fn from_words(words: [u64; Self::WORDS]) -> Option<Self> {
         let (head, sizes) = words.split_first_chunk::<HEAD>()?;
@@ -118,25 +119,26 @@ impl SavedToken {
 /// The numbers of a token before the sizes of the axes.
 const HEAD: usize = 7;
 
-/// What a forward pass saved, borrowed: the token, and the [`saved_len`](crate::backend::saved_len) words of device memory.
+/// Saved statistics, borrowed: the token, and [`saved_len`](crate::backend::saved_len) words of device memory. The fields are public:
+/// `SavedRef { token, mem }` makes one.
 pub struct SavedRef<'a, B: Backend> {
-    /// Which forward pass it was.
+    /// What [`FunctionalBatchNorm::forward`](crate::FunctionalBatchNorm::forward) returned.
     pub token: SavedToken,
-    /// What it saved.
+    /// What it wrote.
     pub mem: B::Mem<'a, f64>,
 }
 
-/// What a layer that owns its parameters keeps of a forward pass for its backward pass, and for its recomputation.
+/// What [`SyncBatchNorm::forward`](crate::SyncBatchNorm::forward) saves for the backward pass and for recomputation.
 ///
-/// The statistics stay on the device; a clone shares them. A layer may be used several times before the first backward pass: each
-/// use has a `SavedStatistics` of its own. It can be taken apart into its token and the device's memory, and made again.
+/// The statistics stay on the device, and clones share them. A layer may be called several times before the first backward pass;
+/// each call has saved statistics of its own.
 pub struct SavedStatistics<B: Backend> {
     token: SavedToken,
     memory: Arc<B::Saved>,
 }
 
 impl<B: Backend> SavedStatistics<B> {
-    /// What [`into_parts`](Self::into_parts) has taken apart.
+    /// The reverse of [`into_parts`](Self::into_parts).
     #[must_use]
     pub fn from_parts(token: SavedToken, memory: impl Into<Arc<B::Saved>>) -> Self {
         Self { token, memory: memory.into() }
@@ -148,7 +150,7 @@ impl<B: Backend> SavedStatistics<B> {
         (self.token, self.memory)
     }
 
-    /// Which forward pass it was.
+    /// Identifies the forward pass.
     #[must_use]
     pub fn token(&self) -> &SavedToken {
         &self.token

@@ -1,7 +1,4 @@
 //! The number types that a tensor may hold, and which parameters go with which activations.
-//!
-//! Deliberately not here: arithmetic. A backend accumulates in its own way; this file only names types and converts
-//! single values.
 
 use std::fmt;
 
@@ -42,9 +39,9 @@ impl fmt::Display for Dtype {
     }
 }
 
-/// A number that device memory may hold.
+/// A type of numbers in device memory: `f16`, `bf16`, `f32`, `f64`, and `i64` for the counter.
 ///
-/// Sealed: these five types are what checkpoints of batch norm hold, and backends match on [`Scalar::DTYPE`].
+/// No other type can implement it, so backends may match on [`Scalar::DTYPE`].
 pub trait Scalar: sealed::Sealed + Copy + Default + PartialEq + fmt::Debug + Send + Sync + 'static {
     /// The type's name at run time.
     const DTYPE: Dtype;
@@ -84,8 +81,11 @@ impl Param for f64 {
     }
 }
 
-/// Runs an expression with a type alias for the activations' type that a [`Dtype`] names: for callers that know it only at run
-/// time. `Some` of what the expression gives; `None` where the type is not one of activations.
+/// Evaluates an expression with a type alias for the activations' type that a [`Dtype`] names, for callers that know it only at run
+/// time. `None` if activations cannot have that type.
+///
+/// The expression has to compile for all four types. Code that needs `T: Element<Param = f32>` does not compile for `f64`: match on the
+/// [`Dtype`] instead.
 ///
 /// ```
 /// use syncbn_core::{Dtype, Scalar, with_element};

@@ -1,16 +1,30 @@
-//! The formulas per channel, in `f64`: what every backend computes, written once.
+//! The formulas of one channel, in `f64`, written once for all backends.
 //!
-//! Backends that run on the host call these; device kernels restate them in their own language, and the laws hold the
-//! two together.
+//! Backends on the host call these functions. Kernels on a device restate them in their own language, and the laws of `syncbn-testkit`
+//! test that they compute the same.
+//!
+//! ```
+//! use syncbn_core::statistics::{Batch, Moments};
+//!
+//! let rank = |x: &[f64]| {
+//!     let one = |&x: &f64| Moments { count: 1.0, mean: x, m2: 0.0 };
+//!     x.iter().map(one).fold(Moments::default(), Moments::merge)
+//! };
+//! // Two ranks, summed as a message is.
+//! let (a, b) = (rank(&[1.0, 2.0]).to_sums::<4>(), rank(&[3.0, 4.0, 5.0]).to_sums::<4>());
+//! let sums: [f64; 4] = std::array::from_fn(|i| a[i] + b[i]);
+//! let batch = Batch::from_sums(5.0, sums);
+//! assert_eq!((batch.mean, batch.var), (3.0, 2.0));
+//! ```
+//!
+//! Sources:
 //!
 //! - merging of moments: T. Chan, G. Golub, R. `LeVeque`, "Algorithms for computing the sample variance", 1983;
 //! - batch normalisation and its gradient: S. Ioffe, C. Szegedy, "Batch Normalization", 2015, algorithm 1.
-//!
-//! Deliberately not here: tensors. Everything in this file concerns one channel.
 
 use crate::double::{Double, two_product};
 
-/// The count, mean and sum of squared deviations of a set of numbers.
+/// The count, mean and sum of squared deviations (M2) of a set of numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Moments {
     /// How many numbers, m: an exact integer up to 2^53.
@@ -42,12 +56,12 @@ impl Moments {
         }
     }
 
-    /// The numbers of a forward message whose sums over the ranks [`Batch::from_sums`] takes apart: the parts of `m mean`, then
-    /// those of `M2 + m mean^2`, K/2 of each.
+    /// The numbers of a forward message: K/2 parts of `m mean`, then K/2 parts of `M2 + m mean^2`. [`Batch::from_sums`] takes their
+    /// sums over the ranks.
     ///
-    /// Sent as one number, each of the two sums would be rounded, and `var = S2/M - mean^2` would lose what lies below that
-    /// rounding. So the leading bits of `mean` and of `mean^2` are sent apart, [`HEAD_BITS`] in each number: products with the
-    /// count and their sums over the ranks are exact up to 2^29 elements per channel. Only the last number of each half is rounded.
+    /// If each of the two were one number, it would be rounded, and `var = S2/M - mean^2` would lose the digits below that rounding. So
+    /// the leading bits of `mean` and `mean^2` are sent separately, [`HEAD_BITS`] in each part. Products of such parts with the count,
+    /// and their sums over the ranks, are exact up to 2^29 elements per channel. Only the last part of each half is rounded.
     #[must_use]
     pub fn to_sums<const K: usize>(self) -> [f64; K] {
         let (square, square_rest) = two_product(self.mean, self.mean);
@@ -62,7 +76,7 @@ impl Moments {
         sums
     }
 
-    /// The batch statistics of this set alone: `var = M2/m`, without cancellation; zeros where it is empty.
+    /// The batch statistics of this set alone: `var = M2/m`, without cancellation. Zeros if the set is empty.
     #[must_use]
     pub fn batch(self) -> Batch {
         if self.count == 0.0 {
@@ -72,11 +86,11 @@ impl Moments {
     }
 }
 
-/// The bits of a value that one number of a forward message takes. A product with a count below 2^29 is then exact in `f64`, and so
-/// is the sum over ranks whose values have about the same exponent. Where exponents differ, the variance is no small one.
+/// How many leading bits of a value one part of a forward message has. Its product with a count below 2^29 is exact in `f64`, and so is the
+/// sum over ranks whose values have about the same exponent. If their exponents differ, the variance is large, and nothing cancels.
 pub const HEAD_BITS: u32 = 24;
 
-/// Writes `count` times the leading parts of `value` to all numbers but the last, and returns what is left of the value.
+/// Writes `count` times the leading parts of `value` to all numbers but the last, and returns the remainder of the value.
 fn heads(value: f64, count: f64, numbers: &mut [f64]) -> f64 {
     let mut above = 0.0;
     let last = numbers.len() - 1;
@@ -89,7 +103,7 @@ fn heads(value: f64, count: f64, numbers: &mut [f64]) -> f64 {
     value - above
 }
 
-/// The mean and (biased) variance that a batch is normalised with.
+/// The mean and biased variance that a batch is normalised with.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Batch {
     /// How many numbers, M.
@@ -101,8 +115,8 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Takes apart the group's sums of [`Moments::to_sums`]: `mean = S1/M`, `var = S2/M - mean^2`, in twice the precision of
-    /// `f64`. NaN and infinity come through as NaN.
+    /// Mean and variance from the group's sums of [`Moments::to_sums`]: `mean = S1/M`, `var = S2/M - mean^2`, in twice the precision of
+    /// `f64`. NaN and infinity become NaN.
     #[must_use]
     pub fn from_sums<const K: usize>(count: f64, sums: [f64; K]) -> Self {
         if count == 0.0 {
@@ -134,27 +148,27 @@ pub fn invstd(var: f64, eps: f64) -> f64 {
     (var + eps).sqrt().recip()
 }
 
-/// The rule by which running statistics move towards a batch's.
+/// The update of running statistics by a batch.
 ///
 /// With `a = momentum`, or `1 / num_batches_tracked` for the cumulative average, and `num_batches_tracked` increased
-/// first: `mean <- (1-a) mean + a batch.mean` and `var <- (1-a) var + a batch.var M/(M-1)`. A batch of one number moves
-/// the mean only; one without numbers moves nothing, and is not counted.
+/// first: `mean <- (1-a) mean + a batch.mean` and `var <- (1-a) var + a batch.var M/(M-1)`. A batch of one number updates
+/// the mean only. A batch without numbers updates nothing, and is not counted.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Running {
-    /// How many batches there have been, the one in hand included.
+    /// How many batches there have been, including this one.
     pub num_batches_tracked: i64,
     /// The batch's weight, a.
     weight: f64,
     non_finite: NonFinite,
 }
 
-/// What a batch does to the running statistics of a channel in which its own mean or variance is not finite.
+/// What happens to the running statistics of a channel whose batch mean or variance is not finite.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum NonFinite {
     /// They become NaN, as in every framework.
     #[default]
     Propagate,
-    /// They stay as they are: for loss scaling, whose first batches may overflow. The batch is counted all the same.
+    /// They are unchanged, for trainers with loss scaling, whose first batches may overflow. The batch is counted.
     Skip,
 }
 
@@ -202,7 +216,7 @@ impl Running {
     }
 }
 
-/// What turns `dy` into `dx` for one channel: `dx = scale (dy - mean_dy - (x - mean) slope)`.
+/// The numbers of one channel from which dx follows: `dx = scale (dy - mean_dy - (x - mean) slope)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GradTerms {
     /// `weight invstd`.

@@ -1,6 +1,6 @@
-//! Borrowed tensors: memory that the caller owns, with the proof that it holds what its geometry says.
+//! Borrowed tensors: memory that the caller owns, with a checked shape.
 //!
-//! Deliberately not here: allocation and copies. A view is made from what the caller already has, and dropped.
+//! A view is made from memory that exists already. Nothing is allocated or copied.
 
 use std::fmt;
 
@@ -10,13 +10,29 @@ use crate::geometry::{Geometry, ShapeError};
 use crate::meeting::Gradients;
 use crate::scalar::{Element, Scalar};
 
-/// A tensor that is read: at least [`Geometry::len`] elements of `T` in the backend's memory.
+/// A tensor to read: a [`Geometry`], and memory of the backend that holds at least [`Geometry::len`] elements of `T`.
+///
+/// What [`Backend::Mem`] is depends on the backend: `&[T]` for `syncbn-cpu`, device memory with a range for GPUs.
+///
+/// ```
+/// use example_backend::Plain; // as syncbn_cpu::Cpu, memory is a slice
+/// use syncbn_core::{ShapeError, View};
+///
+/// let values = vec![0.0_f32; 24];
+/// let x = View::<Plain, f32>::channels_first(&values[..], &[2, 3, 4])?;
+/// assert_eq!(x.geometry().channels(), 3);
+/// let short = View::<Plain, f32>::channels_first(&values[..], &[2, 3, 5]);
+/// assert!(matches!(short, Err(ShapeError::Memory { needed: 30, got: 24, .. })));
+/// # Ok::<(), ShapeError>(())
+/// ```
 pub struct View<'a, B: Backend, T: Element> {
     mem: B::Mem<'a, T>,
     geometry: Geometry,
 }
 
-/// A tensor that is written: at least [`Geometry::len`] elements of `T` in the backend's memory.
+/// A tensor to write: a [`Geometry`], and memory of the backend that holds at least [`Geometry::len`] elements of `T`.
+///
+/// Made as a [`View`] is, from memory that may be written.
 pub struct ViewMut<'a, B: Backend, T: Element> {
     mem: B::MemMut<'a, T>,
     geometry: Geometry,
@@ -35,18 +51,39 @@ impl<B: Backend, T: Element> fmt::Debug for ViewMut<'_, B, T> {
 }
 
 impl<'a, B: Backend, T: Element> View<'a, B, T> {
-    /// Proves that `mem` holds a tensor of this geometry, from its first element on.
+    /// A tensor of this geometry at the start of `mem`.
+    ///
+    /// # Errors
+    ///
+    /// [`ShapeError::Memory`] if `mem` is too short, [`ShapeError::Overflow`] if the bytes would not fit an `isize`. Memory may be longer
+    /// than the tensor.
     pub fn new(mem: B::Mem<'a, T>, geometry: Geometry) -> Result<Self, ShapeError> {
         check_memory::<T>(B::mem_len(&mem), &geometry)?;
         Ok(Self { mem, geometry })
     }
 
-    /// Channels-first memory whose shape is (N, C, *spatial).
+    /// A dense channels-first tensor at the start of `mem`.
+    ///
+    /// # Shapes
+    ///
+    /// `shape` is (N, C, *spatial).
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Geometry::channels_first`] and of [`new`](Self::new).
     pub fn channels_first(mem: B::Mem<'a, T>, shape: &[usize]) -> Result<Self, ShapeError> {
         Self::new(mem, Geometry::channels_first(shape)?)
     }
 
-    /// Channels-last memory whose shape is (N, *spatial, C).
+    /// A dense channels-last tensor at the start of `mem`.
+    ///
+    /// # Shapes
+    ///
+    /// `shape` is (N, *spatial, C).
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Geometry::channels_last`] and of [`new`](Self::new).
     pub fn channels_last(mem: B::Mem<'a, T>, shape: &[usize]) -> Result<Self, ShapeError> {
         Self::new(mem, Geometry::channels_last(shape)?)
     }
@@ -71,18 +108,30 @@ impl<'a, B: Backend, T: Element> View<'a, B, T> {
 }
 
 impl<'a, B: Backend, T: Element> ViewMut<'a, B, T> {
-    /// Proves that `mem` has room for a tensor of this geometry, from its first element on.
+    /// A tensor of this geometry at the start of `mem`.
+    ///
+    /// # Errors
+    ///
+    /// As [`View::new`].
     pub fn new(mem: B::MemMut<'a, T>, geometry: Geometry) -> Result<Self, ShapeError> {
         check_memory::<T>(B::mem_mut_len(&mem), &geometry)?;
         Ok(Self { mem, geometry })
     }
 
-    /// Channels-first memory whose shape is (N, C, *spatial).
+    /// A dense channels-first tensor at the start of `mem`; `shape` is (N, C, *spatial).
+    ///
+    /// # Errors
+    ///
+    /// As [`View::channels_first`].
     pub fn channels_first(mem: B::MemMut<'a, T>, shape: &[usize]) -> Result<Self, ShapeError> {
         Self::new(mem, Geometry::channels_first(shape)?)
     }
 
-    /// Channels-last memory whose shape is (N, *spatial, C).
+    /// A dense channels-last tensor at the start of `mem`; `shape` is (N, *spatial, C).
+    ///
+    /// # Errors
+    ///
+    /// As [`View::channels_last`].
     pub fn channels_last(mem: B::MemMut<'a, T>, shape: &[usize]) -> Result<Self, ShapeError> {
         Self::new(mem, Geometry::channels_last(shape)?)
     }
@@ -98,7 +147,7 @@ impl<'a, B: Backend, T: Element> ViewMut<'a, B, T> {
         &mut self.mem
     }
 
-    /// The same tensor, to be read for a while.
+    /// The same tensor, borrowed to be read.
     #[must_use]
     pub fn as_view(&self) -> View<'_, B, T> {
         View { mem: B::as_mem(&self.mem), geometry: self.geometry }
@@ -140,18 +189,49 @@ fn check_memory<T: Element>(got: usize, geometry: &Geometry) -> Result<(), Shape
     Ok(())
 }
 
-/// What a layer accepts where it reads a tensor.
+/// What a layer accepts where it reads a tensor: a [`View`], or the `Result` of making one.
 ///
-/// Besides a [`View`] this is the `Result` that making one gives: the layer then reports the failure with its own
-/// name. Backends implement it for what their users hold, an `ndarray` view for instance.
+/// With a `Result`, a bad shape becomes an error of the layer's call, with operation, layer and rank in it. Implement it for the
+/// tensors of your framework, as `syncbn-cpu` does for `ndarray`'s views:
+///
+/// ```
+/// use example_backend::Plain;
+/// use syncbn_core::{Config, IntoView, ShapeError, SyncBatchNorm, View, ViewMut};
+///
+/// struct Tensor {
+///     shape: Vec<usize>,
+///     values: Vec<f32>,
+/// }
+///
+/// impl<'a> IntoView<'a, Plain, f32> for &'a Tensor {
+///     fn into_view(self) -> Result<View<'a, Plain, f32>, ShapeError> {
+///         View::channels_first(&self.values[..], &self.shape)
+///     }
+/// }
+///
+/// let x = Tensor { shape: vec![3, 1], values: vec![1.0, 2.0, 3.0] };
+/// let mut y = vec![0.0; 3];
+/// let mut norm = SyncBatchNorm::local("norm", Config::new(1), Plain, &())?;
+/// norm.forward(&(), &x, ViewMut::channels_first(&mut y[..], &[3, 1]))?;
+/// assert!(y[1].abs() < 1e-6 && (y[2] - 1.2247).abs() < 1e-4);
+/// # Ok::<(), syncbn_core::Error>(())
+/// ```
 pub trait IntoView<'a, B: Backend, T: Element> {
-    /// The proven view, or what is wrong with the tensor.
+    /// The view.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the tensor's shape, strides or memory.
     fn into_view(self) -> Result<View<'a, B, T>, ShapeError>;
 }
 
 /// What a layer accepts where it writes a tensor; see [`IntoView`].
 pub trait IntoViewMut<'a, B: Backend, T: Element> {
-    /// The proven view, or what is wrong with the tensor.
+    /// The view.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the tensor's shape, strides or memory.
     fn into_view_mut(self) -> Result<ViewMut<'a, B, T>, ShapeError>;
 }
 
@@ -180,7 +260,15 @@ impl<'a, B: Backend, T: Element> IntoViewMut<'a, B, T> for Result<ViewMut<'a, B,
 }
 
 impl<'a, B: Backend, T: Element> Gradients<'a, B, T> {
-    /// dx goes to memory of its own.
+    /// Reads dy and writes dx to memory of its own.
+    ///
+    /// # Shapes
+    ///
+    /// Both have shape and layout of x, which the backward pass checks.
+    ///
+    /// # Errors
+    ///
+    /// The tensor that cannot be viewed, and why. Pass the `Result` on: a layer reports it with its own name.
     pub fn out_of_place(
         dy: impl IntoView<'a, B, T>,
         dx: impl IntoViewMut<'a, B, T>,
@@ -190,18 +278,26 @@ impl<'a, B: Backend, T: Element> Gradients<'a, B, T> {
         Ok(Self::OutOfPlace { dy, dx })
     }
 
-    /// dx is written over dy.
+    /// Reads dy and writes dx over it.
+    ///
+    /// # Errors
+    ///
+    /// As [`out_of_place`](Self::out_of_place).
     pub fn in_place(dy: impl IntoViewMut<'a, B, T>) -> Result<Self, GradientsError> {
         Ok(Self::InPlace(dy.into_view_mut().map_err(GradientsError::of(Tensor::Dy))?))
     }
 
-    /// dx is not needed: the layer is the first of its model.
+    /// Reads dy and writes no dx, as the first layer of a model needs it. The pass is collective all the same.
+    ///
+    /// # Errors
+    ///
+    /// As [`out_of_place`](Self::out_of_place).
     pub fn parameters_only(dy: impl IntoView<'a, B, T>) -> Result<Self, GradientsError> {
         Ok(Self::ParametersOnly { dy: dy.into_view().map_err(GradientsError::of(Tensor::Dy))? })
     }
 }
 
-/// A gradient that cannot be used, and why; a layer reports it with its own name.
+/// A tensor of a backward pass that cannot be used, and why. A layer reports it as [`ErrorKind::Shape`](crate::ErrorKind::Shape).
 #[derive(Clone, Debug)]
 pub struct GradientsError {
     pub(crate) tensor: Tensor,

@@ -1,7 +1,5 @@
 //! The layer over borrowed memory: what it saves leaves as vectors and numbers and comes back, running statistics move apart from the
 //! pass, and what does not fit is refused by name before any work.
-//!
-//! Deliberately not here: what the passes compute, which the kit's laws hold.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot be set up fails")]
 

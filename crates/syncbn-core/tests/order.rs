@@ -1,6 +1,4 @@
 //! What core asks of a backend, and in which order, and what it makes of a refusal.
-//!
-//! Deliberately not here: what a failure means for the group (see `meetings.rs`).
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot be set up fails")]
 

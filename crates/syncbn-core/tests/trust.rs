@@ -1,6 +1,4 @@
 //! Which layers a late failure of their group costs their state, and which not.
-//!
-//! Deliberately not here: that a lost layer refuses every use until a state is loaded, which is a law of the kit.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot be set up fails")]
 

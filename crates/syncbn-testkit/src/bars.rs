@@ -1,9 +1,7 @@
-//! How far a backend may be from the oracle: the bars of "How exact", and nothing looser.
+//! The error bars: how far a backend may be from the oracle.
 //!
-//! Results that cancel have no small relative error, so errors are measured against the size of the terms, per channel. What the
-//! data's own conditioning adds is what a mean with a few roundings does to a result: nothing else, however many ranks there are.
-//!
-//! Deliberately not here: the results that should have come.
+//! Where terms cancel, the relative error is not small, so errors are measured against the size of the terms, per channel. For
+//! ill-conditioned data a bar grows only by what a few roundings of the mean do to the result, for any number of ranks.
 
 use syncbn_core::{Dtype, Element};
 

@@ -1,6 +1,4 @@
-//! The same bits: what most laws compare, and how a difference is told.
-//!
-//! Deliberately not here: how far apart numbers may be (see [`bars`](crate::bars)).
+//! Comparing results to the bit, and describing differences.
 
 use syncbn_core::{Scalar, State};
 

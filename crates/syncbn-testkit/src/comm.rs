@@ -1,6 +1,6 @@
-//! What the tests of a communicator in host memory have to bring; its laws are in [`laws`].
+//! The harness of a communicator in host memory. Its laws are in [`laws`].
 //!
-//! Deliberately not here: device-native communicators. They are held by a backend's laws, in a harness whose
+//! Deliberately not here: device-native communicators. They are tested by a backend's laws, in a harness whose
 //! [`group`](crate::Harness::group) makes them.
 
 pub mod laws;
@@ -33,7 +33,7 @@ pub trait CommHarness: Send + Sync {
         Ok(())
     }
 
-    /// What the communicator openly does not promise, each with the reason. Laws that need it are skipped, and print the reason.
+    /// What the communicator does not promise, each with the reason. Laws that need it are skipped, and print the reason.
     fn gaps(&self) -> Vec<Gap> {
         Vec::new()
     }

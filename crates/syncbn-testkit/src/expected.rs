@@ -1,6 +1,4 @@
-//! What a drawn case should give, by the oracle, and how a case is run: the two halves of most laws.
-//!
-//! Deliberately not here: the laws that say which of it has to hold.
+//! Running a drawn case, and the results that the oracle expects of it.
 
 use syncbn_core::{Element, Kernels, State};
 

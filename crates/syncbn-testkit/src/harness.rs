@@ -1,8 +1,6 @@
-//! What a backend's tests have to bring: how to open the device, its name, and what it openly cannot do.
+//! The harness of a backend: how to open the device, its name, and what it cannot do.
 //!
-//! Memory is not asked for: [`Storage`] of `syncbn-core` allocates, uploads, downloads and waits already.
-//!
-//! Deliberately not here: laws, and the choice of types, which is made at compile time by `conformance!`.
+//! The kit allocates and copies memory through [`Storage`] of `syncbn-core`.
 
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -22,19 +20,19 @@ pub trait Harness: Clone + Send + Sync + 'static {
     /// The backend's short name, as `SYNCBN_REQUIRE` lists it: `cpu`, `cuda`, `wgpu`.
     fn name(&self) -> &'static str;
 
-    /// The device and a queue for one rank. Called in each rank's own thread, for every drawn case: what is slow to make (a
-    /// context, compiled kernels) is made once and cloned.
+    /// The device and a queue for one rank. Called in each rank's own thread, for every drawn case, so make what is slow (a context,
+    /// compiled kernels) once, and clone it.
     ///
-    /// A machine without the device answers [`Unavailable`], with what to install.
+    /// If the machine has no such device, return [`Unavailable`], with what to install.
     fn open(&self, rank: usize) -> Result<Opened<Self::Backend>, Unavailable>;
 
-    /// What the backend openly cannot do, each with the reason. Laws that need it are skipped, and print the reason.
+    /// What the backend cannot do, each with the reason. Laws that need it are skipped, and print the reason.
     fn gaps(&self) -> Vec<Gap> {
         Vec::new()
     }
 
-    /// The most ranks that the machine can hold: threads share a device, so usually as many as the laws like. Laws that need
-    /// more are skipped, and print so; drawn cases stay below.
+    /// The most ranks that the machine can run. Threads share a device, so the default is usually right. Laws that need more are skipped
+    /// and say so; drawn cases have fewer.
     fn max_world_size(&self) -> usize {
         6
     }
@@ -45,8 +43,8 @@ pub trait Harness: Clone + Send + Sync + 'static {
         threads::group(world_size)
     }
 
-    /// A part of a buffer, where the device's memory has parts that a view can be made of. Laws about tensors in the middle of a larger
-    /// buffer need it, and are skipped without.
+    /// A part of a buffer as borrowed memory, if the device's memory has parts. Laws about tensors in the middle of a larger buffer need
+    /// it, and are skipped without it.
     fn part<T: Scalar>(
         buffer: &<Self::Backend as Storage>::Buffer<T>,
         range: Range<usize>,
@@ -64,12 +62,12 @@ pub trait Harness: Clone + Send + Sync + 'static {
         None
     }
 
-    /// The same device with other settings that must not change a bit of any result: a number of threads, for instance.
+    /// The same device with other settings that may not change a bit of any result: numbers of threads, for instance.
     fn variants(&self) -> Vec<Self> {
         Vec::new()
     }
 
-    /// Runs one rank; a place to install what a variant needs (a thread pool). Called in the rank's own thread.
+    /// Runs one rank, in its own thread. Override it to install what a variant needs, such as a thread pool.
     fn surround<R: Send>(&self, rank: impl FnOnce() -> R + Send) -> R {
         rank()
     }
@@ -81,7 +79,7 @@ pub type Opened<B> = (B, <B as Backend>::Queue);
 /// How a rank becomes part of a group.
 pub type Join<B> = Box<dyn FnOnce(&B, &<B as Backend>::Queue) -> Outcome<Arc<dyn Communicator<B>>> + Send>;
 
-/// The device is not there: why, and what to install.
+/// The machine has no such device: why, and what to install.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unavailable(pub String);
 
@@ -91,7 +89,7 @@ impl fmt::Display for Unavailable {
     }
 }
 
-/// What a law may need that not every device, or not every group, has.
+/// What a law may need, and not every device or group has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Ability {
@@ -101,19 +99,19 @@ pub enum Ability {
     Subnormals,
     /// Squares of data near 1e30 fit the accumulator.
     WideRange,
-    /// The group of [`Harness::group`] compares its ranks' [`CollectiveId`](syncbn_core::CollectiveId)s, and refuses those that differ: a group in
-    /// host memory can, one that sums in a device's memory does not see its peers' calls.
+    /// The group compares the [`CollectiveId`](syncbn_core::CollectiveId)s of its ranks, and refuses those that differ. Groups in host
+    /// memory can; a group that sums in a device's memory does not see the calls of other ranks.
     ComparesCalls,
-    /// A group adds in the order of its ranks, so that its sums have the same bits in every library and on every network. One that
-    /// promises only that all ranks of a run get the same bits (MPI) lacks it.
+    /// The group adds in the order of its ranks, so that its sums have the same bits in every library and on every network. A group that
+    /// only promises the same bits on all ranks of a run (MPI) lacks it.
     RankOrder,
-    /// A rank that leaves its group, or panics, is told to its peers at once.
+    /// If a rank leaves its group, or panics, the others get an error at once.
     Departures,
-    /// A rank that waits for another gives up after the time that the caller chose.
+    /// A rank that waits for another gives up after the caller's time-out.
     Deadlines,
 }
 
-/// An ability that a backend or communicator lacks, and why.
+/// An ability that a backend or communicator lacks, and the reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gap {
     /// What is lacking.
@@ -122,7 +120,7 @@ pub struct Gap {
     pub reason: &'static str,
 }
 
-/// Leaves the law as skipped if the backend has declared that it lacks the ability.
+/// Skips the law if the backend has declared that it lacks the ability.
 pub fn need<H: Harness>(harness: &H, ability: Ability) -> Outcome {
     lack(&harness.gaps(), ability).map_or(Ok(()), |why| Err(Verdict::Skipped(why)))
 }
@@ -133,7 +131,7 @@ pub(crate) fn lack(gaps: &[Gap], ability: Ability) -> Option<String> {
     Some(format!("no {ability:?}: {}", gap.reason))
 }
 
-/// Leaves the law as skipped if the machine cannot hold as many ranks.
+/// Skips the law if the machine cannot run as many ranks.
 pub fn need_ranks<H: Harness>(harness: &H, world_size: usize) -> Outcome {
     let most = harness.max_world_size();
     if world_size <= most {

@@ -1,6 +1,5 @@
-//! A training step by the four kernels alone, one rank after another in one thread: as many ranks as one likes, and no layer.
-//!
-//! Deliberately not here: communicators. Messages are added here, in the order of the ranks.
+//! A training step by the four kernels alone, without layers and communicators: one rank after another in one thread, for any number of
+//! ranks. Messages are added here, in the order of the ranks.
 
 use syncbn_core::backend::{
     Grad, GradInputArgs, GradSource, GradSumsArgs, MomentsArgs, NormalizeArgs, Source, saved_len,

@@ -1,9 +1,8 @@
-//! The laws: what every backend has to hold, each a function, grouped by subject. Their names say what holds.
+//! The laws of backends, each a function, grouped by subject. Their names say what holds. Laws of host communicators are in
+//! [`comm::laws`](crate::comm::laws).
 //!
-//! A law takes a harness and answers an [`Outcome`](crate::Outcome). `conformance!` makes a test of each for each type; the table
-//! that it reads is in `macros.rs`, and a test sees to it that no law is left out of it.
-//!
-//! Deliberately not here: laws of host communicators, which need no backend.
+//! A law takes a harness and returns an [`Outcome`](crate::Outcome). `conformance!` makes a test of each law for each type, from the table
+//! in `macros.rs`; a test checks that the table is complete.
 
 pub mod backward;
 pub mod collectives;

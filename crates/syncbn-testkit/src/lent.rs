@@ -1,6 +1,5 @@
-//! Memory that is lent to a pass, all of a buffer or a part in its middle, and training steps of the layer over borrowed memory.
-//!
-//! Deliberately not here: the layer that owns its parameters, whose steps are [`Rank`]'s.
+//! Training steps of [`FunctionalBatchNorm`], over borrowed memory that is a whole buffer or a part of
+//! one.
 
 use syncbn_core::functional::{Backward, Forward, Statistics, UpdateRunning};
 use syncbn_core::{
@@ -15,7 +14,7 @@ use crate::rank::{Rank, Step, Written};
 use crate::strategies::Case;
 use crate::tensor::Tensor;
 
-/// Elements behind a part that nobody may touch.
+/// Elements after a part, which no kernel may write.
 const BEHIND: usize = 5;
 
 /// Memory of a few values: a whole buffer, or so many elements behind the start of one, with others behind it.
@@ -25,7 +24,7 @@ pub struct Lent<H: Harness, T: Scalar> {
     len: usize,
 }
 
-/// What lies around a part, and no result.
+/// The value around a part, which is no result.
 fn filler<T: Scalar>() -> T {
     T::from_le_bytes(&vec![0xc2; size_of::<T>()]).unwrap()
 }

@@ -1,16 +1,16 @@
-//! Proves a new backend or communicator in one line.
+//! Tests a backend or a communicator of syncbn against all laws, in one line.
 //!
-//! A backend's `tests/conformance.rs` says how to open the device ([`Harness`]) and calls [`conformance!`]; every
-//! law of [`laws`] becomes a test for every type; a communicator's calls [`communicator_conformance!`]. The laws hold a backend against a naive two-pass oracle in `f64`
-//! ([`oracle`]), on drawn cases ([`strategies`]), over ranks that are threads of the operating system ([`rank`]).
+//! `tests/conformance.rs` of a backend implements [`Harness`], which says how to open the device, and calls [`conformance!`]. That makes
+//! a test of every law in [`laws`] for every type. For a communicator it is [`CommHarness`] and [`communicator_conformance!`].
+//!
+//! The laws compare a backend with a naive two-pass oracle in `f64` ([`oracle`]), on drawn cases ([`strategies`]), with ranks that are
+//! threads ([`rank`]). The kit depends on `syncbn-core`'s traits and on no backend.
 //!
 //! This crate is for tests, and tests panic: that is what its `allow`s below are for.
-//!
-//! Deliberately not here: any backend. The kit knows `syncbn-core`'s traits and nothing of who implements them.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::missing_panics_doc)]
-// Channels and samples are counted as the formulas count them; and what the oracle returns is nobody's to drop by mistake.
+// Loops over channels and samples are written as in the formulas. No result of the oracle is dropped by mistake.
 #![allow(clippy::needless_range_loop, clippy::must_use_candidate)]
 
 pub mod bars;

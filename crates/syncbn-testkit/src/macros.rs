@@ -1,6 +1,4 @@
-//! `conformance!`: one line that makes a test of every law for every type of a backend.
-//!
-//! Deliberately not here: the laws. This file is the table of them; [`report`](crate::report) runs one as a test.
+//! The macros `conformance!` and `communicator_conformance!`, and the table of laws from which they make tests.
 
 use syncbn_core::{bf16 as half_bf16, f16 as half_f16};
 

@@ -2,8 +2,6 @@
 //!
 //! It shares no code with `syncbn-core` or any backend, or it would share their mistakes. It knows nothing of ranks: what they
 //! compute together is held against the whole batch.
-//!
-//! Deliberately not here: layouts, and how exact others have to be (see [`bars`](crate::bars)).
 
 use syncbn_core::Element;
 

@@ -1,12 +1,11 @@
-//! What a law answers: nothing, what went wrong, or why it does not apply here.
+//! The result of a law: it holds, what went wrong, or why it does not apply.
 //!
-//! Deliberately not here: panics. A law that fails inside a rank's thread says so in words, so that proptest can shrink the
-//! case without a screen of backtraces.
+//! Laws return errors instead of panicking, so that proptest can shrink a case without printing a backtrace for each try.
 
 use std::error::Error;
 use std::fmt;
 
-/// The answer of a law, or of a step in it.
+/// The result of a law, or of a step in it.
 pub type Outcome<R = ()> = Result<R, Verdict>;
 
 /// Why a law did not hold, or was not tried.
@@ -68,7 +67,7 @@ macro_rules! broken {
     ($($arg:tt)+) => { $crate::Verdict::Broken(format!($($arg)+)) };
 }
 
-/// Leaves the law, as broken, unless the condition holds.
+/// Returns from the law, as broken, unless the condition holds.
 #[macro_export]
 macro_rules! ensure {
     ($condition:expr, $($arg:tt)+) => {

@@ -1,9 +1,9 @@
-//! Runs a law on drawn cases: how many, from which seed, and how a failure is told.
+//! Runs a law on drawn cases.
 //!
-//! `SYNCBN_CASES` multiplies the number of cases, by 20 or by 0.1 (one is left at least); `SYNCBN_SEED` draws others. Without
-//! them every run draws the same, so that a red test is red for everyone.
+//! `SYNCBN_CASES` multiplies the number of cases, by 20 or 0.1 for instance (at least one is drawn); `SYNCBN_SEED` draws others. Without
+//! them every run draws the same cases, so that a test that fails does so for everyone.
 //!
-//! Deliberately not here: files of past failures. A failure prints the seed that brings it back.
+//! Deliberately not here: files of past failures. A failure prints the seed with which it can be repeated.
 
 use std::cell::RefCell;
 use std::env;
@@ -19,7 +19,7 @@ use crate::{broken, ensure};
 /// Cases of a law that runs ranks, without `SYNCBN_CASES`.
 pub const CASES: u32 = 100;
 
-/// Tries the law on so many drawn cases, times `SYNCBN_CASES`.
+/// Runs the law on this number of drawn cases, times `SYNCBN_CASES`.
 pub fn for_all<C: Debug>(
     cases: u32,
     strategy: &impl Strategy<Value = C>,
@@ -57,7 +57,7 @@ pub fn for_all<C: Debug>(
     })
 }
 
-/// So many times the cases, one at least: no factor leaves a law untried.
+/// The number of cases times the factor; at least one.
 #[allow(clippy::cast_sign_loss)] // it is above 0, and what does not fit saturates
 fn times(cases: u32, factor: f64) -> Outcome<u32> {
     ensure!(factor.is_finite() && factor > 0.0, "SYNCBN_CASES is {factor}, expected a finite number above 0");

@@ -1,7 +1,5 @@
-//! Ranks as threads of the operating system, each with its device, its queue and its place in a group, and the few steps that
-//! every law takes with them.
-//!
-//! Deliberately not here: thread pools. A rank that waits for its peers would starve a pool.
+//! Ranks as threads, each with a device, a queue and a group, and the steps that laws take with them. They are threads of the operating
+//! system, since ranks that wait for each other would block a thread pool.
 
 use std::any::Any;
 use std::num::NonZeroUsize;
@@ -18,19 +16,19 @@ use crate::harness::{Harness, Join, need_ranks};
 use crate::outcome::{Outcome, Verdict};
 use crate::tensor::{Placed, Tensor};
 
-/// A rank at work.
+/// One rank, in its thread.
 pub struct Rank<B: Backend> {
     /// Which thread this is, from 0; in the only group there is, also the communicator's rank.
     pub index: usize,
     /// The device.
     pub backend: B,
-    /// The order in which it works.
+    /// Its queue.
     pub queue: B::Queue,
     /// The group.
     pub communicator: Arc<dyn Communicator<B>>,
 }
 
-/// Runs `body` once for each rank of a new group, and gives the answers in the order of the ranks.
+/// Runs `body` once for each rank of a new group, and returns the results in the order of the ranks.
 pub fn ranks<H: Harness, R: Send>(
     harness: &H,
     world_size: usize,
@@ -48,7 +46,7 @@ pub fn alone<H: Harness, R: Send>(
     ranks(harness, 1, body).map(|mut answers| answers.remove(0))
 }
 
-/// Runs `body` once for each place in one group or several. More places than the machine holds ranks leave the law as skipped.
+/// Runs `body` once for each rank of one group or several. If the machine cannot run as many ranks, the law is skipped.
 pub fn ranks_of<H: Harness, R: Send>(
     harness: &H,
     places: Vec<Join<H::Backend>>,
@@ -76,7 +74,7 @@ pub fn ranks_of<H: Harness, R: Send>(
     together(answers)
 }
 
-/// All answers, or everything that went wrong: when one rank fails, its peers fail too, and the cause may be any of them.
+/// All results, or all errors: when one rank fails, the others fail, too, and any of the errors may be the cause.
 pub(crate) fn together<R>(answers: Vec<Outcome<R>>) -> Outcome<Vec<R>> {
     let mut good = Vec::new();
     let mut wrong = Vec::new();

@@ -1,6 +1,4 @@
-//! How a law becomes a test: it is run where there is what it needs, and its outcome is told.
-//!
-//! Deliberately not here: which laws there are.
+//! Runs laws as tests: skips them without the device, and reports their outcome.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -40,9 +38,9 @@ pub fn check_communicator<H: CommHarness>(
     }
 }
 
-/// What a whole suite needs is not there: said once, not for each of its tests, and a failure where `SYNCBN_REQUIRE` names it.
+/// Reports that the machine lacks what a whole suite needs: once, not for each test. Panics if `SYNCBN_REQUIRE` names it.
 ///
-/// For tests of a backend that are no laws of the kit, too; `path` is the test's, from its binary on.
+/// Also for tests of a backend that are not laws of the kit. `path` is the path of the test, beginning with its binary.
 pub fn absent(name: &str, path: &str, why: &impl fmt::Display) {
     static TOLD: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
     assert!(!required(name), "SYNCBN_REQUIRE asks for {name}: {why}");
@@ -53,7 +51,7 @@ pub fn absent(name: &str, path: &str, why: &impl fmt::Display) {
     }
 }
 
-/// Tells a test's outcome.
+/// Reports the outcome of a test.
 fn report(package: &str, path: &str, outcome: Outcome) {
     let (binary, test) = path.split_once("::").unwrap_or(("conformance", path));
     match outcome {
@@ -66,10 +64,10 @@ fn report(package: &str, path: &str, outcome: Outcome) {
     }
 }
 
-/// Says that a test has not tried anything, and why.
+/// Prints that a test was skipped, and why.
 ///
-/// libtest shows what a passing test prints to nobody, and a skip that nobody sees is a law left out in silence. It captures what
-/// goes through `print!` and `eprint!`, so this goes around them.
+/// libtest hides what passing tests print through `print!` and `eprint!`, so this writes to the standard error directly: a skip has to be
+/// seen.
 pub fn skipped(path: &str, why: &str) {
     let line = format!("skipped: {}: {why}\n", test_name(path));
     // Whoever has closed the standard error does not want to know.

@@ -1,6 +1,4 @@
-//! Communicators that watch, one that does not, and one that fails late, as a device-native one may.
-//!
-//! Deliberately not here: sums of their own. They hand every sum to another communicator.
+//! Communicators for tests, around another one: they record collectives, or fail in certain ways.
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +9,7 @@ use syncbn_core::{
     Pass,
 };
 
-/// Notes every collective, and can be made to fail after the fact.
+/// Records every collective, and can be made to fail late, as a device-native communicator may.
 pub struct Spy<B: Backend> {
     inner: Arc<dyn Communicator<B>>,
     calls: Mutex<Vec<CollectiveId>>,
@@ -19,19 +17,19 @@ pub struct Spy<B: Backend> {
 }
 
 impl<B: Backend> Spy<B> {
-    /// Watches this communicator.
+    /// Around this communicator.
     #[must_use]
     pub fn new(inner: Arc<dyn Communicator<B>>) -> Arc<Self> {
         Arc::new(Self { inner, calls: Mutex::default(), failed: AtomicBool::new(false) })
     }
 
-    /// The collectives since the last time this was asked.
+    /// The collectives since the last call.
     #[must_use]
     pub fn take_calls(&self) -> Vec<CollectiveId> {
         std::mem::take(&mut self.calls.lock().unwrap())
     }
 
-    /// From now on the group has failed, after what it was given had been enqueued.
+    /// From now on the group has failed late: after its work had been enqueued.
     pub fn fail_late(&self) {
         self.failed.store(true, Ordering::SeqCst);
     }
@@ -98,7 +96,7 @@ impl<B: Backend> Communicator<B> for Spy<B> {
     }
 }
 
-/// Says that its group works, whatever has become of it: as when a peer leaves after a rank has asked. The sum itself fails.
+/// Always reports that its group works, as if another rank left just after the question. The sum itself fails.
 pub struct Unaware<B: Backend>(pub Arc<dyn Communicator<B>>);
 
 impl<B: Backend> Communicator<B> for Unaware<B> {
@@ -141,14 +139,14 @@ impl<B: Backend> Communicator<B> for Unaware<B> {
     }
 }
 
-/// Fails once before anything is sent, as where a device does not give its sums.
+/// Fails once before anything is sent, as if the device failed.
 pub struct Unsteady<B: Backend> {
     inner: Arc<dyn Communicator<B>>,
     fails: AtomicBool,
 }
 
 impl<B: Backend> Unsteady<B> {
-    /// Of this communicator; sound from the start if it does not `fail`.
+    /// Around this communicator; fails only if `fail` is true.
     #[must_use]
     pub fn new(inner: Arc<dyn Communicator<B>>, fail: bool) -> Self {
         Self { inner, fails: AtomicBool::new(fail) }
@@ -207,7 +205,7 @@ impl<B: Backend> Communicator<B> for Unsteady<B> {
     }
 }
 
-/// Notes what a rank sends, in host memory.
+/// Records what a rank sends, in host memory.
 pub struct Recorder<C>(pub C, pub Mutex<Vec<Vec<f64>>>);
 
 impl<C: HostCommunicator> HostCommunicator for Recorder<C> {

@@ -1,8 +1,6 @@
-//! What proptest draws: shapes with awkward sizes, uneven and empty splits over ranks, layouts, and values that hurt.
+//! Drawn cases: shapes with odd sizes, uneven and empty splits over ranks, layouts, and difficult values.
 //!
-//! A case holds a seed instead of values, so that it prints in a few lines and shrinks by its shape.
-//!
-//! Deliberately not here: what is done with a case.
+//! A case contains a seed instead of values, so that it prints in a few lines, and shrinks by its shape.
 
 use std::fmt;
 
@@ -36,7 +34,7 @@ pub struct Case {
     pub affine: bool,
     /// Whether the layer tracks running statistics.
     pub track: bool,
-    /// From which all values follow.
+    /// The seed of all values.
     pub seed: u64,
 }
 
@@ -112,7 +110,7 @@ fn values() -> impl Strategy<Value = Values> {
     ]
 }
 
-/// What a law that fails says of its case: the whole batch's shape, and its split.
+/// What a law that fails prints of its case: the shape of the whole batch, and its split over ranks.
 impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { channels, spatial, samples, layout, values, eps, momentum, affine, track, seed: _ } = self;
@@ -140,7 +138,7 @@ impl Case {
         }
     }
 
-    /// A rank alone needs two elements per channel; whether it gets an error otherwise is another law's business.
+    /// Gives a rank alone at least two elements per channel. That it gets an error otherwise is another law.
     fn made_legal(mut self) -> Self {
         let per_channel = self.samples.iter().sum::<usize>() * self.spatial.iter().product::<usize>();
         if self.samples.len() == 1 && per_channel == 1 {
@@ -149,7 +147,7 @@ impl Case {
         self
     }
 
-    /// The same batch on as many ranks as the machine holds at most: what is too many joins the last.
+    /// The same batch on at most as many ranks as the machine can run: the samples of the others go to the last.
     #[must_use]
     pub fn within(mut self, most_ranks: usize) -> Self {
         self.samples = within(&self.samples, most_ranks);
@@ -172,7 +170,7 @@ impl Case {
             .with_track_running_stats(self.track)
     }
 
-    /// Parameters and running statistics that no default is mistaken for.
+    /// Parameters and running statistics that differ from all defaults.
     #[must_use]
     pub fn state<P: Param>(&self) -> State<P> {
         let vector = |stream: u64, f: fn(f64) -> f64| {
@@ -220,7 +218,7 @@ impl Case {
     }
 }
 
-/// A split over as many ranks as the machine holds at most: what is too many joins the last.
+/// A split over at most as many ranks as the machine can run: the samples of the others go to the last.
 #[must_use]
 pub fn within(samples: &[usize], most_ranks: usize) -> Vec<usize> {
     let (kept, joined) = samples.split_at(samples.len().min(most_ranks.max(1)));

@@ -1,6 +1,4 @@
-//! Tensors on the host, in one logical order, and the same in a backend's memory, in either layout.
-//!
-//! Deliberately not here: any arithmetic on values.
+//! Tensors on the host, in one logical order, and in a backend's memory, in either layout.
 
 use syncbn_core::{Element, Layout, ShapeError, Storage, View, ViewMut};
 
@@ -115,12 +113,12 @@ impl<T: Copy> Tensor<T> {
     }
 }
 
-/// What fills memory that a kernel should overwrite, or leave alone: no result that is near it is right by chance.
+/// The initial value of memory that a kernel should overwrite, or not touch. No correct result is near it.
 const FILLER: f64 = -77.0;
-/// Elements behind a tensor that nobody may touch.
+/// Elements after a tensor, which no kernel may write.
 const GUARD: usize = 5;
 
-/// A tensor in a backend's memory, with a guard behind it. One without elements has memory without elements.
+/// A tensor in a backend's memory, followed by guard elements. A tensor without elements has memory without elements.
 pub struct Placed<B: Storage, T: Element> {
     buffer: B::Buffer<T>,
     /// Of the right shape; its values do not matter.

@@ -1,6 +1,4 @@
 //! The group that laws use unless a harness has its own: threads of this process, summing in host memory.
-//!
-//! Deliberately not here: the group itself, which is `syncbn-comm`'s.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Communicators that are broken on purpose: the kit has to fail each, by the law that is named here.
+//! Communicators with a deliberate flaw. For each, the law that is named here has to fail.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;

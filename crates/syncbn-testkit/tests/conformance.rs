@@ -1,4 +1,4 @@
-//! The kit on a backend without a flaw, which every law has to accept.
+//! All laws on a backend without a flaw: every one passes.
 
 mod plain;
 

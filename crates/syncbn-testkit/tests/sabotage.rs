@@ -1,7 +1,5 @@
-//! Backends and groups that are broken on purpose: the kit has to fail each, by the law that is named here.
-//!
-//! A law that lets its flaw pass is worth nothing; so is one that fails the same backend without the flaw, which
-//! `conformance.rs` rules out.
+//! Backends and groups with a deliberate flaw. For each, the law that is named here has to fail; `conformance.rs` shows that the law
+//! passes without the flaw.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot be set up fails")]
 

@@ -1,4 +1,4 @@
-//! What is skipped is seen, once, with its reason, though the test that skips it passes. And the laws hold on a machine for one rank.
+//! A skipped test prints its reason, once, though it passes. And all laws pass on a machine that can run one rank only.
 #![allow(clippy::unwrap_used)] // a test that cannot be set up fails
 
 mod plain;

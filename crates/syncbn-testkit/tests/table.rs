@@ -1,4 +1,4 @@
-//! The table of laws in `macros.rs` is whole: a law that is written is a law that is run.
+//! The table of laws in `macros.rs` is complete: every law that is written is run.
 
 use std::fs;
 use std::path::Path;

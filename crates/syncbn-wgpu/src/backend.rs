@@ -1,4 +1,4 @@
-//! The core's traits, each method one call into the file of its name.
+//! The implementations of core's traits. Each kernel is in the file of its name.
 
 use std::convert::Infallible;
 
@@ -48,7 +48,7 @@ impl Backend for Wgpu {
         queue.check(self.gpu())?;
         copy::read(self.gpu(), queue, &mem, values)
     }
-    /// Waits where the memory ends within a word of the caller's buffer: wgpu copies whole words, and the rest of that one has to stay.
+    /// Waits for the device if the memory ends in the middle of a 4-byte word: wgpu copies whole words, so the other half is read first.
     fn write<T: Scalar>(&self, queue: &Queue, mem: MemMut<'_, T>, values: &[T]) -> Result<(), WgpuError> {
         queue.check(self.gpu())?;
         copy::write(self.gpu(), queue, &mem, values)

@@ -25,7 +25,7 @@ pub(crate) fn read<T: Scalar>(
     queue.read(words, &staging, |bytes| values_of(bytes, values))
 }
 
-/// Overwrites the memory, after all that was recorded.
+/// Overwrites the memory, after all commands that were recorded before.
 pub(crate) fn write<T: Scalar>(
     gpu: &Gpu,
     queue: &Queue,
@@ -42,7 +42,7 @@ pub(crate) fn write<T: Scalar>(
     if rest > 0 && mem.is_padded() {
         bytes.resize(words.size as usize, 0);
     } else if rest > 0 {
-        // The last word is shared with what lies behind.
+        // The last word also has an element that is not part of this memory.
         let last = Slice { offset: words.offset + words.size - 4, size: 4, ..words };
         let last = last.words(WHAT, wgpu::BufferUsages::COPY_SRC)?;
         let behind = queue.read(last, &gpu.staging(4)?, |word| word[rest..].to_vec())?;

@@ -58,7 +58,7 @@ impl Wgpu {
     /// The application's own device and queue. No feature is needed, and no limit beyond WebGPU's defaults; tensors may be as
     /// large as the device's `max_storage_buffer_binding_size`.
     ///
-    /// The device is tried out first: where its arithmetic breaks sums of twice the precision, this is an error.
+    /// The device's arithmetic is tested first. It is an error if sums in twice the precision of `f32` do not work on it.
     pub fn new(device: wgpu::Device, queue: wgpu::Queue) -> Result<Self, WgpuError> {
         let gpu = Gpu::new(device, queue)?;
         let f16_by_bits = crate::probe::try_out(&gpu)?;

@@ -1,8 +1,6 @@
 //! What can go wrong on the device.
-//!
-//! Deliberately not here: errors about shapes and arguments, which are the core's.
 
-/// The device, its driver, or memory that it was given.
+/// A failure of the device or its driver, or memory that cannot be used on it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WgpuError {
@@ -34,7 +32,7 @@ pub enum WgpuError {
         /// What the device allows.
         got: u64,
     },
-    /// The device's arithmetic breaks the sums of twice the precision.
+    /// The device's arithmetic does not allow sums in twice the precision of `f32`.
     #[error("adapter `{adapter}` cannot be used: {what} is not what IEEE 754 says")]
     Arithmetic {
         /// Its name.
@@ -42,7 +40,7 @@ pub enum WgpuError {
         /// What was computed wrongly.
         what: &'static str,
     },
-    /// A tensor does not begin where a binding may.
+    /// A tensor's offset is not one that a binding may have.
     #[error("{tensor} begins at byte {offset}, expected a multiple of {limit}, {alignment}")]
     Alignment {
         /// Whose memory.
@@ -129,13 +127,13 @@ pub enum WgpuError {
         /// What was tried.
         during: &'static str,
     },
-    /// The workspace does not hold what a kernel needs: the kernels were called in another order than core calls them.
+    /// The workspace lacks what a kernel needs: kernels were called in another order than core calls them.
     #[error("{what} is not there: the kernels were called out of order")]
     OutOfOrder {
         /// What was looked for.
         what: &'static str,
     },
-    /// As many values as memory has elements, or a message has numbers, are needed.
+    /// The number of values differs from the length of the memory or of the message.
     #[error("{got} values were given, expected {expected}")]
     Length {
         /// The length of the memory or message.

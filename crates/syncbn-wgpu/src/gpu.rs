@@ -1,6 +1,6 @@
-//! A device with its queue, limits, compiled kernels and constants: what everything else of this crate stands on.
+//! A device with its queue, limits, compiled kernels and constants.
 //!
-//! What records work, each thread's own, is in queue.rs.
+//! Recording and submitting work, of which each thread has its own, is in queue.rs.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -16,7 +16,7 @@ use crate::params::Params;
 use crate::plan::THREADS;
 use crate::scope::caught;
 
-/// Sets of `Params` that are kept on the device. A program that has more shapes than these starts anew.
+/// How many sets of `Params` are kept on the device. When there are more, all are dropped.
 const MOST_CONSTANTS: usize = 4096;
 
 /// A kernel with its buffers, ready to be recorded.
@@ -36,12 +36,12 @@ struct Inner {
     device: wgpu::Device,
     queue: wgpu::Queue,
     limits: wgpu::Limits,
-    /// Workgroups that fill the device, if each takes half of what one of its cores has.
+    /// How many workgroups fill the device, if two fit on each of its cores.
     parallelism: usize,
     modules: Mutex<HashMap<Key, Arc<Module>>>,
     constants_layout: wgpu::BindGroupLayout,
     constants: Mutex<HashMap<Vec<u8>, wgpu::BindGroup>>,
-    /// Bound where a kernel has no use for a binding: one for reading, one for writing.
+    /// Bound where a kernel does not use a binding: one for reading, one for writing.
     blanks: [wgpu::Buffer; 2],
 }
 
@@ -85,7 +85,7 @@ impl Gpu {
         &self.0.queue
     }
 
-    /// Whether the other is this one. wgpu's own comparison does not tell instances apart.
+    /// Whether both are the same device. wgpu's own comparison ignores that they may be of different instances.
     pub(crate) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
@@ -103,7 +103,7 @@ impl Gpu {
         Ok(lock(&self.0.modules).entry(key).or_insert(module).clone())
     }
 
-    /// A kernel with what it reads and writes, in the order of its bindings; `None` where it has no use for one.
+    /// A kernel with the buffers that it reads and writes, in the order of its bindings; `None` for one that it does not use.
     pub(crate) fn bind(
         &self,
         key: Key,
@@ -134,7 +134,7 @@ impl Gpu {
         Ok(Dispatch { pipeline: module.pipeline.clone(), buffers, constants, grid })
     }
 
-    /// The part of a buffer that a kernel may use, once it is known to fit the device's rules.
+    /// The part of a buffer that a kernel uses, checked against the device's limits.
     fn binding<'b>(
         &self,
         tensor: &'static str,
@@ -159,7 +159,7 @@ impl Gpu {
         Ok(wgpu::BufferBinding { buffer, offset, size: wgpu::BufferSize::new(size) })
     }
 
-    /// The numbers that a kernel is told, on the device: one copy of each set.
+    /// A kernel's `Params` on the device: one buffer for each set of values.
     fn constants(&self, params: Params) -> Result<wgpu::BindGroup, WgpuError> {
         let bytes = bytemuck::bytes_of(&params);
         if let Some(group) = lock(&self.0.constants).get(bytes) {
@@ -224,10 +224,10 @@ fn check_sharing(
     Ok(())
 }
 
-/// An error if the queue is not the device's own: what is submitted to it, the device would never know to be done.
+/// An error if the queue is not the device's own: polling the device would then never report the queue's work as done.
 ///
-/// wgpu has no question for that. A device's poll calls, on the thread that polls, what waits for its queue's work, and nothing of
-/// another queue. Where other threads poll the same device they may be first; then it is asked again.
+/// wgpu has no call for this. Polling a device runs the callbacks of its own queue's work and no others, so a callback is registered
+/// and the device polled. Another thread that polls the same device may run the callback first; then this is repeated.
 fn check_queue(device: &wgpu::Device, queue: &wgpu::Queue) -> Result<(), WgpuError> {
     let during = "preparing the device";
     lost::check(device, during)?;

@@ -33,7 +33,7 @@ pub(crate) fn enqueue<T: Element>(
     let params = Params { wanted, source: MERGE, ..per_channel(geometry.channels(), plan.splits)? };
     let merge = gradient_terms::bind(wgpu.gpu(), params, workspace, saved.slice(), gradients)?;
     queue.dispatch(&[sum, merge])?;
-    // The moments that were there are gone.
+    // This overwrites the moments.
     workspace.parts = None;
     workspace.terms_missing = false;
     Ok(())

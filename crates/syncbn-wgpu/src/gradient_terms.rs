@@ -1,4 +1,4 @@
-//! Binds `shaders/gradient_terms.wgsl`: from the splits' sums, or the group's, to what `grad_input` needs.
+//! Binds `shaders/gradient_terms.wgsl`, which turns sums into the terms that `grad_input` needs.
 
 use crate::error::WgpuError;
 use crate::gpu::{Dispatch, Gpu};
@@ -7,7 +7,7 @@ use crate::module::{Kernel, Key};
 use crate::params::Params;
 use crate::workspace::Workspace;
 
-/// The kernel that adds up splits, or that only computes what `grad_input` needs.
+/// The kernel. With `MERGE` it adds up the splits' sums first, otherwise it starts from the group's sums.
 pub(crate) fn bind(
     gpu: &Gpu,
     params: Params,

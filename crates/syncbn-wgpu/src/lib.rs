@@ -7,8 +7,9 @@
 //! grad_sums -> gradient_terms -> grad_input  backward; and here between the last two
 //! ```
 //!
-//! The middle ones take a few numbers per channel. They are launches of their own because WGSL has no fence between workgroups.
-//! A shader is put together from parts (see `module`): numbers, loads and lanes decide what its words and accumulators are.
+//! `statistics` and `gradient_terms` work on a few numbers per channel. They are separate launches because WGSL has no fence between
+//! workgroups. A shader is put together from parts, according to the type of the activations, the width of loads and the layout (see
+//! `module`).
 //!
 //! Deliberately not here: autograd, subgroup operations, and `f64` activations.
 

@@ -1,12 +1,10 @@
-//! Asks whether a device is lost, without waiting and without the callback that tells it, which is the application's.
-//!
-//! Deliberately not here: why it is lost. wgpu tells that to the callback alone.
+//! Detects a lost device without waiting, and without wgpu's callback for it, which belongs to the application.
 
 use crate::error::WgpuError;
 use crate::scope::caught;
 
-/// An error if the device is lost. A lost device makes buffers that cannot be mapped, and no other sign of it comes back at once:
-/// submissions are dropped in silence, and polls of several threads, or a request to map withdrawn, get in each other's way.
+/// An error if the device is lost. A new buffer of a lost device cannot be mapped. Nothing else shows at once: submissions are dropped
+/// silently, and polling interferes with other threads that poll.
 pub(crate) fn check(device: &wgpu::Device, during: &'static str) -> Result<(), WgpuError> {
     let sign = wgpu::BufferDescriptor {
         label: Some("sign of life"),

@@ -1,6 +1,6 @@
-//! Device memory: parts of the caller's buffers, borrowed, and buffers that a layer owns.
+//! Device memory: borrowed parts of the caller's buffers, and buffers that a layer owns.
 //!
-//! Deliberately not here: any check that needs the device's limits; those are made where a kernel binds the memory.
+//! Limits of the device are checked where a kernel binds the memory.
 
 use std::marker::PhantomData;
 
@@ -19,12 +19,12 @@ pub(crate) struct Slice<'a> {
 }
 
 impl Slice<'_> {
-    /// As much of it as a tensor takes.
+    /// The part that a tensor of this geometry takes.
     pub(crate) fn of(self, geometry: &Geometry, element: usize) -> Self {
         Self { size: self.size.min(geometry.len() as u64 * element as u64), ..self }
     }
 
-    /// The whole words of 4 bytes that it lies in, if they can be copied.
+    /// The 4-byte words that contain it, if they can be copied.
     pub(crate) fn words(self, what: &'static str, usage: wgpu::BufferUsages) -> Result<Self, WgpuError> {
         let Self { buffer, offset, size } = self;
         let alignment = wgpu::COPY_BUFFER_ALIGNMENT;
@@ -71,13 +71,13 @@ pub struct MemMut<'a, T: Scalar> {
     marker: PhantomData<&'a mut [T]>,
 }
 
-/// Elements in a buffer; memory of no elements may be in none.
+/// Elements of a buffer. Memory of no elements has no buffer.
 #[derive(Clone, Copy, Debug, Default)]
 struct Place<'a> {
     buffer: Option<&'a wgpu::Buffer>,
     offset: u64,
     len: usize,
-    /// Whether the rest of the last word belongs to nobody.
+    /// Whether nothing else uses the rest of the last word.
     padded: bool,
 }
 
@@ -90,9 +90,9 @@ impl<'a> Place<'a> {
 }
 
 impl<'a, T: Scalar> Mem<'a, T> {
-    /// `len` elements, from byte `offset` on. The buffer needs the usage `STORAGE`, the offset the device's
-    /// `min_storage_buffer_offset_alignment`; halves are read two at a time, so an odd number of them needs a whole last word
-    /// of 4 bytes. Whatever does not fit is a typed error of the call that is given this.
+    /// `len` elements, from byte `offset` on. The buffer needs the usage `STORAGE`; the offset has to be a multiple of the device's
+    /// `min_storage_buffer_offset_alignment`; halves are read two at a time, so the buffer has to contain all 4 bytes of the last
+    /// word. Otherwise the call that uses the memory returns an error.
     #[must_use]
     pub fn new(buffer: &'a wgpu::Buffer, offset: u64, len: usize) -> Self {
         Self::at(Place { buffer: Some(buffer), offset, len, padded: false })
@@ -122,8 +122,8 @@ impl<'a, T: Scalar> Mem<'a, T> {
 }
 
 impl<'a, T: Scalar> MemMut<'a, T> {
-    /// As [`Mem::new`]. wgpu's buffers are shared handles, so it is the caller's promise that no two of these overlap. The half
-    /// word behind an odd number of halves keeps its value.
+    /// As [`Mem::new`]. wgpu's buffers are shared handles, so the caller makes sure that no two of these overlap. The half
+    /// after an odd number of halves is not changed.
     #[must_use]
     pub fn new(buffer: &'a wgpu::Buffer, offset: u64, len: usize) -> Self {
         Self::at(Place { buffer: Some(buffer), offset, len, padded: false })
@@ -143,7 +143,7 @@ impl<'a, T: Scalar> MemMut<'a, T> {
         self.place.len
     }
 
-    /// Whether what lies behind the last element, in its word, belongs to nobody.
+    /// Whether nothing else uses the rest of the last word.
     pub(crate) fn is_padded(&self) -> bool {
         self.place.padded
     }
@@ -163,12 +163,12 @@ impl<'a, T: Scalar> MemMut<'a, T> {
 
 /// Device memory that a layer owns: parameters, their gradients, running statistics.
 ///
-/// An optimiser works on it where it is. [`Buffer::inner`] is a handle on wgpu's own buffer, to be bound and copied, read and
-/// written; [`Buffer::from_wgpu`] makes one of the application's. What is submitted to the device's queue runs in the order of its
-/// submissions, and a pass is submitted before its call returns: commands that the application submits afterwards see the pass's
-/// results, and the next pass sees theirs. Within [`Queue::hold`](crate::Queue::hold), where passes wait to be submitted, commands go
-/// through [`Queue::record`](crate::Queue::record) to keep that order. A layer's weight and bias are to be taken by `weight_mut` and
-/// `bias_mut` before such commands: so the layer knows of the change, and refuses what was saved before it.
+/// An optimiser can work on it in place. [`Buffer::inner`] is wgpu's own buffer, to be bound and copied, read and written;
+/// [`Buffer::from_wgpu`] makes a `Buffer` of the application's. A pass is submitted before its call returns, and a queue runs
+/// submissions in order: commands that the application submits afterwards see the results of the pass, and the next pass sees
+/// theirs. Within [`Queue::hold`](crate::Queue::hold), where passes are not submitted yet, use
+/// [`Queue::record`](crate::Queue::record) for such commands. Call the layer's `weight_mut` or `bias_mut` before them, so that the
+/// layer knows of the change.
 #[derive(Debug)]
 pub struct Buffer<T: Scalar> {
     inner: wgpu::Buffer,
@@ -249,7 +249,7 @@ pub(crate) fn bytes_of<T: Scalar>(values: &[T]) -> Vec<u8> {
     bytes
 }
 
-/// The values that were copied out; the rest is padding.
+/// The values of these bytes; what remains is padding.
 pub(crate) fn values_of<T: Scalar>(bytes: &[u8], values: &mut [T]) {
     for (value, bytes) in values.iter_mut().zip(bytes.chunks_exact(size_of::<T>())) {
         *value = T::from_le_bytes(bytes).unwrap_or_default();

@@ -1,7 +1,7 @@
-//! Messages: a rank's sums, from the device's form to that of the group and back.
+//! Messages: this rank's sums from the device's form to core's, and the group's sums back.
 //!
-//! Messages are `f64` and take form on the host, since WGSL has no `f64`: the device gives mean and M2, or the gradients' sums, as
-//! pairs of `f32` times a power of two, and takes the group's mean and variance the same way.
+//! WGSL has no `f64`, so messages are made on the host. The device has mean and M2, and the gradients' sums, as pairs of `f32` times a
+//! power of two, and gets the group's mean and variance in the same form.
 
 use syncbn_core::statistics::{Batch, Moments};
 use syncbn_core::{Dtype, Pass};
@@ -14,7 +14,7 @@ use crate::queue::Queue;
 use crate::statistics;
 use crate::workspace::Workspace;
 
-/// Waits for the queue, and gives this rank's numbers the form that the group sums.
+/// Waits for the queue, and writes this rank's sums as a message.
 pub(crate) fn read(
     gpu: &Gpu,
     queue: &Queue,
@@ -60,7 +60,7 @@ fn forward_message<const K: usize>(
     for (c, channel) in channels.enumerate() {
         let unit = power(channel.exponent);
         let moments = Moments { count, mean: channel.first * unit, m2: channel.second * unit * unit };
-        // Without elements there is no mean, and 0 is what the sums are.
+        // Without elements there is no mean, and the sums are 0.
         let parts = if count == 0.0 { [0.0; K] } else { moments.to_sums::<K>() };
         for (k, part) in parts.into_iter().enumerate() {
             message[1 + k * width + c] = part;
@@ -68,7 +68,7 @@ fn forward_message<const K: usize>(
     }
 }
 
-/// Takes over the group's sums.
+/// Writes the group's sums to the device.
 pub(crate) fn write(
     gpu: &Gpu,
     queue: &Queue,
@@ -108,7 +108,7 @@ fn check(gpu: &Gpu, pass: Pass, workspace: &Workspace, got: usize) -> Result<(),
     if got == expected { Ok(()) } else { Err(WgpuError::Length { expected, got }) }
 }
 
-/// A channel's numbers as the device has them.
+/// The numbers of a channel in the device's form.
 struct Channel {
     first: f64,
     second: f64,
@@ -123,7 +123,7 @@ impl From<&[f32]> for Channel {
 }
 
 impl Channel {
-    /// A batch in the unit that its size asks for.
+    /// A batch, scaled by the power of two that its size needs.
     fn of(batch: Batch) -> Self {
         let exponent = exponent_for(batch);
         let unit = power(-exponent);
@@ -140,7 +140,7 @@ fn power(exponent: i32) -> f64 {
     2.0_f64.powi(exponent)
 }
 
-/// The power of two that the device takes such a channel's numbers times the inverse of: `exponent_for` of merge.wgsl.
+/// The power of two by which the device divides the numbers of such a channel: `exponent_for` in merge.wgsl.
 fn exponent_for(batch: Batch) -> i32 {
     let size = batch.mean.abs().max(batch.var.sqrt());
     if !size.is_finite() || size == 0.0 || (power(LOW_BELOW)..power(HIGH_FROM)).contains(&size) {

@@ -1,7 +1,7 @@
-//! The kernels' text and what it compiles to: each variant once for a device.
+//! The text of the kernels, and compiling it: each variant once for a device.
 //!
-//! A shader is put together from the files in `shaders/`: numbers, loads and lanes decide what a kernel's `Word`, `Part` and
-//! `Lane` are. Types and constants differ between variants, and nothing else.
+//! A shader is put together from the files in `shaders/`. The types `Word`, `Part` and `Lane` in it follow from the type of the
+//! activations, the width of loads and the layout. Variants differ in types and constants only.
 //!
 //! Deliberately not here: a cache on disk. Compiling takes milliseconds, and drivers have caches of their own.
 
@@ -15,7 +15,7 @@ use crate::params::{self, Params};
 use crate::plan::Form;
 use crate::scope::caught;
 
-/// The kernels, those of core's four and those that take a few numbers per channel.
+/// The kernels: core's four, and those on a few numbers per channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Kernel {
     Moments,
@@ -65,7 +65,7 @@ impl Kernel {
         matches!(self, Self::Normalize | Self::GradInput { .. })
     }
 
-    /// What reads x and dy, which `Form::width` decides; and dy's own binding.
+    /// The functions that read x and dy, which depend on `Form::width`, and the binding of dy.
     fn loads(self, half_words: bool) -> String {
         let load = |tensor: &str, from: &str| {
             let value = if half_words {
@@ -192,7 +192,7 @@ impl Key {
     }
 }
 
-/// The types of a part of so many elements, and what is done with its elements one by one: what rows.wgsl and columns.wgsl need.
+/// The types of a part of so many elements, and functions for each of its elements: what rows.wgsl and columns.wgsl need.
 fn part_of(elements: usize) -> String {
     let many = |scalar: &str| if elements == 1 { scalar.into() } else { format!("vec{elements}<{scalar}>") };
     let (sum, greatest, first, element) = match elements {
@@ -254,7 +254,7 @@ impl Module {
                 layout: Some(&pipeline_layout),
                 module: &shader,
                 entry_point: Some(name),
-                // Each workgroup writes its scratch before it reads it.
+                // Each workgroup writes its shared memory before it reads it.
                 compilation_options: wgpu::PipelineCompilationOptions {
                     zero_initialize_workgroup_memory: false,
                     ..Default::default()
@@ -265,7 +265,7 @@ impl Module {
         })
     }
 
-    /// Of each binding, whether it is written.
+    /// For each binding, whether it is written.
     pub(crate) fn accesses(&self) -> &'static [Access] {
         self.kernel.bindings()
     }

@@ -1,10 +1,10 @@
-//! Numbers of twice the precision of `f32`, as pairs.wgsl has them.
+//! Numbers in twice the precision of `f32`, in the form of pairs.wgsl.
 
 /// The two `f32` whose unevaluated sum is nearest to the value.
 pub(crate) fn halves(value: f64) -> (f32, f32) {
     let high = value as f32;
     let low = (value - f64::from(high)) as f32;
-    // Infinity minus itself is not to become a NaN where there was none.
+    // Infinity minus infinity would be NaN.
     if high.is_finite() { (high, low) } else { (high, 0.0) }
 }
 

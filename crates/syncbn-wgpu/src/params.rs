@@ -1,4 +1,4 @@
-//! What host and shaders share: the struct of numbers that every kernel is told, and the constants that both sides name.
+//! What host and shaders share: the struct of parameters of every kernel, and constants.
 //!
 //! Each is written once, here. The macros make Rust's items and the shaders' text from one list.
 
@@ -41,7 +41,7 @@ macro_rules! shared_constants {
 }
 
 shared_struct! {
-    /// What every kernel is told, besides its buffers.
+    /// The parameters of a kernel besides its buffers.
     Params {
         // Which thread takes which elements: see plan.rs and plan.wgsl.
         channels: u32,
@@ -54,12 +54,12 @@ shared_struct! {
         members: u32,
         splits: u32,
         blocks: u32,
-        /// A zero that no compiler may know to be one: see pairs.wgsl.
+        /// 0, which compilers cannot know: see pairs.wgsl.
         zero: u32,
         // For tensors whose words hold elements of two channels.
         inner: u32,
         elements: u32,
-        /// What is present and to be done, as bits: `WEIGHT` to `SKIP_NON_FINITE`.
+        /// Which arguments are present and what is to be done, as bits: `WEIGHT` to `SKIP_NON_FINITE`.
         wanted: u32,
         /// Which sums or statistics to start from: `MERGE` to `SAVED`.
         source: u32,
@@ -89,7 +89,7 @@ shared_constants! {
     RUNNING: u32 = 4;
     D_WEIGHT: u32 = 8;
     D_BIAS: u32 = 16;
-    /// A channel whose batch statistics are not finite keeps its running ones.
+    /// A channel whose batch statistics are not finite keeps its running statistics.
     SKIP_NON_FINITE: u32 = 32;
 
     // The values of `Params::source`.
@@ -104,7 +104,7 @@ shared_constants! {
     /// What an earlier forward pass saved.
     SAVED: u32 = 4;
 
-    // Numbers of a channel are taken times 2^-exponent: `exponent_for` of merge.wgsl and of the messages.
+    // Numbers of a channel are multiplied by 2^-exponent: `exponent_for` in merge.wgsl and in message.rs.
     /// The exponent of numbers below 2^`LOWEST_BELOW`, and of no numbers.
     LOWEST_EXPONENT: i32 = -109;
     LOWEST_BELOW: i32 = -95;

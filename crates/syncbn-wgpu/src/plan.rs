@@ -1,11 +1,8 @@
-//! Which thread takes which elements: the numbers that plan.wgsl walks by.
+//! Which thread reads which elements: the parameters of plan.wgsl.
 //!
-//! A lane is a sequence of loads that one accumulator may take. Channels-first (rows), it is one channel; channels-last
-//! (columns), the neighbouring channels that one load holds. Threads that share a lane are its members; several workgroups
-//! may share one, each with a split of it.
-//!
-//! Deliberately not here: atomics, and any dependence on how the device schedules. The plan follows from shape and device
-//! alone, and with it the order of every sum.
+//! A lane is a sequence of loads that go to the same accumulators. For channels-first (rows) it is one channel; for channels-last
+//! (columns) it is the neighbouring channels of one load. `members` threads of a workgroup share a lane, and `splits` workgroups may
+//! share it, too. The plan follows from shape and device alone, so the order of every sum is fixed. There are no atomics.
 
 use syncbn_core::Geometry;
 
@@ -14,21 +11,21 @@ use crate::params::{self, Params};
 
 /// Threads of a workgroup.
 pub(crate) const THREADS: usize = params::THREADS as usize;
-/// Loads that a thread has in flight.
+/// How many loads a thread issues before it uses the first.
 const UNROLL: usize = 4;
 
-/// How many elements a load has, and whether a word may hold elements of two channels.
+/// How a kernel reads memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Form {
     /// Elements of one load.
     pub(crate) width: usize,
     /// Channels-first: a lane is one channel.
     pub(crate) rows: bool,
-    /// Words of two halves that belong to any two channels, written one by one.
+    /// Words of two halves that may belong to different channels.
     pub(crate) flat: bool,
 }
 
-/// Whether a pass sums, or writes a tensor.
+/// Whether a kernel sums, or writes a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Work {
     Sum,
@@ -60,7 +57,7 @@ impl Plan {
                 .len()
                 .div_ceil(2 * THREADS * UNROLL)
                 .clamp(1, target_blocks(parallelism, true, work));
-            // A thread looks one step beyond the last word.
+            // A thread computes the index one step beyond the last word.
             int(geometry.len() + 2 * THREADS * blocks)?;
             params.members = 1;
             params.splits = 1;
@@ -79,7 +76,7 @@ impl Plan {
             .min(loads.div_ceil(members * UNROLL))
             .max(1);
         let stride = members * splits;
-        // A thread looks as far beyond the last load as it has loads in flight.
+        // A thread computes indices up to UNROLL steps beyond the last load.
         int(loads + UNROLL * stride)?;
         params.lanes = int(lanes)?;
         params.segment = int(segment)?;
@@ -94,7 +91,7 @@ impl Plan {
     }
 }
 
-/// A plan for the kernels that take a few numbers per channel: `splits` of them, merged by the members of a slot.
+/// A plan for the kernels on a few numbers per channel: `splits` numbers for each channel, merged by the members of a slot.
 pub(crate) fn per_channel(channels: usize, splits: usize) -> Result<Params, WgpuError> {
     let members = splits.next_power_of_two().min(THREADS);
     Ok(Params {
@@ -114,8 +111,8 @@ pub(crate) fn most_partials(parallelism: usize, channels: usize) -> usize {
     channels.max(rows).max(columns)
 }
 
-/// The most workgroups that a pass is split into for the sake of a full device. Those that sum hold many numbers in registers,
-/// columns most of all, so that fewer fit at a time; and each has a tail in which little is read.
+/// How many workgroups a kernel is split into at most, to occupy the device. Kernels that sum need many registers, for columns most of all,
+/// so fewer of their workgroups run at a time.
 fn target_blocks(parallelism: usize, rows: bool, work: Work) -> usize {
     parallelism
         * match (work, rows) {
@@ -151,7 +148,7 @@ fn form(geometry: &Geometry, size: usize, work: Work) -> Form {
     Form { width: if flat { 2 } else { width }, rows: rows || flat, flat }
 }
 
-/// As the shaders count. A tensor that a binding holds has fewer than 2^32 elements.
+/// An index as shaders have it. A tensor that fits a binding has fewer than 2^32 elements.
 fn int(value: usize) -> Result<u32, WgpuError> {
     u32::try_from(value).map_err(|_| WgpuError::Limit {
         limit: "an index of 32 bits",

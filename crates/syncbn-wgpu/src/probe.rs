@@ -1,6 +1,4 @@
 //! Tries out a device's arithmetic before anything relies on it.
-//!
-//! Deliberately not here: what to do about a device that fails, which is to refuse it.
 
 use crate::error::WgpuError;
 use crate::gpu::Gpu;

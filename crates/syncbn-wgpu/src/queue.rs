@@ -1,6 +1,4 @@
-//! The order of work: kernels are recorded, and given to wgpu's queue in one piece where a pass ends.
-//!
-//! Deliberately not here: what is recorded.
+//! A queue records kernels, and submits them to wgpu's queue in one piece at the end of a pass.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -13,10 +11,10 @@ use crate::lost;
 use crate::memory::Slice;
 use crate::scope::caught;
 
-/// Where work is given to: wgpu's device and queue, and what is recorded and not submitted yet.
+/// A queue of work: wgpu's device and queue, and the commands that are recorded and not submitted yet.
 ///
-/// Each thread has one of its own; they may share a device. Work that the application submits to the same wgpu queue runs
-/// before or after a pass, as its calls do.
+/// Each thread uses a queue of its own; queues may share a device. Work that the application submits to the same wgpu queue runs
+/// before or after a pass, in the order of the calls.
 #[derive(Debug)]
 pub struct Queue {
     gpu: Gpu,
@@ -38,7 +36,7 @@ impl Queue {
         Self { gpu, pending: Mutex::default() }
     }
 
-    /// What is pending. No code of the application runs while this is locked.
+    /// The recorded commands. No code of the application runs while this is locked.
     fn pending(&self) -> MutexGuard<'_, Pending> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -138,11 +136,11 @@ impl Queue {
         pending.submissions += 1;
         pending.last = Some(index);
         drop(pending);
-        // A lost device takes nothing, and says nothing.
+        // A lost device drops submissions silently.
         lost::check(self.gpu.device(), DURING)
     }
 
-    /// Overwrites whole words, after all that was recorded.
+    /// Overwrites whole words, after all commands that were recorded before.
     pub(crate) fn write(&self, to: Slice<'_>, bytes: &[u8]) -> Result<(), WgpuError> {
         self.submit()?;
         caught(self.gpu.device(), "copying to the device", || {

@@ -1,7 +1,7 @@
-//! wgpu's errors, caught: where nobody catches them, wgpu panics or calls a handler that is the application's.
+//! Catches wgpu's errors, for which wgpu would otherwise panic or call the application's handler.
 //!
-//! Scopes belong to a thread and are popped where they were pushed. On the native interfaces that this crate is for, what a
-//! scope has caught is known at once: nothing here waits for the device.
+//! Error scopes belong to a thread and are popped on the thread that pushed them. On native interfaces their result is known at once, so
+//! nothing here waits for the device.
 //!
 //! Deliberately not here: handlers for uncaptured errors and for a lost device. A device has one of each, and it belongs to the
 //! application.
@@ -11,8 +11,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::error::WgpuError;
 
-/// Runs the work, which is calls of wgpu's alone: an error of wgpu's in it comes back as ours. wgpu panics where it is given a
-/// handle of another instance that it does not know; that comes back too. The scopes and wgpu's locks end as it unwinds.
+/// Runs `work`, which only calls wgpu, and returns wgpu's error as ours. wgpu panics if it is given a handle of another instance that it
+/// does not know; such a panic is returned as an error, too. Unwinding pops the scopes and releases wgpu's locks.
 pub(crate) fn caught<R>(
     device: &wgpu::Device,
     during: &'static str,

@@ -1,6 +1,4 @@
-//! Enqueues `shaders/statistics.wgsl`: from sums to what `normalize` needs, and to messages.
-//!
-//! Deliberately not here: its arithmetic.
+//! Enqueues `shaders/statistics.wgsl`, which turns sums into the statistics that `normalize` and messages need.
 
 use crate::error::WgpuError;
 use crate::gpu::{Dispatch, Gpu};

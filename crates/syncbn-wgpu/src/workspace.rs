@@ -1,4 +1,4 @@
-//! What the kernels need besides the caller's memory: the scratch of a pass, and what a forward pass saves.
+//! The scratch of a pass, and the saved statistics of a forward pass.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,12 +19,12 @@ pub struct Workspace {
     pub(crate) params: Dtype,
     /// The count; then two vectors of four numbers per channel.
     pub(crate) merged: wgpu::Buffer,
-    /// Where workgroups leave their parts.
+    /// The sums of each workgroup.
     partials: wgpu::Buffer,
     pub(crate) staging: wgpu::Buffer,
-    /// What `moments` has left in `partials`.
+    /// The shape of the moments in `partials`.
     pub(crate) parts: Option<Parts>,
-    /// Whether the sums in `merged` are the group's, and what `grad_input` needs of them is still to be computed.
+    /// Whether `merged` has the group's sums, from which the terms of `grad_input` are still to be computed.
     pub(crate) terms_missing: bool,
     /// The powers of two that the last backward message's numbers were multiplied by, per channel.
     pub(crate) exponents: Vec<i32>,
@@ -56,7 +56,7 @@ impl Workspace {
         })
     }
 
-    /// An error if it is not for this device and so many channels.
+    /// An error if it is of another device, or for another number of channels.
     pub(crate) fn check(&self, gpu: &Gpu, channels: usize) -> Result<(), WgpuError> {
         if !self.gpu.is(gpu) {
             return Err(WgpuError::ForeignWorkspace);

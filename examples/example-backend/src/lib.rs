@@ -1,6 +1,6 @@
-//! The smallest backend that the test kit accepts: one thread, `f32` only, the formulas taken from core.
+//! The smallest backend that the test kit accepts: one thread, `f32` only, the formulas taken from core. It is not fast.
 //!
-//! `docs/adding-a-backend.md` walks through it. Deliberately not here: speed.
+//! `docs/adding-a-backend.md` explains it step by step.
 #![forbid(unsafe_code)]
 #![allow(clippy::mut_mut)] // `reborrow_mut` of a `MemMut` that is itself a `&mut`
 

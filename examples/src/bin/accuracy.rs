@@ -1,6 +1,4 @@
 //! Prints how exact the results over several ranks are, beside those of one.
-//!
-//! Deliberately not here: what is measured.
 
 use std::fs;
 use std::path::PathBuf;

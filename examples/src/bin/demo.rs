@@ -1,6 +1,4 @@
 //! The demo's command line. It exits with a failure when one of the demo's claims does not hold.
-//!
-//! Deliberately not here: what is run.
 
 use std::fs;
 use std::io::{self, Write};

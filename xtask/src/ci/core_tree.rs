@@ -1,7 +1,5 @@
 //! syncbn-core knows no device and no network: it depends on the crates named here and on what they need, and none of all these
 //! links a library that is not Rust's.
-//!
-//! Deliberately not here: dev-dependencies, which no user builds.
 
 use std::collections::BTreeSet;
 

@@ -1,8 +1,6 @@
 //! Every crate that is for a registry can be packed, and builds from nothing but what is packed.
 //!
 //! Cargo packs them together, so that one can depend on another that no registry has yet.
-//!
-//! Deliberately not here: publishing.
 
 use anyhow::Result;
 

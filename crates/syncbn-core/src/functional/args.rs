@@ -1,6 +1,6 @@
 //! The arguments of the passes over borrowed memory.
 //!
-//! They are made by `new` and completed by methods, so that they can grow.
+//! `new` takes what a pass cannot do without, methods add the rest. So arguments can be added without breaking callers.
 
 use crate::backend::Backend;
 use crate::kernels::RunningMut;
@@ -9,17 +9,17 @@ use crate::saved::SavedRef;
 use crate::scalar::{Element, Scalar};
 use crate::view::{View, ViewMut};
 
-/// The statistics that a forward pass uses.
+/// Which mean and variance a forward pass normalises with.
 #[non_exhaustive]
 pub enum Statistics<'a, B: Backend, P: Scalar> {
-    /// Those of the batch over all ranks.
+    /// Those of the batch of all ranks: training. The pass is collective.
     Group {
-        /// To be updated, if present.
+        /// Running statistics to update, if any.
         running: Option<RunningMut<'a, B, P>>,
     },
-    /// Those of this rank's batch: nothing is updated, no rank is asked.
+    /// Those of this rank's batch. No rank is asked, and no running statistics are updated.
     Local,
-    /// Given ones.
+    /// Given ones, which have no gradient: evaluation, or fine-tuning with frozen batch norm. No rank is asked.
     Frozen {
         /// One mean per channel.
         mean: B::Mem<'a, P>,
@@ -35,13 +35,13 @@ pub struct Forward<'a, B: Backend, T: Element> {
     pub x: View<'a, B, T>,
     /// The result, of the same shape and layout.
     pub y: ViewMut<'a, B, T>,
-    /// The statistics to use.
+    /// Which statistics to use.
     pub statistics: Statistics<'a, B, T::Param>,
     /// One scale per channel; 1 where absent.
     pub weight: Option<B::Mem<'a, T::Param>>,
     /// One shift per channel; 0 where absent.
     pub bias: Option<B::Mem<'a, T::Param>>,
-    /// To be written, for the backward pass: [`saved_len`](crate::backend::saved_len) words.
+    /// Written for the backward pass: [`saved_len`](crate::backend::saved_len) values.
     pub saved: B::MemMut<'a, f64>,
 }
 
@@ -96,12 +96,12 @@ impl<'a, B: Backend, T: Element> Recompute<'a, B, T> {
 pub struct UpdateRunning<'a, B: Backend, P: Scalar> {
     /// What a forward pass with the group's statistics has saved.
     pub saved: SavedRef<'a, B>,
-    /// To be updated.
+    /// The statistics to update.
     pub running: RunningMut<'a, B, P>,
 }
 
 impl<'a, B: Backend, P: Scalar> UpdateRunning<'a, B, P> {
-    /// All there is.
+    /// Updates `running` from `saved`.
     pub fn new(saved: SavedRef<'a, B>, running: RunningMut<'a, B, P>) -> Self {
         Self { saved, running }
     }
@@ -118,9 +118,9 @@ pub struct Backward<'a, B: Backend, T: Element> {
     pub gradients: Gradients<'a, B, T>,
     /// The scale that the forward pass used.
     pub weight: Option<B::Mem<'a, T::Param>>,
-    /// To be written, if present: one gradient per channel, over this rank's elements.
+    /// Written if present: one gradient per channel, over this rank's elements.
     pub d_weight: Option<B::MemMut<'a, T::Param>>,
-    /// To be written, if present: one gradient per channel, over this rank's elements.
+    /// Written if present: one gradient per channel, over this rank's elements.
     pub d_bias: Option<B::MemMut<'a, T::Param>>,
 }
 

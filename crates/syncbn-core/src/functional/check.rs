@@ -1,4 +1,4 @@
-//! What is checked before a pass begins: after this, kernels trust their arguments.
+//! The checks of arguments before a pass begins. Kernels rely on them and check nothing again.
 
 use crate::backend::{Backend, saved_len};
 use crate::config::check_momentum;

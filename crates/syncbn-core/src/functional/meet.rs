@@ -1,4 +1,4 @@
-//! How a pass meets its group: alone, with a sum between its kernels, or inside them; and what its failure means for the group.
+//! The collective part of a pass: a sum between its kernels, inside them, or none; and what a failure means for the group.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -29,8 +29,8 @@ impl<B: Backend, P: Param> FunctionalBatchNorm<B, P> {
         context.device(Stage::Flush, self.backend.flush(queue))
     }
 
-    /// A forward pass of the group, and its number. The number is used up once this rank's numbers have gone to the group: a
-    /// call that fails before has changed nothing.
+    /// A collective forward pass, and its use number. The number is consumed once this rank's sums have been sent: a call that fails
+    /// before that can be repeated.
     pub(super) fn next_use(
         &self,
         context: &PassContext<'_, B>,
@@ -42,7 +42,7 @@ impl<B: Backend, P: Param> FunctionalBatchNorm<B, P> {
         Ok(use_number)
     }
 
-    /// A pass of the group.
+    /// A collective pass.
     pub(super) fn meet(
         &self,
         context: &PassContext<'_, B>,
@@ -57,7 +57,7 @@ impl<B: Backend, P: Param> FunctionalBatchNorm<B, P> {
         if pass == Pass::Forward && (went != Went::Nowhere || result.is_ok()) {
             self.uses.store(use_number.wrapping_add(1), Ordering::Relaxed);
         }
-        // Where the sum itself failed, the group knows.
+        // Where the sum itself failed, the communicator has poisoned the group.
         if let (Err(error), Went::Summed) = (&result, went) {
             let cause = CommErrorKind::Transport(Arc::new(AfterTheSum(error.to_string())));
             self.group.poison(&self.comm_error(None, cause));
@@ -80,7 +80,7 @@ impl<B: Backend, P: Param> FunctionalBatchNorm<B, P> {
         let id = self.collective(pass, use_number);
         if let Some(peers) = context.communication(self.group.peers(&id, pass, &self.backend))? {
             let result = run(Meeting::Inside(peers));
-            // A backend without such kernels has refused before any work; any other may have met its peers.
+            // A backend without such kernels has refused before any work. After any other error, peers may have this rank's sums.
             let refused = matches!(result, Err(PassError::NoPeers));
             *went = if refused { Went::Nowhere } else { Went::Summed };
             result.map_err(|error| context.pass_error(error))?;
@@ -120,14 +120,14 @@ impl<B: Backend, P: Param> FunctionalBatchNorm<B, P> {
     }
 }
 
-/// How far a pass's sum has come.
+/// How far the sum of a pass has come.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Went {
-    /// No other rank has heard of it.
+    /// Nothing was sent to other ranks.
     Nowhere,
-    /// The group was asked, and has failed.
+    /// The sum was begun, and failed.
     Failed,
-    /// The other ranks have the sum, and go on.
+    /// The sum succeeded, and the other ranks go on.
     Summed,
 }
 

@@ -1,6 +1,4 @@
-//! The layer's passes: which statistics, which memory, and the names that errors show.
-//!
-//! Deliberately not here: the passes themselves, which are [`FunctionalBatchNorm`](crate::FunctionalBatchNorm)'s.
+//! The layer's passes: they choose statistics and memory, and call [`FunctionalBatchNorm`](crate::FunctionalBatchNorm).
 
 use crate::backend::{Backend, Storage};
 use crate::error::{Error, ErrorKind, Operation, Stage, Tensor};
@@ -14,7 +12,7 @@ use crate::view::{GradientsError, IntoView, IntoViewMut, shorter_mut};
 
 use super::SyncBatchNorm;
 
-/// Where the parameters' gradients of a backward pass are written: one value per channel, over this rank's elements.
+/// Memory for the gradients of weight and bias: C values each, over this rank's elements, for the trainer to reduce with all others.
 /// What is `None` is not computed.
 pub struct ParamGradients<'a, B: Backend, P: Param> {
     /// The gradient of the weight.
@@ -30,7 +28,12 @@ impl<B: Backend, P: Param> Default for ParamGradients<'_, B, P> {
 }
 
 impl<B: Storage, P: Param> SyncBatchNorm<B, P> {
-    /// Lets the backend compile and allocate whatever activations `T` of this geometry need.
+    /// Compiles and allocates whatever passes over activations `T` of this geometry need, so that the first pass is not slower than
+    /// others. Optional.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Backend`].
     pub fn prepare<T>(&self, queue: &B::Queue, geometry: &Geometry) -> Result<(), Error>
     where
         B: Kernels<T>,
@@ -39,12 +42,37 @@ impl<B: Storage, P: Param> SyncBatchNorm<B, P> {
         self.inner.prepare::<T>(queue, geometry)
     }
 
-    /// Normalises `x` into `y`, of the same shape and layout.
+    /// `y = (x - mean) / sqrt(var + eps) weight + bias` (S. Ioffe, C. Szegedy, "Batch Normalization", 2015, algorithm 1).
     ///
-    /// In training mode: with the group's batch statistics, which also move the running ones. In evaluation mode or frozen:
-    /// with the running statistics; with this rank's batch statistics if the layer tracks none.
+    /// | mode | mean and var | running statistics | collective |
+    /// |---|---|---|---|
+    /// | training | of the group's batch | updated | yes |
+    /// | evaluation, or frozen | the running ones | unchanged | no |
+    /// | the same, `track_running_stats` off | of this rank's batch | none | no |
     ///
-    /// What it returns is for the backward pass; drop it if there is none.
+    /// The call returns before the device has done the work, except that a communicator in host memory waits for the sums. Its result is
+    /// for [`backward`](Self::backward) and [`recompute`](Self::recompute); drop it if neither follows.
+    ///
+    /// # Shapes
+    ///
+    /// x: (N, C, *spatial) in either layout, C as in [`Config::channels`](crate::Config::channels). y: shape and layout of x, other
+    /// memory.
+    ///
+    /// # Errors
+    ///
+    /// Before any work, nothing is written and no rank has been asked:
+    /// - [`ErrorKind::Shape`]: x or y is not a view; [`ErrorKind::Channels`], [`ErrorKind::Geometry`]: x does not fit the layer, or y
+    ///   not x;
+    /// - [`ErrorKind::OneElement`]: a rank alone has one element per channel, which has no variance;
+    /// - [`ErrorKind::Untrusted`], [`ErrorKind::HalfLoaded`]: an earlier failure may have spoilt the state; load one;
+    /// - [`ErrorKind::Communicator`]: the group has failed earlier.
+    ///
+    /// After work has begun, y is unspecified, and parameters and running statistics are unchanged unless the error is late
+    /// ([`CommError::late`](crate::CommError::late)), after which the layer refuses use until [`load_state`](Self::load_state):
+    /// - [`ErrorKind::Communicator`]: the sum failed. Unless its kind is [`Unsent`](crate::CommErrorKind::Unsent), the group is
+    ///   poisoned; go on in a new group ([`set_group`](Self::set_group));
+    /// - [`ErrorKind::Backend`]: the device failed. If that was after the sum, the group is poisoned, so that the other ranks hear of it;
+    /// - [`ErrorKind::NoPeers`], [`ErrorKind::SumLeftOut`]: backend and communicator do not fit each other, or the backend is wrong.
     pub fn forward<'x, 'y, T>(
         &mut self,
         queue: &B::Queue,
@@ -91,8 +119,18 @@ impl<B: Storage, P: Param> SyncBatchNorm<B, P> {
         Ok(SavedStatistics::from_parts(token, memory))
     }
 
-    /// The forward pass again, for activation checkpointing: `x` as it was when `saved` was made, the same bits of `y`. No
-    /// rank is asked and nothing is updated.
+    /// Computes y again from the saved statistics, for activation checkpointing: the same bits, if x has the same bits. No rank is asked
+    /// and no running statistics are updated.
+    ///
+    /// # Shapes
+    ///
+    /// x and y as for [`forward`](Self::forward).
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::ForeignSaved`], [`ErrorKind::OtherGroup`], [`ErrorKind::ParametersChanged`]: `saved` is another layer's, another
+    /// group's, or older than a change of the parameters; [`ErrorKind::Shape`], [`ErrorKind::Geometry`]; [`ErrorKind::Untrusted`],
+    /// [`ErrorKind::HalfLoaded`]; [`ErrorKind::Backend`]. y is then unspecified, and the state unchanged.
     pub fn recompute<'x, 'y, T>(
         &self,
         queue: &B::Queue,
@@ -114,11 +152,33 @@ impl<B: Storage, P: Param> SyncBatchNorm<B, P> {
         self.inner.recompute(queue, args)
     }
 
-    /// The gradients of a forward pass: of x as `gradients` says ([`Gradients::out_of_place`], [`Gradients::in_place`],
-    /// [`Gradients::parameters_only`]), of the parameters to `parameters`. `x` as the forward pass read it, `dy` and `dx` of the
-    /// same shape and layout. All are overwritten, not added to.
+    /// The gradients of x, weight and bias (Ioffe and Szegedy 2015, section 3).
     ///
-    /// If the forward pass was the group's, it is collective, whatever is wanted.
+    /// ```text
+    /// d_bias   = sum_dy                 over this rank's elements
+    /// d_weight = sum_dy_xmu invstd      over this rank's elements, with sum_dy_xmu = sum dy (x - mean)
+    /// dx       = weight invstd (dy - sum_dy/M - (x - mean) invstd^2 sum_dy_xmu/M)      with the group's sums and count M
+    /// ```
+    ///
+    /// `gradients` says where dy is and where dx goes: [`Gradients::out_of_place`], [`Gradients::in_place`], or
+    /// [`Gradients::parameters_only`]. All gradients are overwritten, not added to. After a forward pass in training mode the call is
+    /// collective, even where a rank needs no dx. After evaluation, or while frozen, `dx = weight invstd dy` and no rank is asked.
+    ///
+    /// # Shapes
+    ///
+    /// x, dy, dx: shape and layout of the forward pass's x. `parameters`: C values each.
+    ///
+    /// # Errors
+    ///
+    /// Before any work, nothing is written and no rank has been asked:
+    /// - [`ErrorKind::ForeignSaved`], [`ErrorKind::OtherGroup`], [`ErrorKind::ParametersChanged`]: `saved` is another layer's, another
+    ///   group's, or older than a change of the parameters;
+    /// - [`ErrorKind::Shape`], [`ErrorKind::Geometry`], [`ErrorKind::Length`]: a tensor does not fit;
+    /// - [`ErrorKind::Untrusted`], [`ErrorKind::HalfLoaded`]: load a state first;
+    /// - [`ErrorKind::Communicator`]: the group has failed earlier.
+    ///
+    /// After work has begun, all gradients are unspecified, and the state is unchanged: [`ErrorKind::Communicator`],
+    /// [`ErrorKind::Backend`], [`ErrorKind::NoPeers`], [`ErrorKind::SumLeftOut`], as for [`forward`](Self::forward).
     pub fn backward<'x, 'g, T>(
         &mut self,
         queue: &B::Queue,
@@ -148,7 +208,7 @@ impl<B: Storage, P: Param> SyncBatchNorm<B, P> {
         self.note(false, result)
     }
 
-    /// Refuses what another layer has saved, or this one before its parameters were lent to be changed.
+    /// Refuses statistics of another layer, and those from before the parameters were borrowed to be changed.
     fn check_saved(&self, operation: Operation, saved: &SavedStatistics<B>) -> Result<(), Error> {
         let context = self.inner.context(operation);
         self.inner.check_owner(&context, saved.token())?;

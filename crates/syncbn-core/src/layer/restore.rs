@@ -1,9 +1,7 @@
-//! Snapshots of a layer's state, and whether it can be believed.
+//! Saving and loading a layer's state, and refusing use where the state may be wrong.
 //!
-//! A device-native communicator's failure shows only after work that depends on the sum was enqueued. From then on the
-//! running statistics may be wrong, so the layer refuses use until a snapshot is loaded.
-//!
-//! Deliberately not here: file formats, which are [`State`]'s business.
+//! A device-native communicator reports a failure only after work that depends on the sum has been enqueued. From then on the
+//! running statistics may be wrong, so the layer refuses use until a state is loaded.
 
 use crate::backend::Storage;
 use crate::communicator::CommError;
@@ -15,21 +13,37 @@ use crate::state::State;
 
 use super::SyncBatchNorm;
 
-/// Whether the state can be believed, given collectives whose failure shows only later.
+/// Whether the state may be wrong because of a collective whose failure shows only later.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Trust {
-    /// No collective has touched the state since it was made or loaded.
+    /// The state depends on no collective since the layer was made or a state was loaded.
     Clean,
-    /// Collectives have; the communicator's status tells whether they went well.
+    /// It depends on collectives. The communicator's status says whether one has failed.
     Exposed,
-    /// One failed: the state has to be loaded again.
+    /// One has failed: a state has to be loaded.
     Lost,
-    /// Loading a state failed half-way.
+    /// A load failed after it had written a part of the state.
     HalfLoaded,
 }
 
 impl<B: Storage, P: Param> SyncBatchNorm<B, P> {
-    /// A snapshot of parameters and running statistics. Waits for the device.
+    /// Copies parameters and running statistics to the host. Waits for the device, and asks no rank.
+    ///
+    /// ```
+    /// # use example_backend::Plain;
+    /// use syncbn_core::{Config, SyncBatchNorm};
+    ///
+    /// let mut norm = SyncBatchNorm::<Plain, f32>::local("norm", Config::new(2), Plain, &())?;
+    /// let state = norm.state(&())?;
+    /// assert_eq!(state.weight, Some(vec![1.0, 1.0]));
+    /// norm.load_state(&(), &state)?;
+    /// # Ok::<(), syncbn_core::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Communicator`] if a collective that the state depends on has failed late; [`ErrorKind::Untrusted`],
+    /// [`ErrorKind::HalfLoaded`]: an earlier failure may have spoilt the state; [`ErrorKind::Backend`]. The layer is unchanged.
     pub fn state(&mut self, queue: &B::Queue) -> Result<State<P>, Error> {
         self.check_trust(Operation::SaveState, false)?;
         let state = self.download(queue)?;
@@ -60,10 +74,16 @@ impl<B: Storage, P: Param> SyncBatchNorm<B, P> {
         Ok(values)
     }
 
-    /// Restores a snapshot: it has to hold what the layer has, no more and no less, one value per channel.
+    /// Replaces parameters and running statistics by those of a state, which has exactly the tensors that the layer has, C values each.
+    /// No rank is asked.
     ///
-    /// The memory stays the same, so captured work and borrowed addresses stay valid. A state that does not fit changes
-    /// nothing; if the device fails half-way, the layer refuses use until a state is loaded.
+    /// The values are written to the layer's memory, so that captured graphs and addresses of it stay valid. It ends the refusals of
+    /// [`ErrorKind::Untrusted`] and [`ErrorKind::HalfLoaded`]. Statistics that earlier forward passes saved are refused from now on.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::StateTensor`], [`ErrorKind::Length`]: the state does not fit; nothing is changed. [`ErrorKind::Backend`]: the device
+    /// failed after a part was written, and the layer refuses use ([`ErrorKind::HalfLoaded`]) until a load succeeds.
     pub fn load_state(&mut self, queue: &B::Queue, state: &State<P>) -> Result<(), Error> {
         let context = self.inner.context(Operation::LoadState);
         check_state(&context, self.inner.config(), state)?;
@@ -90,8 +110,8 @@ impl<B: Storage, P: Param> SyncBatchNorm<B, P> {
         Ok(())
     }
 
-    /// Before an operation: has a collective failed since that the state depends on? The first to ask gets the
-    /// communicator's error, later ones are told to restore. A pass that is `collective` asks the group itself.
+    /// Refuses the operation if a collective that the state depends on has failed. The first call returns the communicator's error,
+    /// later ones `Untrusted`. A `collective` pass asks the group itself, so that is left to it.
     pub(super) fn check_trust(&mut self, operation: Operation, collective: bool) -> Result<(), Error> {
         self.refuse_if_lost(operation)?;
         if collective {
@@ -121,7 +141,7 @@ impl<B: Storage, P: Param> SyncBatchNorm<B, P> {
         status.err().filter(|error| error.late)
     }
 
-    /// After an operation: what it means for the state.
+    /// Records what the result of an operation means for the state.
     pub(super) fn note<R>(&mut self, updates: bool, result: Result<R, Error>) -> Result<R, Error> {
         match &result {
             Ok(_) if updates && self.trust == Trust::Clean => self.trust = Trust::Exposed,

@@ -1,6 +1,4 @@
-//! The tensors of a whole file, by name.
-//!
-//! Deliberately not here: what is done with them: `layers` lists, `load` reads, `store` writes.
+//! [`Checkpoint`]: the tensors of a whole file, by name.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -9,7 +7,7 @@ use super::framework::Framework;
 use super::tensor::NamedTensor;
 use crate::error::Tensor;
 
-/// The tensors of a file: those of its batch norms can be loaded and stored, all others pass through untouched.
+/// The tensors of a file. Those of its batch norms can be loaded and stored, all others are kept as they are.
 ///
 /// Made from the bytes of a `.safetensors` file with `from_safetensors` (feature `safetensors`), or from the tensors of a file of any
 /// format with [`new`](Self::new). The tensors may borrow the file's bytes.
@@ -45,15 +43,18 @@ use crate::error::Tensor;
 pub struct Checkpoint<'a> {
     pub(super) framework: Framework,
     pub(super) tensors: BTreeMap<String, NamedTensor<'a>>,
-    /// What a file says about itself as text, such as `format: pt`.
+    /// The metadata of the file, such as `format: pt`.
     #[cfg_attr(not(feature = "safetensors"), expect(dead_code, reason = "no other format is written here"))]
     pub(crate) metadata: Option<HashMap<String, String>>,
 }
 
 impl<'a> Checkpoint<'a> {
-    /// These tensors, whose batch norms are named as in PyTorch.
+    /// A checkpoint of these tensors, whose batch norms are named as in PyTorch.
     ///
-    /// Fails where two tensors have one name, and where a tensor has not as many bytes as its shape and type need.
+    /// # Errors
+    ///
+    /// [`StateError::Duplicate`] if two tensors have the same name, [`StateError::Bytes`] if a tensor's bytes do not fit its shape and
+    /// type.
     pub fn new(tensors: impl IntoIterator<Item = NamedTensor<'a>>) -> Result<Self, StateError> {
         let mut by_name = BTreeMap::new();
         for tensor in tensors {

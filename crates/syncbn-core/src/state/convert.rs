@@ -1,6 +1,4 @@
-//! Values from one type to another, with an account of what was lost.
-//!
-//! Deliberately not here: which loss is an error.
+//! Conversion of values between types, with a count of roundings and overflows.
 
 use half::{bf16, f16};
 
@@ -8,7 +6,7 @@ use super::error::StateError;
 use super::tensor::{Change, FileDtype, NamedTensor};
 use crate::scalar::{Element, Param, Scalar};
 
-/// What conversion has done to a tensor's values.
+/// What the conversion of a tensor's values has changed.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Losses {
     rounded: usize,

@@ -1,13 +1,11 @@
-//! Why a checkpoint's tensors do not become a state, or a state not a checkpoint's tensors.
-//!
-//! Deliberately not here: a state that does not fit its layer, which is the layer's error.
+//! The errors of checkpoints.
 
 use std::fmt;
 
 use super::tensor::FileDtype;
 use crate::error::Tensor;
 
-/// A checkpoint and a batch norm do not fit each other, or the checkpoint holds nonsense.
+/// A checkpoint does not fit a batch norm, or has values that are not possible.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StateError {

@@ -1,6 +1,4 @@
-//! Which batch norms a file has, and the settings that can be told from it.
-//!
-//! Deliberately not here: their values.
+//! The batch norms of a file, and their settings as far as the file has them.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -107,11 +105,14 @@ impl Checkpoint<'_> {
         prefixes.into_iter().map(|prefix| self.entry(prefix)).collect()
     }
 
-    /// The settings of the batch norm whose tensors have this prefix: its channels, whether it is affine, running statistics, and
-    /// the framework's defaults of what no file says, which are eps and momentum ([`Framework`](crate::Framework)).
+    /// The settings of the batch norm whose tensors have this prefix. Channels, affine and running statistics are taken from the file; eps
+    /// and momentum, which no file has, are the framework's defaults ([`Framework`](crate::Framework)).
     ///
-    /// Fails where the file has not both running statistics, or where its tensors disagree about the number of channels. For a
-    /// batch norm without running statistics, write the [`Config`] yourself.
+    /// For a batch norm without running statistics, write the [`Config`] yourself.
+    ///
+    /// # Errors
+    ///
+    /// If the file lacks a running statistic, or if its tensors have different numbers of channels.
     pub fn config(&self, prefix: &str) -> Result<Config, StateError> {
         let entry = self.entry(prefix);
         for needed in [Tensor::RunningMean, Tensor::RunningVar] {

@@ -1,6 +1,4 @@
 //! From a file's tensors to a state that a layer can load.
-//!
-//! Deliberately not here: other layouts. A vector has shape `[C]`, whatever could be squeezed to it.
 
 use super::State;
 use super::checkpoint::Checkpoint;
@@ -33,8 +31,10 @@ impl Checkpoint<'_> {
     /// Values become `P` or `i64`, rounded to the nearest. [`Loaded::changes`] names each tensor whose type was another one. A missing
     /// counter is filled with 0; where the framework has weight and bias apart, so is one of the two, with 1 or 0.
     ///
-    /// Fails where the file has less or more than the settings need, where a shape or type is not in the table, where a value is
-    /// not possible, or where one of a running statistic does not fit `P`. A missing tensor's error says which names were near.
+    /// # Errors
+    ///
+    /// [`StateError`], if the file has fewer or more tensors than the settings need, if a shape or type is not in the table, if a value
+    /// is not possible, or if a running statistic overflows `P`. The error for a missing tensor lists similar names.
     pub fn load<P: Param>(&self, prefix: &str, config: &Config) -> Result<Loaded<P>, StateError> {
         let mut reader = Reader { file: self, prefix, config, changes: Vec::new() };
         // First what only batch norms have, so that the names near a missing one are theirs.

@@ -1,6 +1,4 @@
 //! From a layer's state back into its file's tensors.
-//!
-//! Deliberately not here: a file from nothing, which [`State::to_tensors`] and [`Checkpoint::new`] make.
 
 use super::checkpoint::Checkpoint;
 use super::convert::{to_bytes, write_floats, write_integer};
@@ -18,8 +16,10 @@ impl Checkpoint<'_> {
     /// framework has no name is left out. The result says what was converted, with how many roundings, and what was added or left
     /// out.
     ///
-    /// Fails, and changes nothing, where the file has a tensor that the state has not, or the reverse; where the numbers of channels
-    /// differ; and where a finite value does not fit the file's type.
+    /// # Errors
+    ///
+    /// [`StateError`], and nothing is changed: if the file has a tensor that the state lacks, or the reverse; if the numbers of channels
+    /// differ; if a finite value overflows the file's type.
     pub fn store<P: Param>(&mut self, prefix: &str, state: &State<P>) -> Result<Vec<Change>, StateError> {
         let entry = self.entry(prefix);
         if entry.tensors.is_empty() {

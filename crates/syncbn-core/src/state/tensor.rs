@@ -1,6 +1,4 @@
 //! A file's tensors: their types, and what is changed when they become a state or come from one.
-//!
-//! Deliberately not here: which of them belong to a batch norm.
 
 use std::borrow::Cow;
 use std::fmt;

@@ -1,6 +1,4 @@
 //! A backend that computes nothing: it notes what it is asked, and fails or misbehaves where told; and its group.
-//!
-//! Deliberately not here: numbers.
 
 #![allow(dead_code)] // not every test that includes this file misbehaves in every way
 

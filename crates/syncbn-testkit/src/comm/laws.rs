@@ -1,10 +1,9 @@
 //! The laws of a communicator in host memory.
 //!
-//! Every law is told from inside one rank, which knows what the sum has to be without asking another: so ranks may as well be
+//! A law is written from the point of view of one rank, which can compute the expected sum by itself. So ranks may be threads or
 //! processes.
 //!
-//! `failures` has those about ranks that do not meet. Deliberately not here: laws about batch norm. A group carries numbers, whatever
-//! they mean.
+//! `failures` has the laws about collectives that fail.
 
 mod failures;
 
@@ -21,7 +20,7 @@ use crate::{broken, ensure};
 
 pub use failures::*;
 
-/// Long enough for any machine, so that only what should time out does.
+/// A time-out that no machine reaches by being slow.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn run<H: CommHarness>(harness: &H, world_size: usize, body: &Body<'_, H::Comm>) -> Outcome {
@@ -62,8 +61,8 @@ fn check_sum<H: CommHarness>(
     Ok(values)
 }
 
-/// Whether every rank holds these very bits. Each half of them is a whole number, of which any order of adding gives the exact sum;
-/// a rank whose bits are not everyone's is off the mean, and sees it.
+/// Checks that every rank has the same bits. It sums both halves of them, which are integers with exact sums in any order; a rank whose
+/// bits differ sees that its own are not the mean.
 fn check_agreement<C: HostCommunicator>(comm: &C, values: &[f64]) -> Outcome {
     let halves = |v: &f64| [(v.to_bits() >> 32) as f64, f64::from(v.to_bits() as u32)];
     let mine: Vec<f64> = values.iter().flat_map(halves).collect();
@@ -95,7 +94,7 @@ pub fn ranks_know_their_place<H: CommHarness>(harness: &H) -> Outcome {
     })
 }
 
-/// Whoever comes first or last, the sum is the one in the order of ranks, to the bit, on every rank.
+/// The sum is the one in the order of ranks, to the bit, on every rank, whichever rank comes first or last.
 pub fn a_sum_has_the_bits_of_the_ranks_order_whoever_comes_first<H: CommHarness>(harness: &H) -> Outcome {
     need(harness, Ability::RankOrder)?;
     run(harness, 4, &|comm| {
@@ -107,7 +106,7 @@ pub fn a_sum_has_the_bits_of_the_ranks_order_whoever_comes_first<H: CommHarness>
     })
 }
 
-/// Whoever comes first or last, every rank gets the same bits.
+/// Every rank gets the same bits, whichever rank comes first or last.
 pub fn every_rank_gets_the_same_bits_whoever_comes_first<H: CommHarness>(harness: &H) -> Outcome {
     run(harness, 4, &|comm| {
         for round in 0..12 {
@@ -136,7 +135,7 @@ pub fn long_messages_are_summed_to_their_last_number<H: CommHarness>(harness: &H
     })
 }
 
-/// NaN and infinity of one rank are everyone's, and the numbers beside them are right.
+/// NaN and infinity of one rank reach all ranks, and the numbers beside them are right.
 pub fn what_is_not_finite_reaches_every_rank<H: CommHarness>(harness: &H) -> Outcome {
     run(harness, 3, &|comm| {
         let one = comm.rank() == 1;

@@ -1,6 +1,4 @@
-//! What backward writes: dx of the whole batch, and each rank's own gradients of weight and bias.
-//!
-//! Deliberately not here: gradients of frozen statistics (see [`evaluation`](super::evaluation)).
+//! The results of a backward pass: dx of the whole batch, and each rank's own gradients of weight and bias.
 
 use syncbn_core::{CollectiveId, Element, Gradients, HostCommunicator, Kernels, State};
 
@@ -42,7 +40,7 @@ where
     Expected::<T>::of(&whole).check_rank_parameters(0, &d_weight, &d_bias)
 }
 
-/// dx written over dy has the bits of dx written apart, and so have the parameters' gradients.
+/// dx written over dy has the same bits as dx in memory of its own, and so have the parameters' gradients.
 pub fn in_place_gives_the_bits_of_apart<H: Harness, T: Element>(harness: &H) -> Outcome
 where
     H::Backend: Kernels<T>,
@@ -93,7 +91,7 @@ where
     Ok(())
 }
 
-/// Gradients that nobody asked for change nothing about those that somebody did.
+/// Leaving out some gradients does not change a bit of the others.
 pub fn gradients_of_parameters_are_optional<H: Harness, T: Element>(harness: &H) -> Outcome
 where
     H::Backend: Kernels<T>,

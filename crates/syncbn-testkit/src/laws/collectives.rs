@@ -1,6 +1,4 @@
-//! How ranks talk: how often, and about what.
-//!
-//! Deliberately not here: what is left when it goes wrong (see [`failures`](super::failures)), and whether a communicator is right.
+//! The collectives of a layer: how many there are, and what they sum.
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
@@ -27,7 +25,8 @@ fn parts<T: Element>() -> usize {
     Pass::Forward.per_channel(T::Param::DTYPE)
 }
 
-/// A training step makes one sum of a few numbers per channel and one of 2C, however many ranks there are, dx or not.
+/// A training step makes one sum of a few numbers per channel forward and one of 2C backward, for any number of ranks, with or without
+/// dx.
 pub fn a_training_step_sums_once_in_each_pass<H: Harness, T: Element>(harness: &H) -> Outcome
 where
     H::Backend: Kernels<T>,
@@ -60,7 +59,7 @@ where
     Ok(())
 }
 
-/// A group of one in host memory computes what a layer on its own does, to the bit, and asks nobody.
+/// A group of one in host memory gives the bits of a local layer, without a collective.
 pub fn a_group_of_one_computes_what_a_layer_alone_does<H: Harness, T: Element>(harness: &H) -> Outcome
 where
     H::Backend: Kernels<T>,
@@ -81,8 +80,8 @@ where
 
 const C: usize = 4;
 
-/// What a rank sends is its own: the count, parts that add up to `m mean` and `M2 + m mean^2`, of which all but the last of each
-/// are whole multiples of the count, so that sums of them are exact; and `[sum_dy | sum_dy_xmu]`.
+/// A rank's messages: the count, and parts whose sums are `m mean` and `M2 + m mean^2`, all but the last of each a multiple of the
+/// count, so that their sums are exact; backward `[sum_dy | sum_dy_xmu]`.
 pub fn messages_hold_counts_sums_and_squares_of_the_rank<H: Harness, T: Element>(harness: &H) -> Outcome
 where
     H::Backend: Kernels<T>,
@@ -177,7 +176,7 @@ where
     .map(drop)
 }
 
-/// Evaluation, frozen statistics and recomputation ask no rank for anything, in either pass.
+/// Evaluation, frozen statistics and recomputation make no collective, in either pass.
 pub fn nobody_is_asked_without_need<H: Harness, T: Element>(harness: &H) -> Outcome
 where
     H::Backend: Kernels<T>,
@@ -211,7 +210,7 @@ where
     Ok(())
 }
 
-/// Five ranks, four of them in two groups: they are two worlds of two, at the same time; a rank without a group trains alone.
+/// Five ranks, four of them in two groups of two that train at the same time; the fifth trains alone.
 pub fn groups_do_not_hear_of_each_other<H: Harness, T: Element>(harness: &H) -> Outcome
 where
     H::Backend: Kernels<T>,

@@ -1,6 +1,4 @@
 //! The same bits, every time and everywhere.
-//!
-//! Deliberately not here: recomputation and writing in place, which have their bits compared beside what they do.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -39,7 +37,7 @@ where
     Ok(())
 }
 
-/// What must not matter, such as the number of threads, does not: a harness names it in [`Harness::variants`].
+/// Settings such as the number of threads, which a harness lists in [`Harness::variants`], do not change a bit.
 pub fn variants_give_the_same_bits<H: Harness, T: Element>(harness: &H) -> Outcome
 where
     H::Backend: Kernels<T>,

@@ -1,6 +1,4 @@
-//! Whatever a caller gets wrong is a typed error that names the layer, leaves the state alone, and is no panic.
-//!
-//! Deliberately not here: failures of communicators (see [`failures`](super::failures)).
+//! Every mistake of a caller is a typed error that names the layer. The state is unchanged, and nothing panics.
 
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -255,10 +253,10 @@ where
     })
 }
 
-/// What changes a layer, and the kind of error that it gives.
+/// A change of a layer, and the kind of error that it causes.
 type Change<B, P> = (&'static str, fn(&mut SyncBatchNorm<B, P>), fn(&ErrorKind) -> bool);
 
-/// What was saved in one group is refused in another, and what was saved before weight or bias was lent to be changed.
+/// Saved statistics are refused in another group, and after weight or bias were borrowed to be changed.
 pub fn what_is_saved_does_not_outlive_its_group_or_parameters<H: Harness, T: Element>(harness: &H) -> Outcome
 where
     H::Backend: Kernels<T>,
@@ -267,12 +265,12 @@ where
     let changes: [Change<H::Backend, T::Param>; 3] = [
         ("another group", |layer| layer.set_group(SingleRank), |k| matches!(k, ErrorKind::OtherGroup { .. })),
         (
-            "a weight lent to be changed",
+            "a weight borrowed to be changed",
             |layer| _ = layer.weight_mut(),
             |k| matches!(k, ErrorKind::ParametersChanged),
         ),
         (
-            "a bias lent to be changed",
+            "a bias borrowed to be changed",
             |layer| _ = layer.bias_mut(),
             |k| matches!(k, ErrorKind::ParametersChanged),
         ),

@@ -1,6 +1,4 @@
-//! Evaluation and frozen statistics: what is computed then, and that nothing moves.
-//!
-//! Deliberately not here: that no rank is asked (see [`collectives`](super::collectives)).
+//! Evaluation and frozen statistics: their results, and that running statistics do not change.
 
 use syncbn_core::{Element, Kernels};
 
@@ -37,7 +35,7 @@ where
     })
 }
 
-/// A frozen layer in training mode computes what an evaluating one does, to the bit; thawed, it trains again.
+/// A frozen layer in training mode gives the bits of evaluation, and trains again when it is no longer frozen.
 pub fn a_frozen_layer_computes_what_an_evaluating_one_does<H: Harness, T: Element>(harness: &H) -> Outcome
 where
     H::Backend: Kernels<T>,
@@ -130,7 +128,7 @@ where
     Ok(())
 }
 
-/// With frozen statistics `dx = weight invstd dy`, and x is not looked at: a NaN or infinity in it does not reach dx.
+/// With frozen statistics `dx = weight invstd dy`, and x is not read: a NaN or infinity in it does not reach dx.
 pub fn frozen_dx_does_not_look_at_x<H: Harness, T: Element>(harness: &H) -> Outcome
 where
     H::Backend: Kernels<T>,

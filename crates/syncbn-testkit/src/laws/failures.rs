@@ -1,8 +1,7 @@
-//! What is left when ranks do not meet: typed errors, untouched state, and a way on in a new group.
+//! Collectives that fail: typed errors, unchanged state, and training on in a new group.
 //!
-//! Most failures are staged with groups of threads, whatever group the harness has: they are core's to handle, on every backend.
-//!
-//! Deliberately not here: how a communicator notices (see [`comm::laws`](crate::comm::laws)).
+//! Most failures are made with groups of threads, whatever group the harness has, since core handles them alike for every backend. How
+//! communicators detect failures is tested in [`comm::laws`](crate::comm::laws).
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -28,8 +27,8 @@ fn is_communicators(error: &Error, kind: fn(&CommErrorKind) -> bool) -> bool {
         && error.to_string().contains("`bn`")
 }
 
-/// A rank leaves: its peers get a typed error, keep their state to the bit, are refused at once from then on, and go on in a
-/// new group.
+/// A rank leaves: the others get a typed error, keep their state to the bit, get an error at once from then on, and train on in a new
+/// group.
 pub fn a_failed_forward_changes_nothing_and_poisons_the_group<H: Harness, T: Element>(harness: &H) -> Outcome
 where
     H::Backend: Kernels<T>,
@@ -72,7 +71,7 @@ where
     Ok(())
 }
 
-/// The same in backward: a typed error, and a state to the bit as forward left it.
+/// The same in backward: a typed error, and the state has the bits that forward wrote.
 pub fn a_failed_backward_changes_nothing<H: Harness, T: Element>(harness: &H) -> Outcome
 where
     H::Backend: Kernels<T>,
@@ -142,7 +141,7 @@ where
     Ok(())
 }
 
-/// Two ranks go back through two uses of one layer in opposite orders: their sums would be of different batches, and both fail.
+/// Two ranks take two backward passes of one layer in opposite orders. Their sums would mix two batches, so both fail.
 pub fn ranks_that_go_back_in_another_order_all_fail<H: Harness, T: Element>(harness: &H) -> Outcome
 where
     H::Backend: Kernels<T>,
@@ -231,7 +230,7 @@ fn places_told(error: &Error) -> Vec<(usize, CollectiveId)> {
     }
 }
 
-/// A rank whose device fails before its numbers go to the group has used nothing up: it tries again, and its peers, who wait, go on.
+/// A rank whose device fails before its numbers are sent can repeat the call, and the other ranks, which wait for it, go on.
 pub fn what_failed_before_its_sum_can_be_tried_again<H: Harness, T: Element>(harness: &H) -> Outcome
 where
     H::Backend: Kernels<T>,

@@ -1,6 +1,4 @@
-//! What forward writes in training: y, against the oracle.
-//!
-//! Deliberately not here: running statistics, evaluation, and how often ranks talk.
+//! y of a forward pass in training, against the oracle.
 
 use syncbn_core::{Element, Kernels, Layout};
 
@@ -79,8 +77,8 @@ where
     Ok(())
 }
 
-/// One element 1e4 deviations of the others away, the first of its channel as well as any: what it is divided by is its own doing,
-/// and no digit of the others is lost.
+/// One element is 1e4 standard deviations away from the others, in turn the first of its channel and a later one: the others keep all
+/// their digits.
 pub fn an_outlier_of_1e4_deviations_costs_no_digits<H: Harness, T: Element>(harness: &H) -> Outcome
 where
     H::Backend: Kernels<T>,
@@ -103,7 +101,7 @@ where
     Ok(())
 }
 
-/// A weight of exactly 0, of either sign, is a weight: y is bias, dx is 0, and the weight's own gradient is what it always is.
+/// A weight of 0, of either sign, is not an absent weight: y is bias, dx is 0, and the gradient of the weight is as usual.
 pub fn a_weight_of_0_gives_bias_and_no_dx<H: Harness, T: Element>(harness: &H) -> Outcome
 where
     H::Backend: Kernels<T>,
@@ -128,7 +126,7 @@ where
     Ok(())
 }
 
-/// A mean of 1e4 beside a standard deviation of 1: y, gradients and running statistics keep to their bars.
+/// A mean of 1e4 and a standard deviation of 1: y, gradients and running statistics are within their bars.
 pub fn a_mean_of_1e4_with_a_deviation_of_1_costs_no_digits<H: Harness, T: Element>(harness: &H) -> Outcome
 where
     H::Backend: Kernels<T>,
@@ -146,7 +144,7 @@ where
     Ok(())
 }
 
-/// A variance of 1e-12 beside an eps of 1e-5.
+/// A variance of 1e-12 with an eps of 1e-5.
 pub fn a_variance_of_1e_12_drowns_in_an_eps_of_1e_5<H: Harness, T: Element>(harness: &H) -> Outcome
 where
     H::Backend: Kernels<T>,
@@ -219,7 +217,7 @@ fn check_equals_bias<T: Element>(case: &Case, got: &[Tensor<T>]) -> Outcome {
     Ok(())
 }
 
-/// No rank has an element: y is empty, gradients are 0, and no statistic moves.
+/// No rank has an element: y is empty, gradients are 0, and running statistics are unchanged.
 pub fn empty_batches_on_all_ranks_change_nothing<H: Harness, T: Element>(harness: &H) -> Outcome
 where
     H::Backend: Kernels<T>,
@@ -230,7 +228,7 @@ where
     check_case::<H, T>(harness, &Case::plain(5, &[0, 2], &[3, 2]))
 }
 
-/// An empty rank takes part with zeros: its running statistics move, its gradients are 0, and nobody sees a NaN.
+/// An empty rank takes part with zeros: its running statistics are updated, its gradients are 0, and no rank gets a NaN.
 pub fn an_empty_rank_takes_part_like_any_other<H: Harness, T: Element>(harness: &H) -> Outcome
 where
     H::Backend: Kernels<T>,
@@ -301,7 +299,7 @@ where
     Ok(())
 }
 
-/// Numbers below the type's smallest normal one are numbers. `f64` cannot square them, and drowns them in eps, like the others.
+/// Subnormal numbers are not flushed to 0. (Of `f64`, eps hides their squares.)
 pub fn subnormal_values_are_not_flushed<H: Harness, T: Element>(harness: &H) -> Outcome
 where
     H::Backend: Kernels<T>,

@@ -1,6 +1,4 @@
 //! The layer over borrowed memory: what adapters to frameworks build on.
-//!
-//! Deliberately not here: what is refused, which is core's to test.
 
 use syncbn_core::{Element, Kernels};
 

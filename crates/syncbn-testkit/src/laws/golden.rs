@@ -1,6 +1,4 @@
 //! Vectors that others computed: `PyTorch` in `f64` on the CPU, and ONNX's own node tests. `golden/make.py` made the file.
-//!
-//! Deliberately not here: cases of our own, which the oracle covers.
 
 use std::sync::LazyLock;
 

@@ -1,6 +1,4 @@
 //! The four kernels called alone, and whole passes beside them.
-//!
-//! Deliberately not here: layers, but where what they give is compared.
 
 use syncbn_core::{Dtype, Element, Kernels, Layout};
 

@@ -1,6 +1,4 @@
-//! Channels-first and channels-last, any number of axes, and tensors that differ.
-//!
-//! Deliberately not here: layouts with gaps, which core refuses before a backend sees them.
+//! Channels-first and channels-last, any number of axes, and tensors in different layouts.
 
 use syncbn_core::{Element, ErrorKind, Geometry, Gradients, Kernels, Layout, Storage, View, ViewMut};
 
@@ -100,8 +98,8 @@ where
     })
 }
 
-/// A channels-last array seen as (N, C, H, W) through its strides gives the bits of the array itself; strides of axes of length 1
-/// say nothing.
+/// A channels-last array described as (N, C, H, W) with its strides gives the same bits as the array itself; strides of axes of length
+/// 1 are ignored.
 pub fn strides_are_read_as_the_layout_they_mean<H: Harness, T: Element>(harness: &H) -> Outcome
 where
     H::Backend: Kernels<T>,

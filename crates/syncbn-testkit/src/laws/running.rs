@@ -1,6 +1,4 @@
-//! What training does to the running statistics and the counter.
-//!
-//! Deliberately not here: that evaluation leaves them alone (see [`evaluation`](super::evaluation)).
+//! Running statistics and their counter in training.
 
 use syncbn_core::{Element, Kernels, NonFinite, State};
 
@@ -71,7 +69,7 @@ fn check_vectors<P: syncbn_core::Param>(
     check_running((mean.unwrap_or_default(), var.unwrap_or_default()), (before, before), statistics, share)
 }
 
-/// Without a momentum the running statistics are the plain average of all batches, and what was there before is forgotten.
+/// Without a momentum the running statistics are the average of all batches, and the initial values do not matter.
 pub fn without_momentum_statistics_are_the_average_of_all_batches<H: Harness, T: Element>(
     harness: &H,
 ) -> Outcome
@@ -107,7 +105,7 @@ where
     Ok(())
 }
 
-/// The counter is an integer of 64 bits: past 2^40 it still counts by one.
+/// The counter is an integer of 64 bits: beyond 2^40 it still increases by 1.
 pub fn the_counter_counts_by_one_however_large_it_is<H: Harness, T: Element>(harness: &H) -> Outcome
 where
     H::Backend: Kernels<T>,
@@ -127,7 +125,7 @@ where
     Ok(())
 }
 
-/// Another momentum counts from the next pass on, the cumulative average included.
+/// A new momentum applies from the next pass on, also the cumulative average.
 pub fn momentum_may_change_between_steps<H: Harness, T: Element>(harness: &H) -> Outcome
 where
     H::Backend: Kernels<T>,
@@ -149,7 +147,7 @@ where
     .map(drop)
 }
 
-/// Training that leaves the running statistics alone gives the bits of training that moves them.
+/// y and gradients have the same bits whether or not running statistics are updated.
 pub fn training_may_leave_running_statistics_untouched<H: Harness, T: Element>(harness: &H) -> Outcome
 where
     H::Backend: Kernels<T>,

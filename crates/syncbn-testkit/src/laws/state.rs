@@ -1,6 +1,4 @@
-//! Snapshots: saving, loading, and going on.
-//!
-//! Deliberately not here: files, and states that do not fit (see [`errors`](super::errors)).
+//! Saving and loading a layer's state, and training on.
 
 use syncbn_core::{Checkpoint, Dtype, Element, FileDtype, Kernels, Scalar, State};
 
@@ -11,7 +9,7 @@ use crate::rank::{Rank, Step, alone, ranks};
 use crate::strategies::{Case, within};
 use crate::{broken, ensure};
 
-/// Save in the middle of a run, load into a new layer, go on: bit-identical to the run that was not interrupted.
+/// Saving in the middle of a run, loading into a new layer and training on gives the bits of a run without interruption.
 pub fn a_loaded_run_goes_on_bit_identically<H: Harness, T: Element>(harness: &H) -> Outcome
 where
     H::Backend: Kernels<T>,

@@ -1,6 +1,4 @@
 //! Everything that may be wrong with the plain backend.
-//!
-//! Deliberately not here: what a flaw does, which is said where it does it.
 
 /// What may be wrong with a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

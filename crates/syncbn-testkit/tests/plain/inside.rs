@@ -1,7 +1,5 @@
-//! Ranks that meet inside their kernels: threads that lay their messages down where the others read them.
-//!
-//! What a device does with its peers' memory, in the small. Deliberately not here: waiting and its failures, which are those of
-//! `syncbn-comm`'s threads.
+//! A communicator whose ranks sum inside their kernels ([`Meeting::Inside`](syncbn_core::Meeting::Inside)): threads that write their
+//! messages to memory that all of them read, as GPUs do with their peers' memory.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 

@@ -1,6 +1,4 @@
 //! The four kernels, each with what may be wrong with it, and whole passes for ranks that meet inside.
-//!
-//! Deliberately not here: what is right about the formulas, which are core's.
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -1,6 +1,4 @@
 //! The plain backend's memory: handles, as a device's is, so that a flawed kernel can reach what it was not given.
-//!
-//! Deliberately not here: kernels.
 
 use std::any::Any;
 use std::convert::Infallible;

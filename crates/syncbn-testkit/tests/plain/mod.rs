@@ -1,6 +1,4 @@
-//! The plainest backend there is, one thread and three loops, with a switch for every [`Flaw`]: what the kit is tried on.
-//!
-//! Deliberately not here: speed, and any way of setting a flaw outside these tests.
+//! A simple backend, one thread and three loops, with a switch for every [`Flaw`]: the kit's own tests use it.
 
 mod flaw;
 mod inside;

@@ -1,6 +1,4 @@
-//! The laws of ranks that do not meet: who leaves, panics, does not come, or is somewhere else.
-//!
-//! Deliberately not here: sums that succeed.
+//! Laws about collectives that fail, because a rank leaves, panics, is late, or is in another collective.
 
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,7 +14,7 @@ use crate::harness::Ability;
 use crate::outcome::Outcome;
 use crate::{broken, ensure};
 
-/// "At once", on a busy machine.
+/// How long "at once" may take on a busy machine.
 const AT_ONCE: Duration = Duration::from_secs(20);
 
 /// Tries a sum that has to fail.
@@ -27,7 +25,7 @@ fn failing_sum<C: HostCommunicator>(comm: &C) -> Outcome<CommError> {
     }
 }
 
-/// What a rank's peers see of its going: an error that says so, at once, and again.
+/// When a rank goes, the others get an error that says so: at once, and at every later call.
 fn told_of_rank_1<C: HostCommunicator>(comm: &C, panicked: bool) -> Outcome {
     let began = Instant::now();
     let error = failing_sum(comm)?;
@@ -43,8 +41,8 @@ fn told_of_rank_1<C: HostCommunicator>(comm: &C, panicked: bool) -> Outcome {
     failing_sum(comm).map(drop)
 }
 
-/// The shortest time that something took in a few tries, so that a busy machine is no slow communicator. Where ranks are processes,
-/// some of them measure nothing.
+/// The shortest time of a few tries, so that a busy machine does not fail a law. Where ranks are processes, some of them measure
+/// nothing.
 struct Shortest(Mutex<Option<Duration>>);
 
 impl Shortest {
@@ -106,8 +104,8 @@ pub fn a_rank_that_panics_is_told_to_its_peers_at_once<H: CommHarness>(harness: 
     })
 }
 
-/// A rank holds its communicator and does not come: its peers wait as long as they were told to and not much longer, and are told who
-/// is missing.
+/// A rank keeps its communicator and makes no call: the others wait for the time-out and not much longer, and their error names the
+/// missing rank.
 pub fn a_rank_that_never_comes_ends_the_wait<H: CommHarness>(harness: &H) -> Outcome {
     need(harness, Ability::Deadlines)?;
     let (timeout, shortest) = (Duration::from_millis(300), Shortest::new());

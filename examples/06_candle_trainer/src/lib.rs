@@ -4,8 +4,6 @@
 //!   [`checkpoint`] what a run is continued from.
 //! - [`demo`] trains on one process, on ranks with local batch norm and on ranks with synchronised batch norm, and judges what comes
 //!   out; [`chart`] draws it, [`parity`] and [`speed`] are its other measurements.
-//!
-//! Deliberately not here: augmentation, and data that do not fit into memory.
 
 pub mod chart;
 pub mod checkpoint;
