@@ -2,6 +2,7 @@
 
 use std::env;
 use std::ffi::OsString;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -17,7 +18,10 @@ pub(crate) fn cargo(args: impl IntoIterator<Item = impl Into<OsString>>) -> Comm
 /// Runs it to its end, with our own input and output.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let args: Vec<_> = command.get_args().map(|arg| arg.to_string_lossy().into_owned()).collect();
-    let line = format!("cargo {}", args.join(" "));
+    let program = command.get_program().to_string_lossy().into_owned();
+    let name =
+        Path::new(&program).file_stem().map_or(program.clone(), |name| name.to_string_lossy().into_owned());
+    let line = format!("{name} {}", args.join(" "));
     eprintln!("$ {line}");
     let status = command.status().with_context(|| line.clone())?;
     ensure!(status.success(), "`{line}` failed: {status}");

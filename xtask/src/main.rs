@@ -10,6 +10,7 @@ mod ci;
 mod demo;
 mod test;
 mod test_gpu;
+mod test_python;
 
 use std::process::ExitCode;
 
@@ -28,6 +29,8 @@ enum Command {
     Test,
     /// All tests that need a GPU, here or as a bundle for a machine without Rust; exits with 2 where there is no GPU.
     TestGpu(test_gpu::Args),
+    /// The wheel for PyTorch, built and installed, and its tests.
+    TestPython(test_python::Args),
     /// Times forward and backward of a backend, and writes results.json.
     #[command(disable_help_flag = true)]
     Bench(bench::Args),
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run_demo(&args),
         Command::Accuracy(args) => demo::run_accuracy(&args),
         Command::Test => test::run_tests(),
+        Command::TestPython(args) => test_python::run_tests(&args),
         Command::Bench(args) => bench::run_bench(&args),
         Command::BenchReport(args) => bench::run_report(&args),
         Command::Ci => ci::run_all(),

@@ -88,7 +88,17 @@ impl TcpCommunicator {
 
     /// Joins the processes that were told of the same rendezvous. Every rank calls it.
     pub fn new(env: &LaunchEnv, timeout: Duration) -> Result<Self, BootstrapError> {
-        join::join(env, timeout)
+        join::join(env, timeout, |_| ())
+    }
+
+    /// As [`new`](Self::new), on rank 0 alone: with port 0 in its rendezvous it listens at one of the system's choice. It calls
+    /// `announce` with the port once it listens there, for a launcher's own way of telling the others, who call `new`.
+    pub fn host(
+        env: &LaunchEnv,
+        timeout: Duration,
+        announce: impl FnOnce(u16),
+    ) -> Result<Self, BootstrapError> {
+        join::join(env, timeout, announce)
     }
 
     /// The same rank with another time-out of its collectives: processes may start minutes apart, and train seconds apart.

@@ -6,6 +6,7 @@ mod common;
 
 use std::io::Write;
 use std::net::TcpStream;
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -27,6 +28,23 @@ fn the_bits_are_those_of_thread_ranks() {
     };
     let expected = threads::run(size(5), PATIENT, |comm| body(&comm)).unwrap();
     assert_eq!(each(tcp_group(5, PATIENT).unwrap(), |comm| body(&comm)), expected);
+}
+
+#[test]
+fn rank_0_may_listen_anywhere_and_say_where() {
+    let (announce, announced) = mpsc::channel();
+    thread::scope(|scope| {
+        let first = scope.spawn(move || {
+            TcpCommunicator::host(&env(0, 2, 0), PATIENT, |port| announce.send(port).unwrap())
+        });
+        let port = announced.recv().unwrap();
+        assert_ne!(port, 0);
+        let second = TcpCommunicator::new(&env(1, 2, port), PATIENT).unwrap();
+        let other = scope.spawn(move || sum(&second, &CollectiveId::new("sum", 1)).unwrap());
+        let first = first.join().unwrap().unwrap();
+        assert_eq!(sum(&first, &CollectiveId::new("sum", 1)).unwrap(), [3.0]);
+        assert_eq!(other.join().unwrap(), [3.0]);
+    });
 }
 
 #[test]

@@ -48,6 +48,13 @@ impl SavedToken {
         self.scope
     }
 
+    /// The token of a pass that differs in x's shape and layout alone: for graphs that keep tensors and no tokens, and pair a forward
+    /// pass with its backward pass themselves.
+    #[must_use]
+    pub fn with_geometry(self, geometry: Geometry) -> Self {
+        Self { geometry, ..self }
+    }
+
     /// The token as numbers.
     ///
     /// ```

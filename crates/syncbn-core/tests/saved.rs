@@ -53,6 +53,14 @@ proptest! {
 }
 
 #[test]
+fn a_token_of_another_shape_differs_in_nothing_else() {
+    let token = SavedToken::from_words(words(0, 0, &[2, 3, 4])).unwrap();
+    let other = token.with_geometry(Geometry::channels_first(&[5, 3]).unwrap());
+    assert_eq!(other, SavedToken::from_words(words(0, 0, &[5, 3])).unwrap());
+    assert_eq!(other.with_geometry(*token.geometry()), token);
+}
+
+#[test]
 fn nonsense_is_no_token() {
     assert_eq!(SavedToken::from_words(words(0, 1, &[0])), None, "one axis, channels-last");
     assert_eq!(SavedToken::from_words(words(0, 1, &[])), None, "no axes, channels-last");

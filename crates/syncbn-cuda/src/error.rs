@@ -100,9 +100,7 @@ pub enum CudaError {
         what: &'static str,
     },
     /// Captured work would have to wait for work that is not captured.
-    #[error(
-        "{what} is in use on a stream that is not captured: run the step once on the stream that captures"
-    )]
+    #[error("{what} is in use on a stream that is not captured: wait for that stream before the capture")]
     Uncaptured {
         /// The memory that is in use.
         what: &'static str,

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::accept::{Accepted, Acceptor, Expected};
 use super::connect::{Connector, Progress};
-use super::connection::{Net, listen};
+use super::connection::{Net, listen, listen_somewhere};
 use super::resolve::Resolver;
 use super::wire::{Greeting, Purpose, Refusal, Reply};
 use super::{BootstrapError, LaunchEnv};
@@ -37,7 +37,7 @@ pub fn share<const N: usize, E: From<BootstrapError>>(
         return bytes.ok_or_else(|| meeting.no_answer("an answer of another length".into()).into());
     }
     let bytes = bytes()?;
-    meeting.host(|_| bytes.to_vec())?;
+    meeting.host(|_| (), |_| bytes.to_vec())?;
     Ok(bytes)
 }
 
@@ -62,9 +62,11 @@ impl<'a> Meeting<'a> {
         Ok(Self { env, timeout, deadline: Deadline::after(timeout), purpose, nonce })
     }
 
-    /// Rank 0's side: waits for all others, and answers each with what `answer` makes of them.
+    /// Rank 0's side: waits for all others, and answers each with what `answer` makes of them. The port that it listens at is
+    /// announced once it does; the rendezvous' own may be 0, for one of the system's choice.
     pub(crate) fn host(
         &self,
+        announce: impl FnOnce(u16),
         answer: impl FnOnce(&BTreeMap<u64, Accepted>) -> Vec<u8>,
     ) -> Result<Vec<u8>, BootstrapError> {
         if self.env.world_size.get() == 1 {
@@ -78,8 +80,13 @@ impl<'a> Meeting<'a> {
             _ => system(source),
         };
         let mut net = Net::new().map_err(system)?;
-        let mut acceptor =
-            Acceptor::new(&mut net, listen(port).map_err(cannot)?, self.expected()).map_err(cannot)?;
+        let (listeners, port) = match port {
+            0 => listen_somewhere(),
+            _ => listen(port).map(|listeners| (listeners, port)),
+        }
+        .map_err(cannot)?;
+        let mut acceptor = Acceptor::new(&mut net, listeners, self.expected()).map_err(cannot)?;
+        announce(port);
         while !acceptor.is_complete() {
             if self.deadline.has_passed() {
                 return Err(self.some_are_missing(&mut net, acceptor));

@@ -19,13 +19,17 @@ const LINE: usize = 18;
 /// Before the table: the group's number, which no other group has.
 const GROUP: usize = 16;
 
-pub(super) fn join(env: &LaunchEnv, timeout: Duration) -> Result<TcpCommunicator, BootstrapError> {
+pub(super) fn join(
+    env: &LaunchEnv,
+    timeout: Duration,
+    announce: impl FnOnce(u16),
+) -> Result<TcpCommunicator, BootstrapError> {
     let meeting = Meeting::new(env, timeout, Purpose::Group)?;
     let size = env.world_size.get();
     let (listeners, port) = if size == 1 { (Vec::new(), 0) } else { listen_somewhere().map_err(system)? };
     let (table, reached) = if env.rank == 0 {
         let group = random().map_err(system)?;
-        (meeting.host(|accepted| table(group, port, accepted))?, None)
+        (meeting.host(announce, |accepted| table(group, port, accepted))?, None)
     } else {
         let (table, reached) = meeting.visit(port.into(), GROUP + size * LINE)?;
         (table, Some(reached))

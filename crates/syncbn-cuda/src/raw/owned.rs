@@ -4,9 +4,9 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use cudarc::driver::{CudaContext, CudaEvent, CudaStream};
+use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, sys};
 
-use super::capture::is_capturing;
+use super::capture::{RelaxedCapture, is_capturing};
 use super::driver::{self, DeviceMemory};
 use crate::error::CudaError;
 
@@ -148,7 +148,8 @@ pub(crate) fn is_same(a: &CudaStream, b: &CudaStream) -> bool {
     a.cu_stream() == b.cu_stream() && a.context().cu_ctx() == b.context().cu_ctx()
 }
 
-/// Orders the queue after the work of the other stream so far. Captured work and other work cannot wait for each other.
+/// Orders the queue after the work of the other stream so far. Captured work and other work cannot wait for each other; other work that
+/// has ended need not be waited for: a step is run once on any stream, waited for, and then captured.
 fn join(
     queue: &CudaStream,
     other: &CudaStream,
@@ -156,8 +157,20 @@ fn join(
     what: &'static str,
 ) -> Result<(), CudaError> {
     match (capturing, is_capturing(other)?) {
+        (true, false) if has_ended(other)? => Ok(()),
         (true, false) => Err(CudaError::Uncaptured { what }),
         (false, true) => Err(CudaError::Capturing),
         _ => queue.join(other).map_err(CudaError::driver("ordering two streams")),
+    }
+}
+
+/// Whether the stream has done all that it was given. Asking is no part of a capture.
+fn has_ended(stream: &CudaStream) -> Result<bool, CudaError> {
+    let _relaxed = RelaxedCapture::begin()?;
+    // SAFETY: the wrapper's stream is live.
+    match unsafe { sys::cuStreamQuery(stream.cu_stream()) }.result() {
+        Ok(()) => Ok(true),
+        Err(DriverError(sys::CUresult::CUDA_ERROR_NOT_READY)) => Ok(false),
+        Err(source) => Err(CudaError::Driver { during: "asking whether a stream has ended", source }),
     }
 }

@@ -1,0 +1,39 @@
+//! The native half of syncbn for `PyTorch`, the Python module `syncbn._syncbn`.
+//!
+//! Nothing of libtorch is linked: what crosses the border is a tensor's address, shape, strides and type, and the address of
+//! the current CUDA stream. `tensor.rs` reads them from torch's objects and checks them; `memory.rs` makes memory of them, and
+//! has all unsafe code. The interpreter's lock is released while a pass runs.
+//!
+//! Deliberately not here: autograd, modules, and torch's process groups, which are the Python half's.
+
+#![deny(unsafe_code)]
+
+mod device;
+mod error;
+mod group;
+mod layer;
+#[allow(unsafe_code)]
+mod memory;
+mod passes;
+mod tensor;
+mod token;
+
+use pyo3::pymodule;
+
+/// The native half of syncbn.
+#[pymodule]
+mod _syncbn {
+    #[pymodule_export]
+    use super::group::{Group, nccl_id};
+    #[pymodule_export]
+    use super::layer::Layer;
+    #[pymodule_export]
+    use super::token::Token;
+
+    use pyo3::prelude::*;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+}

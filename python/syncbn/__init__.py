@@ -1,0 +1,29 @@
+"""Synchronised batch normalisation for PyTorch, on CPUs and CUDA devices.
+
+    model = syncbn.convert_sync_batchnorm(model)
+
+"""
+
+import torch.distributed as _dist
+
+from ._syncbn import __version__
+from .batchnorm import SyncBatchNorm, name_layers
+from .convert import BatchNorm, convert_sync_batchnorm, revert
+from .errors import ArgumentError, DeviceError, Error, GroupError
+from .groups import step
+
+if _dist.is_available():
+    from .joining import Joinable  # noqa: F401
+
+__all__ = [
+    "ArgumentError",
+    "BatchNorm",
+    "DeviceError",
+    "Error",
+    "GroupError",
+    "SyncBatchNorm",
+    "convert_sync_batchnorm",
+    "name_layers",
+    "revert",
+    "step",
+]

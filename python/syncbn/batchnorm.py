@@ -1,0 +1,166 @@
+"""The module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from . import groups, operations
+from ._syncbn import Layer
+from .eager import Passes, Running
+from .errors import ArgumentError
+
+_is_compiling = torch.compiler.is_compiling
+_is_transformed = torch._C._are_functorch_transforms_active
+_default_group = groups.default_group
+_NARROW = operations.NARROW
+# Settings that the native half compares between ranks: a change makes another layer of it.
+_SETTINGS = frozenset({"num_features", "eps", "momentum", "affine", "track_running_stats", "process_group", "name"})
+
+
+class SyncBatchNorm(_BatchNorm):
+    """Batch normalisation with the statistics of the batch over all ranks of a process group.
+
+    The arguments, the parameters' and buffers' names and the state dict are torch.nn.SyncBatchNorm's. In training, every rank of
+    the group runs the same layers in the same order; a rank whose batch is empty takes part with zeros. In evaluation no rank is
+    asked. Without torch.distributed, or in a group of one, the batch is this process's.
+
+    Errors name the layer: `name` is the module's qualified name, which `convert_sync_batchnorm` and `name_layers` set.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        process_group: Any | None = None,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        name: str = "SyncBatchNorm",
+        **options: Any,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **options)
+        self.process_group = process_group
+        self.name = name
+        self.key = operations.register(self)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """y, of the shape, type and memory order of `input` (N, C, *spatial)."""
+        if not self.training:
+            return self._evaluate(input)
+        if _is_compiling():
+            return self._forward_traced(input)
+        # nn.Module looks parameters up in a slow way, and this path is what a small layer's step consists of.
+        parameters, buffers = self._parameters, self._buffers
+        weight = parameters["weight"] if "weight" in parameters else self.weight
+        bias = parameters["bias"] if "bias" in parameters else self.bias
+        running = None
+        if buffers["running_mean"] is not None:
+            running = (buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"])
+        if weight is not None and weight.dtype in _NARROW:
+            return self._forward_narrow(input, weight, bias, running)
+        passes = self.passes(input)
+        run = passes.forward if not _is_transformed() else passes.forward_transformed
+        return run(input, weight, bias, running)
+
+    def passes(self, x: Tensor) -> Passes:
+        """What runs the passes for tensors as x is. The first call in a process group waits for all of its ranks."""
+        passes, world, device, double = self.__dict__["_ready"]
+        if (
+            passes is None
+            or world is not (self.__dict__["process_group"] or _default_group())
+            or device != x.get_device()
+            or double is not (x.dtype is torch.float64)
+        ):
+            return self._prepare(x)
+        return passes
+
+    def _prepare(self, x: Tensor) -> Passes:
+        device, double = x.get_device(), x.dtype is torch.float64
+        if x.device.type not in ("cpu", "cuda"):
+            text = f"forward of layer `{self.name}`: x is on {x.device}, expected the CPU or a CUDA device"
+            raise ArgumentError(text, operation="forward", layer=self.name)
+        group = groups.group_of(self.process_group, device)
+        layer = Layer(
+            self.name,
+            group,
+            self.num_features,
+            eps=self.eps,
+            momentum=self.momentum,
+            affine=self.affine,
+            track_running_stats=self.track_running_stats,
+            double=double,
+        )
+        passes = Passes(layer, self.num_features, group)
+        self.__dict__["_ready"] = (passes, self.process_group or _default_group(), device, double)
+        return passes
+
+    def _forward_traced(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight, self.bias
+        if weight is not None and weight.dtype in _NARROW:
+            weight, bias = weight.float(), None if bias is None else bias.float()
+        return operations.training_step(self, x, weight, bias)
+
+    def _forward_narrow(self, x: Tensor, weight: Tensor, bias: Tensor | None, running: Running | None) -> Tensor:
+        """With parameters of half precision (`model.half()`, FSDP's mixed precision): the passes get them as float32."""
+        wide = running
+        if running is not None and running[0].dtype in _NARROW:
+            wide = (running[0].float(), running[1].float(), running[2])
+        bias = None if bias is None else bias.float()
+        y = self.passes(x).forward(x, weight.float(), bias, wide)
+        if running is not None and wide is not running:
+            with torch.no_grad():
+                running[0].copy_(wide[0])
+                running[1].copy_(wide[1])
+        return y
+
+    def _evaluate(self, x: Tensor) -> Tensor:
+        """Torch's own batch norm: with running statistics nothing is left to synchronise. Without them, the batch is this rank's."""
+        mean, var, weight, bias = self.running_mean, self.running_var, self.weight, self.bias
+        if mean is not None and torch.is_grad_enabled() and (x.requires_grad or getattr(weight, "requires_grad", False)):
+            # The backward pass needs them as they are now: until then DDP may write its broadcast over them.
+            mean, var = mean.clone(), var.clone()
+        return F.batch_norm(x, mean, var, weight, bias, mean is None, 0.0, self.eps)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            text = f"forward of layer `{self.name}`: x has {input.dim()} axes, expected at least 2: batch and channels"
+            raise ArgumentError(text, operation="forward", layer=self.name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _SETTINGS:
+            self.__dict__["_ready"] = (None, None, None, None)
+        super().__setattr__(name, value)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__["_ready"] = (None, None, None, None)
+        self.key = operations.register(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What is ready here is this process's, and made again elsewhere.
+        return {key: value for key, value in self.__dict__.items() if key not in ("_ready", "key")}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SyncBatchNorm:
+        # A copy is in the same group.
+        memo[id(self.process_group)] = self.process_group
+        copy = self.__class__.__new__(self.__class__)
+        memo[id(self)] = copy
+        from copy import deepcopy
+
+        copy.__setstate__(deepcopy(self.__getstate__(), memo))
+        return copy
+
+
+def name_layers(model: nn.Module) -> None:
+    """Gives every SyncBatchNorm of the model its qualified name, for errors. The first name of a shared module counts."""
+    for name, module in model.named_modules():
+        if isinstance(module, SyncBatchNorm):
+            module.name = name or type(module).__name__

@@ -1,0 +1,127 @@
+"""Models to synchronised batch norm, and back."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .batchnorm import SyncBatchNorm, name_layers
+
+_PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_HOOKS = (
+    "_backward_pre_hooks",
+    "_backward_hooks",
+    "_is_full_backward_hook",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+    "_non_persistent_buffers_set",
+)
+
+
+def convert_sync_batchnorm(module: nn.Module, process_group: Any | None = None) -> nn.Module:
+    """The model with a SyncBatchNorm in the place of every BatchNorm1d, 2d and 3d, and of torch's and apex's SyncBatchNorm.
+
+    The model is changed in place, and returned; only where the model is a batch norm itself, another module is. Parameters and
+    buffers are the same objects, so an optimiser made before stays right. Names, training flags, hooks, and modules that are used
+    in several places stay as they are. Subclasses of torch's modules, whose forward may be another, are left alone, with a warning.
+    """
+    done: dict[int, nn.Module] = {}
+    converted = _replaced(module, _is_convertible, lambda old: _to_sync(old, process_group), done)
+    name_layers(converted)
+    left = {type(each).__qualname__ for each in converted.modules() if isinstance(each, _PLAIN)}
+    if left:
+        kinds = ", ".join(sorted(left))
+        warnings.warn(f"not converted, since their forward may be another than batch norm's: {kinds}", stacklevel=2)
+    return converted
+
+
+def revert(module: nn.Module) -> nn.Module:
+    """The model with a plain batch norm in the place of every SyncBatchNorm, for export to ONNX, TorchScript, or other programs.
+
+    It takes inputs of any number of axes, as SyncBatchNorm does. The model is changed in place, and returned, as by
+    `convert_sync_batchnorm`.
+    """
+    return _replaced(module, lambda old: isinstance(old, (SyncBatchNorm, nn.SyncBatchNorm)), _to_plain, {})
+
+
+class BatchNorm(_BatchNorm):
+    """Batch norm over this process's batch, for inputs of any number of axes: what `revert` leaves behind."""
+
+    def _check_input_dim(self, input: Any) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"expected an input of at least 2 axes (got {input.dim()})")
+
+
+def _replaced(
+    module: nn.Module,
+    wanted: Callable[[nn.Module], bool],
+    make: Callable[[Any], nn.Module],
+    done: dict[int, nn.Module],
+) -> nn.Module:
+    if id(module) in done:
+        return done[id(module)]
+    if wanted(module):
+        done[id(module)] = make(module)
+        return done[id(module)]
+    done[id(module)] = module
+    for name, child in list(module._modules.items()):
+        if child is not None:
+            replaced = _replaced(child, wanted, make, done)
+            if replaced is not child:
+                module._modules[name] = replaced
+    return module
+
+
+def _is_convertible(module: nn.Module) -> bool:
+    return type(module) in _PLAIN or _is_apex(module)
+
+
+def _is_apex(module: nn.Module) -> bool:
+    kind = type(module)
+    return kind.__name__ == "SyncBatchNorm" and kind.__module__.startswith("apex.") and isinstance(module, _BatchNorm)
+
+
+def _to_sync(old: _BatchNorm, process_group: Any | None) -> SyncBatchNorm:
+    if getattr(old, "fuse_relu", False):
+        raise ValueError("a SyncBatchNorm of apex's with fuse_relu has no counterpart: put a ReLU behind it instead")
+    if process_group is None:
+        process_group = getattr(old, "process_group", None)
+    new = SyncBatchNorm(
+        old.num_features, old.eps, old.momentum, False, False, process_group, device="meta"
+    )
+    return _filled(new, old)
+
+
+def _to_plain(old: _BatchNorm) -> BatchNorm:
+    return _filled(BatchNorm(old.num_features, old.eps, old.momentum, False, False, device="meta"), old)
+
+
+def _filled(new: Any, old: _BatchNorm) -> Any:
+    """The same parameters, buffers, flags and hooks in another module."""
+    new.affine, new.track_running_stats = old.affine, old.track_running_stats
+    for name, parameter in old._parameters.items():
+        new.register_parameter(name, parameter)
+    for name, buffer in old._buffers.items():
+        new.register_buffer(name, buffer)
+    for hooks in _HOOKS:
+        if hooks in old.__dict__:
+            new.__dict__[hooks] = old.__dict__[hooks]
+    # An attribute that somebody has put on the module, as trainers do.
+    for name, value in old.__dict__.items():
+        if name not in new.__dict__ and name not in ("channel_last", "fuse_relu", "qconfig"):
+            new.__dict__[name] = value
+    if hasattr(old, "qconfig"):
+        new.qconfig = old.qconfig
+    new.training = old.training
+    return new

@@ -1,0 +1,115 @@
+"""Under torch.compile: one graph, the same numbers, and a checkpointed forward pass that runs once."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from common import close
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import syncbn
+from syncbn import operations
+
+
+def _model(device):
+    layers = [nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)]
+    return nn.Sequential(*layers).double().to(device)
+
+
+@pytest.fixture
+def forwards(monkeypatch):
+    """How often a forward pass has met its ranks."""
+    calls = []
+    find = operations._passes
+
+    class Counted:
+        def __init__(self, passes):
+            self.passes, self.layer = passes, self
+
+        def __getattr__(self, name):
+            return getattr(self.passes, name)
+
+        def __setattr__(self, name, value):
+            target = self.__dict__ if name in ("passes", "layer") else None
+            target.__setitem__(name, value) if target is not None else setattr(self.passes, name, value)
+
+        def forward(self, *args, **kwargs):
+            calls.append(1)
+            return self.passes.layer.forward(*args, **kwargs)
+
+        def update_running(self, *args):
+            return self.passes.layer.update_running(*args)
+
+        def backward(self, *args):
+            return self.passes.layer.backward(*args)
+
+    monkeypatch.setattr(operations, "_passes", lambda layer, x: Counted(find(layer, x)))
+    return calls
+
+
+FORMS = {
+    "plain": lambda net: net,
+    "checkpointed": lambda net: lambda x: checkpoint(net, x, use_reentrant=False),
+    "used_twice": lambda net: lambda x: checkpoint(lambda x: net(net(x)[:, :3]), x, use_reentrant=False),
+    "nested": lambda net: lambda x: checkpoint(
+        lambda x: net(x) + checkpoint(net, x.cos(), use_reentrant=False), x, use_reentrant=False
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_training_in_one_graph(device, form, forwards):
+    torch._dynamo.reset()
+    expected = _model(device)
+    net = syncbn.convert_sync_batchnorm(copy.deepcopy(expected))
+    x = torch.randn(4, 3, 5, 5, dtype=torch.float64, device=device)
+    uses = {"plain": 1, "checkpointed": 1}.get(form, 2)
+    compiled = torch.compile(FORMS[form](net), fullgraph=True)
+    for step in range(2):
+        mine, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+        compiled(mine).pow(2).sum().backward()
+        FORMS["plain"](FORMS[form](expected))(theirs).pow(2).sum().backward() if uses == 1 else _twice(form, expected, theirs)
+        close(mine.grad, theirs.grad, 1e-10)
+        met = 2 * uses * (step + 1)
+        assert len(forwards) == met or not operations.HAS_EFFECTS and len(forwards) > met, "each layer meets its ranks once a use"
+        assert net[1].num_batches_tracked.item() == uses * (step + 1)
+    for got, other in zip(net.parameters(), expected.parameters(), strict=True):
+        close(got.grad, other.grad, 1e-9)
+
+
+def _twice(form, net, x):
+    y = net(net(x)[:, :3]) if form == "used_twice" else net(x) + net(x.cos())
+    y.pow(2).sum().backward()
+
+
+def test_shapes_that_change(device):
+    torch._dynamo.reset()
+    net = syncbn.convert_sync_batchnorm(_model(device))
+    compiled = torch.compile(net, fullgraph=True, dynamic=True)
+    expected = copy.deepcopy(net)
+    for batch in (4, 2, 7):
+        x = torch.randn(batch, 3, 5, 5, dtype=torch.float64, device=device)
+        close(compiled(x), expected(x), 1e-12)
+    close(net[1].running_var, expected[1].running_var, 1e-12)
+
+
+def test_evaluation_and_half_precision(device):
+    torch._dynamo.reset()
+    net = syncbn.convert_sync_batchnorm(_model(device)).to(torch.bfloat16)
+    expected = copy.deepcopy(net)
+    compiled = torch.compile(net, fullgraph=True)
+    x = torch.randn(4, 3, 5, 5, dtype=torch.bfloat16, device=device)
+    close(compiled(x), expected(x), 0.1)
+    close(net[1].running_var, expected[1].running_var, 0.05)
+    close(compiled.eval()(x), expected.eval()(x), 0.1)
+
+
+def test_a_graph_whose_module_is_gone_is_an_error():
+    module = syncbn.SyncBatchNorm(3)
+    key, x = module.key, torch.randn(4, 3)
+    del module
+    with pytest.raises(LookupError, match="is gone"):
+        torch.ops.syncbn.forward(x, None, None, key)

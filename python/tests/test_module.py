@@ -1,0 +1,201 @@
+"""The module alone: beside torch's batch norm on one process, for all shapes, types, layouts and settings."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+from common import BARS, Oracle, close, fill, params_like, passes_of
+from torch import nn
+
+import syncbn
+
+SHAPES = [(7, 3), (5, 4, 9), (3, 5, 4, 6), (2, 3, 3, 4, 5), (4, 1, 3, 3), (6, 130), (1, 3, 8, 8)]
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_training_is_that_of_torch(device, shape, dtype):
+    ours, oracle = _pair(shape[1], dtype, device)
+    x = torch.randn(shape, dtype=torch.float64).to(device, dtype)
+    dy = torch.randn(shape, dtype=torch.float64).to(device, dtype)
+    y, dx = passes_of(ours, x, dy)
+    expected_y, expected_dx = passes_of(oracle, x.double(), dy.double())
+    bar = BARS[dtype]
+    assert y.dtype == dtype and dx.dtype == dtype
+    close(y, expected_y, bar, "y")
+    close(dx, expected_dx, bar, "dx")
+    exact = BARS[params_like(dtype)]
+    close(ours.weight.grad, oracle.weight.grad, 10 * exact, "d_weight")
+    close(ours.bias.grad, oracle.bias.grad, 10 * exact, "d_bias")
+    _same_statistics(ours, oracle, exact)
+
+
+@pytest.mark.parametrize("settings", [
+    {"affine": False}, {"track_running_stats": False}, {"momentum": None}, {"momentum": 0.7, "eps": 0.1},
+    {"affine": False, "track_running_stats": False},
+], ids=str)  # fmt: skip
+def test_settings(device, settings):
+    ours, oracle = _pair(3, torch.float64, device, **settings)
+    for _ in range(3):
+        x = torch.randn(4, 3, 5, dtype=torch.float64, device=device)
+        for got, expected in zip(passes_of(ours, x, x.cos()), passes_of(oracle, x, x.cos()), strict=True):
+            close(got, expected, 1e-12)
+    _same_statistics(ours, oracle, 1e-12)
+    ours.eval(), oracle.eval()
+    close(ours(x), oracle(x), 1e-12, "evaluation")
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "permuted", "sliced", "expanded_dy"])
+@pytest.mark.parametrize("shape", [(3, 4, 6, 5), (2, 3, 2, 3, 4), (3, 4, 7)], ids=str)
+def test_layouts(device, layout, shape):
+    ours, oracle = _pair(shape[1], torch.float64, device)
+    x = torch.randn(shape, dtype=torch.float64, device=device)
+    dy = torch.randn(shape, dtype=torch.float64, device=device)
+    if layout == "channels_last":
+        x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+    elif layout == "permuted":
+        x = x.transpose(0, 2).contiguous().transpose(0, 2)
+    elif layout == "sliced":
+        x = torch.randn(*shape[:-1], 2 * shape[-1], dtype=torch.float64, device=device)[..., ::2]
+    else:
+        dy = torch.randn(1, dtype=torch.float64, device=device).expand(shape)
+    y, dx = passes_of(ours, x, dy)
+    for got, expected in zip((y, dx), passes_of(oracle, x.contiguous(), dy.contiguous()), strict=True):
+        close(got, expected, 1e-12)
+    if layout == "channels_last":
+        assert y.stride() == x.stride(), "used as it lies"
+
+
+def test_gradients_that_are_not_wanted(device):
+    x = torch.randn(4, 3, 5, dtype=torch.float64, device=device)
+    for wanted in [(True, False, False), (False, True, False), (False, False, True), (False, True, True)]:
+        ours, oracle = _pair(3, torch.float64, device)
+        for module in (ours, oracle):
+            module.weight.requires_grad_(wanted[1])
+            module.bias.requires_grad_(wanted[2])
+        grads = []
+        for module in (ours, oracle):
+            leaf = x.clone().requires_grad_(wanted[0])
+            module(leaf).square().sum().backward()
+            grads.append((leaf.grad, module.weight.grad, module.bias.grad))
+        for got, expected in zip(*grads, strict=True):
+            close(got, expected, 1e-12)
+
+
+def test_without_gradients_running_statistics_move(device):
+    ours, oracle = _pair(3, torch.float64, device)
+    x = torch.randn(4, 3, 5, dtype=torch.float64, device=device)
+    with torch.no_grad():
+        close(ours(x), oracle(x), 1e-12)
+    with torch.inference_mode():
+        close(ours(x).clone(), oracle(x).clone(), 1e-12)
+    _same_statistics(ours, oracle, 1e-12)
+
+
+def test_autocast_takes_the_type_that_comes(device):
+    dtype = torch.bfloat16 if device.type == "cpu" else torch.float16
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), syncbn.SyncBatchNorm(4), nn.ReLU()).to(device)
+    with torch.autocast(device.type, dtype):
+        y = model(torch.randn(2, 3, 8, 8, device=device))
+    assert y.dtype == dtype
+    y.float().square().sum().backward()
+    assert model[1].weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_parameters_of_half_precision(device, dtype):
+    ours, oracle = _pair(3, torch.float32, device)
+    ours.to(dtype), oracle.to(dtype).double()
+    x = torch.randn(6, 3, 5, device=device).to(dtype)
+    y, dx = passes_of(ours, x, x.cos())
+    expected_y, expected_dx = passes_of(oracle, x.double(), x.cos().double())
+    close(y, expected_y, BARS[dtype])
+    close(dx, expected_dx, BARS[dtype])
+    assert ours.weight.grad.dtype == dtype and ours.running_mean.dtype == dtype
+    close(ours.running_var, oracle.running_var, BARS[dtype])
+
+
+def test_state_dict_is_torchs_both_ways():
+    for other in (nn.BatchNorm2d(4), nn.SyncBatchNorm(4)):
+        ours = syncbn.SyncBatchNorm(4)
+        fill(ours)
+        other.load_state_dict(ours.state_dict(), strict=True)
+        again = syncbn.SyncBatchNorm(4)
+        again.load_state_dict(other.state_dict(), strict=True)
+        assert list(again.state_dict()) == list(other.state_dict())
+        assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), ours.state_dict().values(), strict=True))
+
+
+def test_buffers_are_updated_in_place(device):
+    ours = syncbn.SyncBatchNorm(3).to(device)
+    mean, count = ours.running_mean, ours.num_batches_tracked
+    shadow = copy.deepcopy(ours)
+    ours(torch.randn(4, 3, device=device))
+    assert ours.running_mean is mean and ours.num_batches_tracked is count and count.item() == 1
+    assert shadow.num_batches_tracked.item() == 0
+    shadow.running_mean.copy_(ours.running_mean)
+    shadow(torch.randn(4, 3, device=device))
+    assert shadow.num_batches_tracked.item() == 1
+
+
+def test_a_module_is_saved_and_loaded_whole():
+    ours = syncbn.SyncBatchNorm(3)
+    ours(torch.randn(4, 3))
+    file = io.BytesIO()
+    torch.save(ours, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    assert loaded.key != ours.key
+    x = torch.randn(5, 3)
+    assert torch.equal(loaded(x), ours(x)) and torch.equal(loaded.running_var, ours.running_var)
+
+
+def test_settings_may_change_between_steps(device):
+    ours, oracle = _pair(3, torch.float64, device)
+    x = torch.randn(4, 3, dtype=torch.float64, device=device)
+    for momentum, eps in [(0.1, 1e-5), (0.5, 1e-5), (0.5, 0.2), (None, 0.2)]:
+        for module in (ours, oracle):
+            module.momentum, module.eps = momentum, eps
+        close(ours(x), oracle(x), 1e-12)
+    _same_statistics(ours, oracle, 1e-12)
+
+
+def test_a_layer_used_twice_before_its_backward_pass(device):
+    ours, oracle = _pair(3, torch.float64, device)
+    x = torch.randn(4, 3, 5, dtype=torch.float64, device=device)
+    for module in (ours, oracle):
+        (module(x) * module(x.sin()).cos()).sum().backward()
+    close(ours.weight.grad, oracle.weight.grad, 1e-12)
+    _same_statistics(ours, oracle, 1e-12)
+
+
+def test_the_same_bits_every_run(device):
+    ours = syncbn.SyncBatchNorm(37).to(device)
+    x, dy = torch.randn(8, 37, 33, 9, device=device), torch.randn(8, 37, 33, 9, device=device)
+    first = passes_of(ours, x, dy)
+    assert all(torch.equal(a, b) for a, b in zip(first, passes_of(ours, x, dy), strict=True))
+
+
+def test_a_mean_far_from_zero(device):
+    ours = syncbn.SyncBatchNorm(3).to(device)
+    x = (torch.randn(64, 3, 16, dtype=torch.float64) + 1e4).float().to(device)
+    expected = Oracle(3).double().to(device)(x.double())
+    assert (ours(x).double() - expected).norm() / expected.norm() < 5e-7
+
+
+def _pair(channels, dtype, device, **settings):
+    ours = syncbn.SyncBatchNorm(channels, device=device, dtype=params_like(dtype), **settings)
+    oracle = Oracle(channels, device=device, dtype=torch.float64, **settings)
+    fill(ours), fill(oracle)
+    return ours, oracle
+
+
+def _same_statistics(ours, oracle, bar):
+    close(ours.running_mean, oracle.running_mean, bar, "running_mean")
+    close(ours.running_var, oracle.running_var, bar, "running_var")
+    if oracle.num_batches_tracked is not None:
+        assert ours.num_batches_tracked.item() == oracle.num_batches_tracked.item()
