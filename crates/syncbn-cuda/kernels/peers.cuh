@@ -57,6 +57,7 @@ struct Sender {
     __device__ Sender(const PeersParams& peers) {
         Control control = load_control(peers);
         number = control.last + 1;
+        if (number == 0) number = 2; // memory that nobody has written yet holds zeros; even numbers stay even
         may_send = control.failed == 0;
     }
     // Called by every thread; the first block sends which call this is.
