@@ -17,6 +17,8 @@ use crate::Result;
 /// How long a rank waits for the others: rank 0 evaluates and writes files while they wait.
 const TIMEOUT: Duration = Duration::from_secs(600);
 
+const NOT_ALONE: &str = "one process has the whole batch: start it without a launcher";
+
 /// The ranks of a run.
 #[derive(Clone, Debug)]
 pub enum World {
@@ -31,8 +33,10 @@ pub enum World {
     Tcp {
         /// This process's connections.
         communicator: Arc<TcpCommunicator>,
-        /// Where it computes.
-        device: Device,
+        /// Its number on its host.
+        local_rank: usize,
+        /// The number of GPUs of its host, which the ranks take in turn; 0: on the CPU.
+        gpus: usize,
     },
     /// This process is one of a launcher's, each with a GPU, which meet over NCCL and inside their kernels.
     #[cfg(feature = "cuda")]
@@ -53,7 +57,7 @@ impl World {
     pub fn tcp(gpus: usize) -> Result<Self> {
         let env = LaunchEnv::from_env()?;
         let communicator = Arc::new(TcpCommunicator::new(&env, TIMEOUT)?);
-        Ok(Self::Tcp { communicator, device: device(env.local_rank, gpus)? })
+        Ok(Self::Tcp { communicator, local_rank: env.local_rank, gpus })
     }
 
     /// Joins the launcher's other processes over NCCL.
@@ -89,7 +93,9 @@ impl World {
     pub fn alone(&self) -> Result<Self> {
         match self {
             Self::Threads { gpus, .. } => Ok(Self::Threads { ranks: NonZeroUsize::MIN, gpus: *gpus }),
-            _ => Err("one process has the whole batch: start it without a launcher".into()),
+            Self::Tcp { .. } => Err(NOT_ALONE.into()),
+            #[cfg(feature = "cuda")]
+            Self::Nccl(_) => Err(NOT_ALONE.into()),
         }
     }
 
@@ -98,13 +104,12 @@ impl World {
         match self {
             Self::Threads { ranks, gpus } => {
                 let rank = |communicator: threads::ThreadComm| {
-                    let device = device(communicator.rank(), *gpus)?;
-                    body(&place(device, communicator)?)
+                    body(&place(communicator.rank(), *gpus, communicator)?)
                 };
                 threads::run(*ranks, TIMEOUT, rank)?.into_iter().collect()
             }
-            Self::Tcp { communicator, device } => {
-                Ok(vec![body(&place(device.clone(), Arc::clone(communicator))?)?])
+            Self::Tcp { communicator, local_rank, gpus } => {
+                Ok(vec![body(&place(*local_rank, *gpus, Arc::clone(communicator))?)?])
             }
             #[cfg(feature = "cuda")]
             Self::Nccl(place) => Ok(vec![body(place)?]),
@@ -112,11 +117,9 @@ impl World {
     }
 }
 
-fn device(rank: usize, gpus: usize) -> Result<Device> {
-    if gpus == 0 { Ok(Device::Cpu) } else { Ok(Device::new_cuda(rank % gpus)?) }
-}
-
-fn place(device: Device, communicator: impl HostCommunicator + 'static) -> Result<Place> {
+/// A rank on the CPU, or on one of its host's GPUs.
+fn place(local_rank: usize, gpus: usize, communicator: impl HostCommunicator + 'static) -> Result<Place> {
+    let device = if gpus == 0 { Device::Cpu } else { Device::new_cuda(local_rank % gpus)? };
     #[cfg(feature = "cuda")]
     if device.is_cuda() {
         let group = Group::peers(&device, communicator, TIMEOUT)?;

@@ -303,13 +303,14 @@ fn a_clone_is_the_same_layer() {
     assert_eq!(norm.num_batches_tracked().unwrap().to_scalar::<i64>().unwrap(), 1);
 }
 
+const VARIABLE: &str = "CANDLE_GRAD_DO_NOT_DETACH";
+
 /// Candle makes graphs of gradients where this variable is set when a thread first asks: a process of its own.
 #[test]
 fn a_second_derivative_is_an_error_and_not_a_graph_cut_in_silence() {
     if !available() {
         return;
     }
-    const VARIABLE: &str = "CANDLE_GRAD_DO_NOT_DETACH";
     if std::env::var_os(VARIABLE).is_none() {
         let name = "layer::a_second_derivative_is_an_error_and_not_a_graph_cut_in_silence";
         let mut again = std::process::Command::new(std::env::current_exe().unwrap());

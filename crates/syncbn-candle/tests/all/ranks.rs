@@ -170,12 +170,13 @@ impl FullOf for Var {
     }
 }
 
+type Change = fn(&mut Vec<Var>);
+
 #[test]
 fn variables_in_another_order_or_without_gradient_are_told_on_every_rank() {
     if !available() {
         return;
     }
-    type Change = fn(&mut Vec<Var>);
     let changes: [Change; 2] = [|vars| vars.swap(0, 1), |vars| vars[0] = Var::full_of(6, 1.0)];
     for change in changes {
         let told = ranks(2, |group| {
