@@ -35,6 +35,18 @@ pub enum Error {
         /// Where the tensor is.
         got: DeviceLocation,
     },
+    /// The group does not reach the device of variables or gradients.
+    #[error("{operation}: the variables are on {got:?}, where the group sums nothing")]
+    OutOfReach {
+        /// What was asked for.
+        operation: &'static str,
+        /// Where they are.
+        got: DeviceLocation,
+    },
+    /// A CUDA device cannot be used.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Cuda(#[from] syncbn_cuda::CudaError),
     /// A tensor's type does not go with the layer's parameters.
     #[error("{operation} of layer `{layer}`: {tensor} holds {got:?}, expected {expected}")]
     Dtype {

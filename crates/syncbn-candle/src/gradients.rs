@@ -4,13 +4,12 @@
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Result, Tensor, Var, WithDType};
-use syncbn_core::{Kernels, Param};
-use syncbn_cpu::Cpu;
+use syncbn_core::Param;
 
 use crate::digest::Digest;
-use crate::error::Error;
 use crate::group::Group;
-use crate::memory::{WithStorageMut, with_slice_mut};
+use crate::sum::all_reduce;
+use crate::value::Value;
 
 /// What becomes of the ranks' gradients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,16 +63,13 @@ fn name(grads: &GradStore, vars: &[Var]) -> String {
     format!("gradients of {} variables, form {digest}", vars.len())
 }
 
-fn reduce<P: Param + WithStorageMut>(
+fn reduce<P: Param + Value>(
     grads: &mut GradStore,
     vars: &[&Var],
     group: &Group,
     name: &str,
     scale: Option<f64>,
-) -> Result<()>
-where
-    Cpu: Kernels<P>,
-{
+) -> Result<()> {
     for bucket in buckets(vars) {
         let flat = |var: &&Var| match grads.get(var) {
             Some(grad) => grad.flatten_all()?.to_dtype(<P as WithDType>::DTYPE),
@@ -82,10 +78,7 @@ where
         let flat: Vec<Tensor> = bucket.iter().map(flat).collect::<Result<_>>()?;
         // What candle joins is new memory; of a single one it would be the gradient's own.
         let joined = if let [one] = &flat[..] { one.copy()? } else { Tensor::cat(&flat, 0)? };
-        with_slice_mut(&joined, |numbers: &mut [P]| {
-            let group_error = |source| Error::Group { operation: "all_reduce_gradients", source }.into();
-            group.cpu.all_reduce(name, &Cpu, &(), numbers).map_err(group_error)
-        })?;
+        all_reduce::<P>(group, "all_reduce_gradients", name, &joined)?;
         let joined = if let Some(scale) = scale { joined.affine(scale, 0.0)? } else { joined };
         let mut at = 0;
         for var in bucket {

@@ -4,14 +4,13 @@ mod build;
 
 use std::sync::Arc;
 
-use candle_core::{CustomOp3, Module, ModuleT, Result, Tensor};
+use candle_core::{Module, ModuleT, Result, Tensor};
 use syncbn_core::{Geometry, Layout};
-use syncbn_cpu::Cpu;
 
 use crate::SyncBatchNormConfig;
 use crate::error::Error;
 use crate::group::Group;
-use crate::op::{Forward, Passes, Saved, Statistics, Use};
+use crate::op::{Call, DevicePasses, Saved, Statistics};
 use crate::running::Running;
 
 pub use build::sync_batch_norm;
@@ -33,7 +32,7 @@ pub use build::sync_batch_norm;
 /// computes: [`all_reduce_gradients`](crate::all_reduce_gradients) sums them over the ranks. There is no second derivative.
 #[derive(Clone, Debug)]
 pub struct SyncBatchNorm {
-    passes: Arc<Passes<Cpu>>,
+    passes: DevicePasses,
     config: SyncBatchNormConfig,
     group: Group,
     weight: Option<Tensor>,
@@ -102,8 +101,8 @@ impl SyncBatchNorm {
     pub fn forward_train(&self, x: &Tensor) -> Result<(Tensor, Saved)> {
         let saved = Saved::default();
         let y = self.apply(x, Statistics::Group, saved.clone())?;
-        if let (Some(running), Some(saved)) = (&self.running, saved.0.get()) {
-            running.update(&self.passes, saved)?;
+        if let Some(running) = &self.running {
+            self.passes.update(running, &saved)?;
         }
         Ok((y, saved))
     }
@@ -131,7 +130,7 @@ impl SyncBatchNorm {
     /// # }
     /// ```
     pub fn recompute(&self, x: &Tensor, saved: &Saved) -> Result<Tensor> {
-        if saved.0.get().is_none() {
+        if !self.passes.have(saved) {
             return Err(Error::NothingSaved { operation: "recomputation", layer: self.name().into() }.into());
         }
         // What was saved says whose statistics they are.
@@ -151,16 +150,14 @@ impl SyncBatchNorm {
     fn apply(&self, x: &Tensor, statistics: Statistics, saved: Saved) -> Result<Tensor> {
         let arranged = Arranged::new(x)?;
         let (weight, bias) = (contiguous(self.weight.as_ref())?, contiguous(self.bias.as_ref())?);
-        let used = Use {
-            passes: Arc::clone(&self.passes),
+        let op = self.passes.forward(Call {
             channels_last: arranged.channels_last,
             has_weight: weight.is_some(),
             has_bias: bias.is_some(),
             statistics,
             saved,
-        };
+        });
         let or_placeholder = |tensor: Option<Tensor>| tensor.unwrap_or_else(|| self.placeholder.clone());
-        let op: Box<dyn CustomOp3 + Send + Sync> = Box::new(Forward(Arc::new(used)));
         let y = arranged.x.apply_op3_arc(&or_placeholder(weight), &or_placeholder(bias), Arc::new(op))?;
         if arranged.channels_last { y.permute(channels_second(y.rank())) } else { Ok(y) }
     }

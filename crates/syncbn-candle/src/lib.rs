@@ -2,8 +2,9 @@
 //!
 //! # Map
 //!
-//! `layer` is the layer, `op` one use of it in candle's graph, `cpu` the kernels' calls, `running` the running statistics.
-//! `gradients` and `state` are what a data-parallel trainer needs besides.
+//! `layer` is the layer, `op` one use of it in candle's graph, `passes` the kernels' calls, `running` the running statistics. `device`
+//! is what they need of a device's memory, which `cpu` and `cuda` have. `gradients` and `state` are what a data-parallel trainer needs
+//! besides.
 //!
 //! Deliberately not here: kernels, which are the backends', and models.
 
@@ -11,6 +12,9 @@
 
 mod config;
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+mod device;
 mod digest;
 mod error;
 mod gradients;
@@ -18,8 +22,11 @@ mod group;
 mod layer;
 mod memory;
 mod op;
+mod passes;
 mod running;
 mod state;
+mod sum;
+mod value;
 
 pub use config::SyncBatchNormConfig;
 pub use error::{Difference, Error};

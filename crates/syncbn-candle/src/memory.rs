@@ -1,71 +1,53 @@
-//! Candle's memory on the CPU, borrowed.
+//! A tensor's memory, lent to be written in place.
 
 use std::cell::Cell;
 use std::marker::PhantomData;
 
-use candle_core::{CpuStorage, Error, InplaceOp1, Layout, Result, Tensor, WithDType};
+use candle_core::{CpuStorage, CudaStorage, Error, InplaceOp1, Layout, Result, Tensor};
 
-/// The elements of a contiguous tensor.
-pub(crate) fn slice<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
-    let (from, to) = offsets(layout)?;
-    T::cpu_storage_as_slice(storage)?.get(from..to).ok_or_else(|| not_contiguous(layout))
-}
+use crate::device::{OnDevice, of_mut};
+use crate::value::Value;
 
-fn offsets(layout: &Layout) -> Result<(usize, usize)> {
-    layout.contiguous_offsets().ok_or_else(|| not_contiguous(layout))
-}
-
-fn not_contiguous(layout: &Layout) -> Error {
-    Error::RequiresContiguous { op: "sync-batch-norm" }.context(format!("layout {layout:?}"))
-}
-
-/// A type whose storage can be lent to be written.
-pub(crate) trait WithStorageMut: WithDType {
-    fn vec_mut(storage: &mut CpuStorage) -> Option<&mut Vec<Self>>;
-}
-
-macro_rules! with_storage_mut {
-    ($type:ty, $variant:ident) => {
-        impl WithStorageMut for $type {
-            fn vec_mut(storage: &mut CpuStorage) -> Option<&mut Vec<Self>> {
-                if let CpuStorage::$variant(values) = storage { Some(values) } else { None }
-            }
-        }
-    };
-}
-
-with_storage_mut!(f32, F32);
-with_storage_mut!(f64, F64);
-with_storage_mut!(i64, I64);
-
-/// Lends the elements of a contiguous tensor on the CPU to be written in place.
-pub(crate) fn with_slice_mut<T: WithStorageMut, R>(
+/// Lends the elements of a contiguous tensor, with its device's queue.
+pub(crate) fn with_mem_mut<B: OnDevice, T: Value, R>(
     tensor: &Tensor,
-    job: impl FnOnce(&mut [T]) -> Result<R>,
+    job: impl FnOnce(&B::Queue, B::MemMut<'_, T>) -> Result<R>,
 ) -> Result<R> {
-    let in_place = InPlace { job: Cell::new(Some(job)), result: Cell::new(None), values: PhantomData };
+    let in_place =
+        InPlace { job: Cell::new(Some(job)), result: Cell::new(None), values: PhantomData::<fn(B, T)> };
     tensor.inplace_op1(&in_place)?;
     in_place.result.take().ok_or_else(|| Error::Msg("the operation did not run".into()))
 }
 
-struct InPlace<T, F, R> {
+struct InPlace<B, T, F, R> {
     job: Cell<Option<F>>,
     result: Cell<Option<R>>,
-    values: PhantomData<fn(T)>,
+    values: PhantomData<fn(B, T)>,
 }
 
-impl<T: WithStorageMut, R, F: FnOnce(&mut [T]) -> Result<R>> InplaceOp1 for InPlace<T, F, R> {
+impl<B: OnDevice, T: Value, R, F: FnOnce(&B::Queue, B::MemMut<'_, T>) -> Result<R>> InPlace<B, T, F, R> {
+    fn run(&self, memory: &mut B::Memory, layout: &Layout) -> Result<()> {
+        let queue = B::queue(memory);
+        let values = B::lend_mut(memory, layout, &queue)?;
+        if let Some(job) = self.job.take() {
+            self.result.set(Some(job(&queue, values)?));
+        }
+        Ok(())
+    }
+}
+
+impl<B: OnDevice, T: Value, R, F: FnOnce(&B::Queue, B::MemMut<'_, T>) -> Result<R>> InplaceOp1
+    for InPlace<B, T, F, R>
+{
     fn name(&self) -> &'static str {
         "sync-batch-norm-in-place"
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        let (from, to) = offsets(layout)?;
-        let values = T::vec_mut(storage).and_then(|values| values.get_mut(from..to));
-        let (Some(values), Some(job)) = (values, self.job.take()) else {
-            return Err(not_contiguous(layout));
-        };
-        self.result.set(Some(job(values)?));
-        Ok(())
+        self.run(of_mut::<B>(storage)?, layout)
+    }
+
+    fn cuda_fwd(&self, storage: &mut CudaStorage, layout: &Layout) -> Result<()> {
+        self.run(of_mut::<B>(storage)?, layout)
     }
 }

@@ -7,11 +7,11 @@ use std::sync::PoisonError;
 use candle_core::{DType, Device, Result, Shape, Tensor, Var};
 use candle_nn::VarMap;
 use syncbn_core::{bf16, f16};
-use syncbn_cpu::Cpu;
 
 use crate::digest::Digest;
 use crate::error::{Difference, Error};
 use crate::group::Group;
+use crate::sum::all_reduce;
 
 /// The most words of one sum.
 const PIECE: usize = 1 << 20;
@@ -36,8 +36,8 @@ pub fn broadcast_state(vars: &VarMap, group: &Group) -> Result<()> {
     }
     let name = format!("broadcast_state {}", form(&vars));
     for piece in words.chunks_mut(PIECE) {
-        let mut numbers: Vec<f64> = piece.iter().map(|&word| f64::from(word)).collect();
-        all_reduce(group, "broadcast_state", &name, &mut numbers)?;
+        let numbers = piece.iter().map(|&word| f64::from(word)).collect();
+        let numbers = summed(&vars, group, "broadcast_state", &name, numbers)?;
         piece.iter_mut().zip(&numbers).for_each(|(word, &number)| *word = word_of(number));
     }
     let mut rest = &words[..];
@@ -68,7 +68,7 @@ pub fn check_state(vars: &VarMap, group: &Group) -> Result<()> {
         let at = row * group.rank() + PER_VARIABLE * at;
         (digests[at], digests[at + 1]) = (f64::from(low), f64::from(high));
     }
-    all_reduce(group, "check_state", &format!("check_state {}", form(&vars)), &mut digests)?;
+    let digests = summed(&vars, group, "check_state", &format!("check_state {}", form(&vars)), digests)?;
     let mut differences = Vec::new();
     for rank in 1..group.world_size().get() {
         for (at, (name, _)) in vars.iter().enumerate() {
@@ -98,9 +98,19 @@ fn form(vars: &[(String, Var)]) -> String {
     format!("of {} variables, form {digest}", vars.len())
 }
 
-fn all_reduce(group: &Group, operation: &'static str, name: &str, numbers: &mut [f64]) -> Result<()> {
-    let group_error = |source| Error::Group { operation, source }.into();
-    group.cpu.all_reduce(name, &Cpu, &(), numbers).map_err(group_error)
+/// The sums over the ranks, on the variables' device.
+fn summed(
+    vars: &[(String, Var)],
+    group: &Group,
+    operation: &'static str,
+    name: &str,
+    numbers: Vec<f64>,
+) -> Result<Vec<f64>> {
+    let device = vars.first().map_or(&Device::Cpu, |(_, var)| var.device());
+    let len = numbers.len();
+    let numbers = Tensor::from_vec(numbers, len, device)?;
+    all_reduce::<f64>(group, operation, name, &numbers)?;
+    numbers.to_vec1()
 }
 
 fn words_of(vars: &[(String, Var)]) -> Result<Vec<u32>> {

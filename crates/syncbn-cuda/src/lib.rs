@@ -49,5 +49,5 @@ pub use device::Cuda;
 pub use error::CudaError;
 pub use memory::Buffer;
 pub use raw::capture::allow_capture;
-pub use raw::memory::{Mem, MemMut};
+pub use raw::memory::{Mem, MemMut, allocate};
 pub use workspace::{Saved, Workspace};

@@ -32,7 +32,8 @@ pub fn save(path: &Path, vars: &VarMap, sgd: &Sgd, epoch: usize) -> Result<()> {
 
 /// Reads a state back, and says after how many epochs it was written.
 pub fn load(path: &Path, vars: &mut VarMap, sgd: &mut Sgd) -> Result<usize> {
-    let mut tensors = candle_core::safetensors::load(path, &Device::Cpu)?;
+    let device = sgd.velocities.first().map_or(Device::Cpu, |velocity| velocity.device().clone());
+    let mut tensors = candle_core::safetensors::load(path, &device)?;
     let mut take = |name: &str| tensors.remove(name).ok_or_else(|| format!("{}: no {name}", path.display()));
     let epoch = take(EPOCH)?.to_scalar::<i64>()?;
     for (name, velocity) in names(vars).into_iter().zip(&mut sgd.velocities) {

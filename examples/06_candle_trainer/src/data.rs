@@ -1,10 +1,25 @@
-//! Hand-written digits of 8 x 8 pixels, as tensors.
+//! What is trained on: hand-written digits of 8 x 8 pixels, or a folder of image files, as tensors.
+
+mod folder;
 
 use candle_core::{DType, Device, Tensor};
 
 use crate::Result;
 
-/// Images of shape (N, 1, 8, 8), and their classes.
+pub use folder::folder;
+
+/// Training and test samples, and how many classes there are.
+#[derive(Clone, Debug)]
+pub struct Data {
+    /// To be trained on.
+    pub training: Samples,
+    /// To be judged by.
+    pub test: Samples,
+    /// The number of classes.
+    pub classes: usize,
+}
+
+/// Images of shape (N, colours, height, width), and their classes.
 #[derive(Clone, Debug)]
 pub struct Samples {
     /// Pixels of mean about 0 and variance about 1.
@@ -16,8 +31,8 @@ pub struct Samples {
 const TRAINING: usize = 1347;
 const SIDE: usize = 8;
 
-/// The training and test samples.
-pub fn digits(dtype: DType) -> Result<(Samples, Samples)> {
+/// The digits.
+pub fn digits(dtype: DType) -> Result<Data> {
     let (mut pixels, mut classes) = (Vec::new(), Vec::new());
     for line in include_str!("../../data/optdigits.csv").lines() {
         let numbers = line.split(',').map(str::parse::<u8>).collect::<std::result::Result<Vec<_>, _>>()?;
@@ -28,7 +43,8 @@ pub fn digits(dtype: DType) -> Result<(Samples, Samples)> {
     let count = classes.len();
     let images = Tensor::from_vec(pixels, (count, 1, SIDE, SIDE), &Device::Cpu)?.to_dtype(dtype)?;
     let all = Samples { images, classes: Tensor::from_vec(classes, count, &Device::Cpu)? };
-    Ok((all.range(0, TRAINING)?, all.range(TRAINING, count - TRAINING)?))
+    let (training, test) = (all.range(0, TRAINING)?, all.range(TRAINING, count - TRAINING)?);
+    Ok(Data { training, test, classes: 10 })
 }
 
 impl Samples {
@@ -39,14 +55,20 @@ impl Samples {
 
     /// The samples at these places.
     pub fn select(&self, places: &[u32]) -> Result<Self> {
-        let places = Tensor::new(places, &Device::Cpu)?;
+        let places = Tensor::new(places, self.classes.device())?;
         Ok(Self {
             images: self.images.index_select(&places, 0)?,
             classes: self.classes.index_select(&places, 0)?,
         })
     }
 
-    fn range(&self, from: usize, count: usize) -> Result<Self> {
+    /// The same samples in a device's memory.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        Ok(Self { images: self.images.to_device(device)?, classes: self.classes.to_device(device)? })
+    }
+
+    /// `count` samples from `from` on.
+    pub fn range(&self, from: usize, count: usize) -> Result<Self> {
         Ok(Self {
             images: self.images.narrow(0, from, count)?,
             classes: self.classes.narrow(0, from, count)?,

@@ -8,7 +8,7 @@ use std::time::Instant;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
-use crate::data::digits;
+use crate::data::{Data, digits};
 use crate::speed::{SHAPES, Times};
 use crate::trainer::{Outcome, Settings, Way, train};
 use crate::{Result, chart, parity, speed};
@@ -56,10 +56,10 @@ pub struct Speed {
 
 /// Trains in the three ways, measures, and tells what it finds.
 pub fn run(settings: &Settings, svg: &Path, out: &mut dyn Write) -> Result<Report> {
-    let start = Instant::now();
+    let (start, data) = (Instant::now(), digits(settings.dtype)?);
     let mut outcomes = Vec::new();
     for way in [Way::Single, Way::Local, Way::Sync] {
-        let outcome = with_progress(&Settings { way, ..settings.clone() })?;
+        let outcome = with_progress(&Settings { way, ..settings.clone() }, &data)?;
         let last = outcome.accuracies.last().copied().ok_or("no epoch was trained")?;
         writeln!(out, "  {:<30} accuracy {:5.1} %", describe(way, settings), 100.0 * last)?;
         outcomes.push((outcome, last));
@@ -83,24 +83,24 @@ pub fn run(settings: &Settings, svg: &Path, out: &mut dyn Write) -> Result<Repor
 }
 
 fn describe(way: Way, settings: &Settings) -> String {
-    let Settings { ranks, samples, .. } = settings;
+    let (ranks, samples) = (settings.world.size(), settings.samples);
     match way {
         Way::Single => format!("one process with {}", samples * ranks.get()),
+        Way::Candle => format!("{ranks} ranks with {samples}, candle's own"),
         Way::Local => format!("{ranks} ranks with {samples}, local"),
         Way::Sync => format!("{ranks} ranks with {samples}, synchronised"),
     }
 }
 
 /// Trains with a progress bar of loss and images per second, where standard output is a terminal.
-pub fn with_progress(settings: &Settings) -> Result<Outcome> {
-    let (training, test) = digits(settings.dtype)?;
-    let target =
-        if io::stdout().is_terminal() { ProgressDrawTarget::stdout() } else { ProgressDrawTarget::hidden() };
+pub fn with_progress(settings: &Settings, data: &Data) -> Result<Outcome> {
+    let shows = settings.world.speaks() && io::stdout().is_terminal();
+    let target = if shows { ProgressDrawTarget::stdout() } else { ProgressDrawTarget::hidden() };
     let bar = ProgressBar::with_draw_target(None, target);
     bar.set_style(ProgressStyle::with_template("  {msg} {wide_bar} {pos}/{len} steps, {eta}")?);
-    let batch = settings.samples * settings.ranks.get();
+    let batch = settings.samples * settings.world.size().get();
     let (start, way) = (Instant::now(), format!("{:?}", settings.way).to_lowercase());
-    let outcome = train(settings, (&training, &test), |progress| {
+    let outcome = train(settings, data, |progress| {
         let (step, steps) = progress.step;
         bar.set_length(steps as u64);
         bar.set_position(step as u64 + 1);

@@ -9,7 +9,8 @@ use std::process::ExitCode;
 use candle_core::DType;
 use candle_trainer::resnet::Size;
 use candle_trainer::trainer::{Settings, Way};
-use candle_trainer::{Result, demo, speed};
+use candle_trainer::world::{self, World};
+use candle_trainer::{Result, data, demo, speed};
 use clap::{Parser, Subcommand};
 
 /// A residual network on handwritten digits, trained by candle on several ranks with batch norm over all of them.
@@ -38,6 +39,9 @@ struct Network {
     /// The number of ranks, each a thread.
     #[arg(long, default_value = "8")]
     ranks: NonZeroUsize,
+    /// Trains on so many GPUs, which the ranks take in turn; 0: on the CPU.
+    #[arg(long, default_value_t = 0)]
+    gpus: usize,
     /// Samples of a rank in a step.
     #[arg(long, default_value_t = 1)]
     samples: usize,
@@ -65,6 +69,22 @@ struct Train {
     /// Whose samples a batch norm's statistics are of.
     #[arg(long, value_enum, default_value_t = Way::Sync)]
     way: Way,
+    /// Trains on the PNG and JPEG files of this folder, which has a folder for each class, in place of the digits.
+    #[arg(long, value_name = "FOLDER")]
+    images: Option<PathBuf>,
+    /// Height and width to which these images are resized.
+    #[arg(long, default_value_t = 32)]
+    side: usize,
+    /// Starts so many processes, each a rank, which meet over TCP.
+    #[arg(long, value_name = "N", conflicts_with = "tcp")]
+    processes: Option<NonZeroUsize>,
+    /// This process is a rank, as torchrun, mpirun or srun has started it; the ranks meet over TCP.
+    #[arg(long)]
+    tcp: bool,
+    /// This process is a rank with a GPU, as torchrun, mpirun or srun has started it; the ranks meet over NCCL.
+    #[cfg(feature = "cuda")]
+    #[arg(long, conflicts_with_all = ["tcp", "processes"])]
+    nccl: bool,
     /// Writes variables and optimiser to this safetensors file after every epoch.
     #[arg(long, value_name = "FILE")]
     checkpoint: Option<PathBuf>,
@@ -98,13 +118,7 @@ fn main() -> ExitCode {
 fn run(args: Args) -> Result<()> {
     let out = &mut io::stdout();
     match args.command {
-        Command::Train(Train { network, way, checkpoint, resume }) => {
-            let outcome = demo::with_progress(&Settings { way, checkpoint, resume, ..settings(&network) })?;
-            for (epoch, accuracy) in outcome.accuracies.iter().enumerate() {
-                writeln!(out, "epoch {:>3} of this run: accuracy {:5.1} %", epoch + 1, 100.0 * accuracy)?;
-            }
-            Ok(())
-        }
+        Command::Train(train) => run_train(train, out),
         Command::Demo(Demo { network, json, svg }) => {
             let report = demo::run(&settings(&network), &svg, out)?;
             if let Some(path) = json {
@@ -119,11 +133,47 @@ fn run(args: Args) -> Result<()> {
     }
 }
 
+fn run_train(train: Train, out: &mut dyn Write) -> Result<()> {
+    if let Some(processes) = train.processes
+        && !world::is_rank()?
+    {
+        return world::start(processes);
+    }
+    let world = world(&train)?;
+    let data = match &train.images {
+        Some(folder) => data::folder(folder, train.side, DType::F32)?,
+        None => data::digits(DType::F32)?,
+    };
+    let Train { network, way, checkpoint, resume, .. } = train;
+    let settings = Settings { way, world, checkpoint, resume, ..settings(&network) };
+    let outcome = demo::with_progress(&settings, &data)?;
+    if settings.world.speaks() {
+        for (epoch, accuracy) in outcome.accuracies.iter().enumerate() {
+            writeln!(out, "epoch {:>3} of this run: accuracy {:5.1} %", epoch + 1, 100.0 * accuracy)?;
+        }
+        writeln!(out, "{:.0} images/s", outcome.images_per_second)?;
+    }
+    Ok(())
+}
+
+fn world(train: &Train) -> Result<World> {
+    #[cfg(feature = "cuda")]
+    if train.nccl {
+        return World::nccl();
+    }
+    let tcp = train.tcp || train.processes.is_some();
+    if tcp { World::tcp(train.network.gpus) } else { Ok(threads(&train.network)) }
+}
+
+fn threads(network: &Network) -> World {
+    World::Threads { ranks: network.ranks, gpus: network.gpus }
+}
+
 fn settings(network: &Network) -> Settings {
-    let &Network { ranks, samples, epochs, width, blocks, rate, seed } = network;
+    let &Network { samples, epochs, width, blocks, rate, seed, .. } = network;
     Settings {
         way: Way::Sync,
-        ranks,
+        world: threads(network),
         samples,
         epochs,
         size: Size { width, blocks },

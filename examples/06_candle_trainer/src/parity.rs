@@ -3,14 +3,14 @@
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use candle_core::{DType, ModuleT, Tensor};
+use candle_core::{DType, Device, ModuleT, Tensor};
 use candle_nn::loss::cross_entropy;
 use syncbn_candle::{Group, Reduction, all_reduce_gradients, sorted_vars};
 use syncbn_comm::threads;
 
 use crate::Result;
 use crate::data::{Samples, digits};
-use crate::resnet::{ResNet, Size};
+use crate::resnet::{Norms, ResNet, Size};
 use crate::sgd::Sgd;
 
 const STEPS: usize = 200;
@@ -20,7 +20,7 @@ const RATE: f64 = 0.01;
 
 /// The largest difference of any variable, relative to that variable's largest value.
 pub fn largest_difference() -> Result<f64> {
-    let (training, _) = digits(DType::F64)?;
+    let training = digits(DType::F64)?.training;
     let whole = train(&training, &Group::single_rank(), 0, PARTS.iter().sum())?;
     let parts =
         threads::run(NonZeroUsize::new(PARTS.len()).ok_or("no ranks")?, Duration::from_secs(600), |comm| {
@@ -46,7 +46,8 @@ pub fn largest_difference() -> Result<f64> {
 /// Every variable after the last step; this rank has `count` samples of each batch from `first` on.
 fn train(training: &Samples, group: &Group, first: usize, count: usize) -> Result<Vec<Tensor>> {
     let batch: usize = PARTS.iter().sum();
-    let (vars, network) = ResNet::new(SIZE, DType::F64, group, 1)?;
+    let (vars, network) =
+        ResNet::new(SIZE, (1, 10), (DType::F64, &Device::Cpu), &Norms::Of(group.clone()), 1)?;
     let trained = sorted_vars(&vars);
     let mut sgd = Sgd::new(trained.clone())?;
     for step in 0..STEPS {

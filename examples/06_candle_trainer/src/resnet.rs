@@ -1,7 +1,9 @@
 //! The residual network for small images of He et al. 2015, section 4.2: 6n + 2 layers of 3 x 3 convolutions in three stages.
 
 use candle_core::{DType, Device, ModuleT, Result, Tensor};
-use candle_nn::{Conv2d, Conv2dConfig, Linear, Module, VarBuilder, VarMap, conv2d_no_bias, linear};
+use candle_nn::{
+    BatchNorm, Conv2d, Conv2dConfig, Linear, Module, VarBuilder, VarMap, batch_norm, conv2d_no_bias, linear,
+};
 use syncbn_candle::{Group, SyncBatchNorm, sync_batch_norm};
 
 /// The size of a network.
@@ -13,10 +15,43 @@ pub struct Size {
     pub blocks: usize,
 }
 
+/// Whose batch norm a network has.
+#[derive(Clone, Debug)]
+pub enum Norms {
+    /// Candle's own: each rank's samples.
+    Candle,
+    /// The samples of a group.
+    Of(Group),
+}
+
+enum Norm {
+    Candle(BatchNorm),
+    Sync(SyncBatchNorm),
+}
+
+impl Norm {
+    fn new(channels: usize, vb: VarBuilder<'_>, norms: &Norms) -> Result<Self> {
+        // The one line that differs between a network of one process and one of many.
+        match norms {
+            Norms::Candle => batch_norm(channels, 1e-5, vb).map(Self::Candle),
+            Norms::Of(group) => sync_batch_norm(channels, 1e-5, vb, group).map(Self::Sync),
+        }
+    }
+}
+
+impl ModuleT for Norm {
+    fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        match self {
+            Self::Candle(norm) => norm.forward_t(x, train),
+            Self::Sync(norm) => norm.forward_t(x, train),
+        }
+    }
+}
+
 /// A convolution and its batch norm.
 struct Convolved {
     conv: Conv2d,
-    norm: SyncBatchNorm,
+    norm: Norm,
 }
 
 impl Convolved {
@@ -24,13 +59,11 @@ impl Convolved {
         (inputs, outputs, kernel): (usize, usize, usize),
         stride: usize,
         vb: &VarBuilder<'_>,
-        group: &Group,
+        norms: &Norms,
     ) -> Result<Self> {
         let config = Conv2dConfig { stride, padding: kernel / 2, ..Conv2dConfig::default() };
         let conv = conv2d_no_bias(inputs, outputs, kernel, config, vb.pp("conv"))?;
-        // The one line that differs from a network of one process: batch_norm(outputs, 1e-5, vb.pp("bn"))?
-        let norm = sync_batch_norm(outputs, 1e-5, vb.pp("bn"), group)?;
-        Ok(Self { conv, norm })
+        Ok(Self { conv, norm: Norm::new(outputs, vb.pp("bn"), norms)? })
     }
 }
 
@@ -47,13 +80,13 @@ struct Block {
 }
 
 impl Block {
-    fn new(inputs: usize, outputs: usize, vb: &VarBuilder<'_>, group: &Group) -> Result<Self> {
+    fn new(inputs: usize, outputs: usize, vb: &VarBuilder<'_>, norms: &Norms) -> Result<Self> {
         let grows = inputs != outputs;
         let stride = if grows { 2 } else { 1 };
-        let shortcut = grows.then(|| Convolved::new((inputs, outputs, 1), stride, &vb.pp("shortcut"), group));
+        let shortcut = grows.then(|| Convolved::new((inputs, outputs, 1), stride, &vb.pp("shortcut"), norms));
         Ok(Self {
-            first: Convolved::new((inputs, outputs, 3), stride, &vb.pp("first"), group)?,
-            second: Convolved::new((outputs, outputs, 3), 1, &vb.pp("second"), group)?,
+            first: Convolved::new((inputs, outputs, 3), stride, &vb.pp("first"), norms)?,
+            second: Convolved::new((outputs, outputs, 3), 1, &vb.pp("second"), norms)?,
             shortcut: shortcut.transpose()?,
         })
     }
@@ -70,7 +103,7 @@ impl ModuleT for Block {
     }
 }
 
-/// The network; its output are the scores of ten classes.
+/// The network; its output are the scores of the classes.
 pub struct ResNet {
     first: Convolved,
     blocks: Vec<Block>,
@@ -78,21 +111,27 @@ pub struct ResNet {
 }
 
 impl ResNet {
-    /// A network whose batch norms take their statistics over `group`, and its variables, drawn from `seed`.
-    pub fn new(size: Size, dtype: DType, group: &Group, seed: u64) -> Result<(VarMap, Self)> {
+    /// A network for images of `colours`, and its variables, drawn from `seed`.
+    pub fn new(
+        size: Size,
+        (colours, classes): (usize, usize),
+        (dtype, device): (DType, &Device),
+        norms: &Norms,
+        seed: u64,
+    ) -> Result<(VarMap, Self)> {
         let vars = VarMap::new();
-        let vb = VarBuilder::from_varmap(&vars, dtype, &Device::Cpu);
+        let vb = VarBuilder::from_varmap(&vars, dtype, device);
         let Size { width, blocks } = size;
-        let first = Convolved::new((1, width, 3), 1, &vb.pp("first"), group)?;
+        let first = Convolved::new((colours, width, 3), 1, &vb.pp("first"), norms)?;
         let (mut inputs, mut all) = (width, Vec::new());
         for (stage, outputs) in [width, 2 * width, 4 * width].into_iter().enumerate() {
             for block in 0..blocks {
                 let vb = vb.pp(format!("stage{stage}.{block}"));
-                all.push(Block::new(inputs, outputs, &vb, group)?);
+                all.push(Block::new(inputs, outputs, &vb, norms)?);
                 inputs = outputs;
             }
         }
-        let last = linear(inputs, 10, vb.pp("last"))?;
+        let last = linear(inputs, classes, vb.pp("last"))?;
         draw(&vars, seed)?;
         Ok((vars, Self { first, blocks: all, last }))
     }
@@ -120,7 +159,7 @@ fn draw(vars: &VarMap, seed: u64) -> Result<()> {
         let inputs: usize = var.dims().iter().skip(1).product();
         let bound = if var.rank() == 1 { 0.0 } else { (6.0 / inputs as f64).sqrt() };
         let values = (0..var.elem_count()).map(|_| bound * (2.0 * random.f64() - 1.0)).collect::<Vec<_>>();
-        var.set(&Tensor::from_vec(values, var.shape(), &Device::Cpu)?.to_dtype(var.dtype())?)?;
+        var.set(&Tensor::from_vec(values, var.shape(), var.device())?.to_dtype(var.dtype())?)?;
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ use candle_core::DType;
 use candle_trainer::data::digits;
 use candle_trainer::resnet::Size;
 use candle_trainer::trainer::{Outcome, Settings, Way, train};
+use candle_trainer::world::World;
 use syncbn_candle::sorted_vars;
 
 fn bits(outcome: &Outcome) -> Vec<Vec<u64>> {
@@ -19,12 +20,12 @@ fn bits(outcome: &Outcome) -> Vec<Vec<u64>> {
 
 #[test]
 fn a_run_that_was_interrupted_and_continued_has_the_bits_of_one_that_was_not() {
-    let (training, test) = digits(DType::F32).unwrap();
+    let data = digits(DType::F32).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("run.safetensors");
     let whole = Settings {
         way: Way::Sync,
-        ranks: NonZeroUsize::new(2).unwrap(),
+        world: World::Threads { ranks: NonZeroUsize::new(2).unwrap(), gpus: 0 },
         samples: 32,
         epochs: 2,
         size: Size { width: 4, blocks: 1 },
@@ -35,7 +36,7 @@ fn a_run_that_was_interrupted_and_continued_has_the_bits_of_one_that_was_not() {
         resume: None,
         stop_after: None,
     };
-    let run = |settings: &Settings| train(settings, (&training, &test), |_| ()).unwrap();
+    let run = |settings: &Settings| train(settings, &data, |_| ()).unwrap();
     let uninterrupted = run(&whole);
     let first = run(&Settings { checkpoint: Some(file.clone()), stop_after: Some(1), ..whole.clone() });
     let second = run(&Settings { resume: Some(file), ..whole });

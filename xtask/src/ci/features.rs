@@ -4,6 +4,7 @@
 
 use anyhow::Result;
 
+use super::nvcc;
 use crate::cargo::{cargo, metadata, published, run};
 
 pub(super) fn check() -> Result<()> {
@@ -23,5 +24,5 @@ pub(super) fn check() -> Result<()> {
 /// Clippy, since it has built the dependencies already.
 fn lint(package: &str, features: &[&str]) -> Result<()> {
     let package = ["clippy", "--quiet", "--locked", "--no-deps", "--package", package];
-    run(&mut cargo([&package, features, &["--", "--deny=warnings"]].concat()))
+    run(nvcc::or_stub(&mut cargo([&package, features, &["--", "--deny=warnings"]].concat())))
 }

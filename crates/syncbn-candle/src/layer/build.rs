@@ -4,14 +4,15 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::{BatchNorm, Init, VarBuilder};
-use syncbn_core::FunctionalBatchNorm;
+use syncbn_core::{Config, FunctionalBatchNorm};
 use syncbn_cpu::Cpu;
 
 use super::SyncBatchNorm;
 use crate::SyncBatchNormConfig;
+use crate::device::OnDevice;
 use crate::error::{Error, of_layer};
 use crate::group::Group;
-use crate::op::Passes;
+use crate::op::{DevicePasses, Passes};
 use crate::running::Running;
 
 const BUILD: &str = "construction";
@@ -72,22 +73,45 @@ fn passes(
     dtype: DType,
     device: &Device,
     group: &Group,
-) -> Result<Arc<Passes<Cpu>>> {
+) -> Result<DevicePasses> {
     if !config.remove_mean {
         let what = "remove_mean is off, and a batch norm subtracts the mean";
         return Err(unsupported(BUILD, name, what));
     }
-    if !device.is_cpu() {
-        let (layer, expected, got) = (name.into(), "the CPU", device.location());
-        return Err(Error::Device { operation: BUILD, layer, expected, got }.into());
+    let config = config.to_core(channels);
+    match device {
+        Device::Cpu => passes_on::<Cpu>(name, config, dtype, device, group).map(DevicePasses::Cpu),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => {
+            passes_on::<syncbn_cuda::Cuda>(name, config, dtype, device, group).map(DevicePasses::Cuda)
+        }
+        other => Err(no_kernels(name, other)),
     }
-    let core = config.to_core(channels);
+}
+
+fn passes_on<B: OnDevice>(
+    name: &str,
+    config: Config,
+    dtype: DType,
+    device: &Device,
+    group: &Group,
+) -> Result<Arc<Passes<B>>> {
+    let group = B::group(group).ok_or_else(|| {
+        let (layer, got) = (name.into(), device.location());
+        Error::Device { operation: BUILD, layer, expected: "a device that the group reaches", got }
+    })?;
+    let (backend, queue) = B::backend(device)?;
     let passes = match dtype {
-        DType::F32 => FunctionalBatchNorm::new(name, core, Cpu, &(), group.cpu.clone()).map(Passes::F32),
-        DType::F64 => FunctionalBatchNorm::new(name, core, Cpu, &(), group.cpu.clone()).map(Passes::F64),
+        DType::F32 => FunctionalBatchNorm::new(name, config, backend, &queue, group.clone()).map(Passes::F32),
+        DType::F64 => FunctionalBatchNorm::new(name, config, backend, &queue, group.clone()).map(Passes::F64),
         got => return Err(not_a_param(name, "the running statistics", got)),
     };
     passes.map(Arc::new).map_err(of_layer)
+}
+
+fn no_kernels(layer: &str, device: &Device) -> candle_core::Error {
+    let expected = if cfg!(feature = "cuda") { "the CPU or CUDA" } else { "the CPU" };
+    Error::Device { operation: BUILD, layer: layer.into(), expected, got: device.location() }.into()
 }
 
 impl SyncBatchNorm {

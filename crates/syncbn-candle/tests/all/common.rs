@@ -3,12 +3,12 @@
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use syncbn_candle::{Group, SyncBatchNorm, SyncBatchNormConfig, sync_batch_norm};
 use syncbn_comm::threads;
 
-pub(crate) const CPU: Device = Device::Cpu;
+use crate::place::device;
 
 /// What `body` returns on each rank of a new group.
 pub(crate) fn ranks<R: Send>(world_size: usize, body: impl Fn(&Group) -> Result<R> + Sync) -> Vec<R> {
@@ -26,7 +26,7 @@ pub(crate) fn layer(
     group: &Group,
 ) -> Result<(VarMap, SyncBatchNorm)> {
     let vars = VarMap::new();
-    let vb = VarBuilder::from_varmap(&vars, dtype, &CPU);
+    let vb = VarBuilder::from_varmap(&vars, dtype, &device());
     let layer = sync_batch_norm(channels, config, vb.pp("bn1"), group)?;
     Ok((vars, layer))
 }
@@ -35,7 +35,7 @@ pub(crate) fn layer(
 pub(crate) fn drawn(shape: &[usize], dtype: DType, seed: u64) -> Tensor {
     let mut rng = fastrand::Rng::with_seed(seed);
     let values = (0..shape.iter().product()).map(|_| 6.0 * rng.f64() - 2.5).collect::<Vec<f64>>();
-    Tensor::from_vec(values, shape, &CPU).unwrap().to_dtype(dtype).unwrap()
+    Tensor::from_vec(values, shape, &device()).unwrap().to_dtype(dtype).unwrap()
 }
 
 pub(crate) fn wide(tensor: &Tensor) -> Tensor {

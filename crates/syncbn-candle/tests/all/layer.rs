@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 
-use crate::common::{CPU, difference, drawn, layer, ranks, values};
-use candle_core::{DType, Device, Module, ModuleT, Tensor, Var};
+use crate::common::{difference, drawn, layer, ranks, values};
+use crate::place::{available, device};
+use candle_core::{DType, Module, ModuleT, Tensor, Var};
 use candle_nn::{BatchNorm, BatchNormConfig, VarBuilder, VarMap, batch_norm};
 use syncbn_candle::{Error, Group, SyncBatchNorm, SyncBatchNormConfig, sync_batch_norm};
 use syncbn_core::{CommErrorKind, ErrorKind};
@@ -27,6 +28,9 @@ fn alone() -> Group {
 
 #[test]
 fn a_var_map_saves_and_loads_all_five_tensors() {
+    if !available() {
+        return;
+    }
     let (vars, norm) = layer(3, 1e-5, DType::F32, &alone()).unwrap();
     assert_eq!(names(&vars), NAMES);
     for seed in 0..4 {
@@ -50,21 +54,27 @@ fn a_var_map_saves_and_loads_all_five_tensors() {
 
 #[test]
 fn a_file_without_counter_is_read_with_0_as_candles_own_layer_writes_it() {
+    if !available() {
+        return;
+    }
     let tensors: HashMap<String, Tensor> = ["weight", "bias", "running_mean", "running_var"]
         .map(|name| (name.to_owned(), drawn(&[3], DType::F32, 1).abs().unwrap()))
         .into();
-    let vb = VarBuilder::from_tensors(tensors.clone(), DType::F32, &CPU);
+    let vb = VarBuilder::from_tensors(tensors.clone(), DType::F32, &device());
     let norm = sync_batch_norm(3, 1e-5, vb, &alone()).unwrap();
     assert_eq!(norm.num_batches_tracked().unwrap().to_scalar::<i64>().unwrap(), 0);
     assert_eq!(values(norm.running_var().unwrap()), values(&tensors["running_var"]));
     let mut without_mean = tensors;
     without_mean.remove("running_mean");
-    let vb = VarBuilder::from_tensors(without_mean, DType::F32, &CPU);
+    let vb = VarBuilder::from_tensors(without_mean, DType::F32, &device());
     assert!(sync_batch_norm(3, 1e-5, vb, &alone()).is_err());
 }
 
 #[test]
 fn variables_are_f32_where_activations_are_halves() {
+    if !available() {
+        return;
+    }
     for (dtype, params) in [(DType::F16, DType::F32), (DType::BF16, DType::F32), (DType::F64, DType::F64)] {
         let (_vars, norm) = layer(3, 1e-5, dtype, &alone()).unwrap();
         assert_eq!(norm.weight().unwrap().dtype(), params);
@@ -74,12 +84,15 @@ fn variables_are_f32_where_activations_are_halves() {
 }
 
 fn candles(channels: usize, config: impl Into<BatchNormConfig>) -> BatchNorm {
-    let vb = VarBuilder::from_varmap(&VarMap::new(), DType::F32, &CPU);
+    let vb = VarBuilder::from_varmap(&VarMap::new(), DType::F32, &device());
     batch_norm(channels, config, vb).unwrap()
 }
 
 #[test]
 fn evaluation_and_training_are_candles_on_one_rank() {
+    if !available() {
+        return;
+    }
     let config = BatchNormConfig { momentum: 0.3, ..1e-3.into() };
     let theirs = candles(3, config);
     let (_vars, ours) = layer(3, config, DType::F32, &alone()).unwrap();
@@ -98,6 +111,9 @@ fn evaluation_and_training_are_candles_on_one_rank() {
 
 #[test]
 fn gradients_of_evaluation_leave_the_statistics_constant() {
+    if !available() {
+        return;
+    }
     let (_vars, norm) = layer(2, 1e-5, DType::F64, &alone()).unwrap();
     norm.forward_t(&drawn(&[6, 2], DType::F64, 1), true).unwrap();
     let (mean, var) = (norm.running_mean().unwrap().detach(), norm.running_var().unwrap().detach());
@@ -115,6 +131,9 @@ fn gradients_of_evaluation_leave_the_statistics_constant() {
 
 #[test]
 fn without_running_statistics_evaluation_takes_the_batchs() {
+    if !available() {
+        return;
+    }
     let config =
         SyncBatchNormConfig { track_running_stats: false, affine: false, ..SyncBatchNormConfig::default() };
     let (vars, norm) = layer(2, config, DType::F64, &alone()).unwrap();
@@ -126,6 +145,9 @@ fn without_running_statistics_evaluation_takes_the_batchs() {
 
 #[test]
 fn candles_layer_and_back_share_their_variables() {
+    if !available() {
+        return;
+    }
     let theirs = candles(3, BatchNormConfig { momentum: 0.2, ..1e-3.into() });
     let ours = SyncBatchNorm::from_candle(&theirs, "bn1", &alone()).unwrap();
     let x = drawn(&[4, 3, 5], DType::F32, 1);
@@ -144,6 +166,9 @@ fn candles_layer_and_back_share_their_variables() {
 
 #[test]
 fn a_layer_that_does_not_remove_the_mean_is_refused() {
+    if !available() {
+        return;
+    }
     let config = BatchNormConfig { remove_mean: false, ..BatchNormConfig::default() };
     let error = refused(3, config, DType::F32);
     assert!(matches!(Error::find(&error), Some(Error::Unsupported { .. })), "{error}");
@@ -156,13 +181,19 @@ fn a_layer_that_does_not_remove_the_mean_is_refused() {
 
 #[test]
 fn one_variable_as_mean_and_variance_is_refused() {
-    let both = Var::ones(3, DType::F32, &CPU).unwrap();
+    if !available() {
+        return;
+    }
+    let both = Var::ones(3, DType::F32, &device()).unwrap();
     let theirs = BatchNorm::new_no_bias(3, both.as_tensor().clone(), both.as_tensor().clone(), 1e-5).unwrap();
     assert!(SyncBatchNorm::from_candle(&theirs, "bn1", &alone()).is_err());
 }
 
 #[test]
 fn recomputation_asks_no_rank_updates_nothing_and_has_the_same_bits_and_gradients() {
+    if !available() {
+        return;
+    }
     let outcomes = ranks(2, |group| {
         let (_vars, norm) = layer(3, 1e-5, DType::F32, group)?;
         let x = Var::from_tensor(&drawn(&[2 + group.rank(), 3, 4], DType::F32, 1))?;
@@ -182,6 +213,9 @@ fn recomputation_asks_no_rank_updates_nothing_and_has_the_same_bits_and_gradient
 
 #[test]
 fn a_recomputation_needs_what_its_own_layer_saved() {
+    if !available() {
+        return;
+    }
     let (_vars, norm) = layer(3, 1e-5, DType::F32, &alone()).unwrap();
     let (_others, other) = layer(3, 1e-5, DType::F32, &alone()).unwrap();
     let x = drawn(&[4, 3], DType::F32, 1);
@@ -201,6 +235,9 @@ fn kind(error: &candle_core::Error) -> &ErrorKind {
 
 #[test]
 fn errors_are_typed_and_change_nothing() {
+    if !available() {
+        return;
+    }
     let (_vars, norm) = layer(3, 1e-5, DType::F32, &alone()).unwrap();
     let forward = |shape: &[usize], dtype| norm.forward_t(&drawn(shape, dtype, 1), true).unwrap_err();
     assert!(matches!(kind(&forward(&[4, 2], DType::F32)), ErrorKind::Channels { got: 2, .. }));
@@ -221,6 +258,9 @@ fn errors_are_typed_and_change_nothing() {
 
 #[test]
 fn a_failed_sum_changes_neither_statistics_nor_counter() {
+    if !available() {
+        return;
+    }
     let outcomes = ranks(2, |group| {
         let (_vars, norm) = layer(3, 1e-5, DType::F32, group)?;
         if group.rank() == 1 {
@@ -236,9 +276,12 @@ fn a_failed_sum_changes_neither_statistics_nor_counter() {
 
 #[test]
 fn every_rank_may_be_empty() {
+    if !available() {
+        return;
+    }
     let outcomes = ranks(2, |group| {
         let (_vars, norm) = layer(3, 1e-5, DType::F32, group)?;
-        let x = Var::zeros((0, 3, 4), DType::F32, &CPU)?;
+        let x = Var::zeros((0, 3, 4), DType::F32, &device())?;
         let y = norm.forward_t(&x, true)?;
         let grads = y.sum_all()?.backward()?;
         let weight = values(grads.get(norm.weight().unwrap()).unwrap());
@@ -252,15 +295,22 @@ fn every_rank_may_be_empty() {
 
 #[test]
 fn a_clone_is_the_same_layer() {
+    if !available() {
+        return;
+    }
     let (_vars, norm) = layer(3, 1e-5, DType::F32, &alone()).unwrap();
     norm.clone().forward_t(&drawn(&[4, 3], DType::F32, 1), true).unwrap();
     assert_eq!(norm.num_batches_tracked().unwrap().to_scalar::<i64>().unwrap(), 1);
 }
 
+const VARIABLE: &str = "CANDLE_GRAD_DO_NOT_DETACH";
+
 /// Candle makes graphs of gradients where this variable is set when a thread first asks: a process of its own.
 #[test]
 fn a_second_derivative_is_an_error_and_not_a_graph_cut_in_silence() {
-    const VARIABLE: &str = "CANDLE_GRAD_DO_NOT_DETACH";
+    if !available() {
+        return;
+    }
     if std::env::var_os(VARIABLE).is_none() {
         let name = "layer::a_second_derivative_is_an_error_and_not_a_graph_cut_in_silence";
         let mut again = std::process::Command::new(std::env::current_exe().unwrap());
@@ -277,9 +327,11 @@ fn a_second_derivative_is_an_error_and_not_a_graph_cut_in_silence() {
 
 #[test]
 fn memory_that_both_layouts_describe_stays_contiguous() {
+    if !available() {
+        return;
+    }
     let (_vars, norm) = layer(1, 1e-5, DType::F32, &alone()).unwrap();
     let x = drawn(&[4, 5, 1], DType::F32, 1).permute((0, 2, 1)).unwrap();
     let y = norm.forward_t(&x, true).unwrap();
     assert_eq!((y.dims(), y.is_contiguous()), (&[4, 1, 5][..], true));
-    let _: Device = CPU;
 }

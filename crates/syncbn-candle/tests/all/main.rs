@@ -4,6 +4,7 @@
 mod common;
 mod gradients;
 mod layer;
+mod place;
 mod pytorch;
 mod ranks;
 mod training;

@@ -8,7 +8,8 @@ use candle_core::{DType, Module, ModuleT, Result, Tensor};
 use candle_nn::{Conv2d, Conv2dConfig, Linear, VarBuilder, VarMap, conv2d_no_bias, linear};
 use syncbn_candle::{Group, SyncBatchNorm, sync_batch_norm};
 
-use crate::common::{CPU, difference};
+use crate::common::difference;
+use crate::place::{available, device};
 
 struct Convolved {
     conv: Conv2d,
@@ -85,14 +86,17 @@ const STATE: &[u8] = include_bytes!("../pytorch/resnet.safetensors");
 const EVALUATED: &[u8] = include_bytes!("../pytorch/evaluated.safetensors");
 
 fn evaluates_as_pytorch(network: &ResNet) {
-    let file = candle_core::safetensors::load_buffer(EVALUATED, &CPU).unwrap();
+    let file = candle_core::safetensors::load_buffer(EVALUATED, &device()).unwrap();
     let error = difference(&network.forward(&file["x"]).unwrap(), &file["y"]);
     assert!(error < 1e-6, "{error:e}");
 }
 
 #[test]
 fn pytorchs_checkpoint_is_read_as_it_lies_and_evaluates_to_its_output() {
-    let vb = VarBuilder::from_buffered_safetensors(STATE.to_vec(), DType::F32, &CPU).unwrap();
+    if !available() {
+        return;
+    }
+    let vb = VarBuilder::from_buffered_safetensors(STATE.to_vec(), DType::F32, &device()).unwrap();
     let network = ResNet::new(&vb).unwrap();
     assert_eq!(network.first.norm.num_batches_tracked().unwrap().to_scalar::<i64>().unwrap(), 20);
     evaluates_as_pytorch(&network);
@@ -107,14 +111,17 @@ fn contents(bytes: &[u8]) -> BTreeMap<String, (DType, Vec<usize>, Vec<u64>)> {
         };
         (name, (tensor.dtype(), tensor.dims().to_vec(), bits))
     };
-    candle_core::safetensors::load_buffer(bytes, &CPU).unwrap().into_iter().map(contents).collect()
+    candle_core::safetensors::load_buffer(bytes, &device()).unwrap().into_iter().map(contents).collect()
 }
 
 #[test]
 fn what_is_written_back_has_the_names_types_shapes_and_bits_that_pytorchs_strict_load_wants() {
+    if !available() {
+        return;
+    }
     let mut vars = VarMap::new();
-    let network = ResNet::new(&VarBuilder::from_varmap(&vars, DType::F32, &CPU)).unwrap();
-    vars.set(candle_core::safetensors::load_buffer(STATE, &CPU).unwrap().into_iter()).unwrap();
+    let network = ResNet::new(&VarBuilder::from_varmap(&vars, DType::F32, &device())).unwrap();
+    vars.set(candle_core::safetensors::load_buffer(STATE, &device()).unwrap().into_iter()).unwrap();
     evaluates_as_pytorch(&network);
     let written = Path::new(env!("CARGO_TARGET_TMPDIR")).join("resnet-written.safetensors");
     vars.save(&written).unwrap();

@@ -1,6 +1,7 @@
 //! What a data-parallel trainer needs besides the layer: gradients and variables over ranks.
 
-use crate::common::{CPU, drawn, ranks, values};
+use crate::common::{drawn, ranks, values};
+use crate::place::{available, device};
 use candle_core::{DType, Tensor, Var};
 use candle_nn::{Init, VarMap};
 use syncbn_candle::{
@@ -14,11 +15,11 @@ fn vars(rank: usize) -> VarMap {
     for (at, (name, dtype)) in
         [("b", DType::F64), ("a", DType::F32), ("d", DType::BF16), ("c", DType::F16)].into_iter().enumerate()
     {
-        vars.get((3, 2 + at), name, Init::Const(1.0), dtype, &CPU).unwrap();
+        vars.get((3, 2 + at), name, Init::Const(1.0), dtype, &device()).unwrap();
         vars.clone().set_one(name, drawn(&[3, 2 + at], dtype, (7 * rank + at) as u64)).unwrap();
     }
-    vars.get((), "count", Init::Const(0.0), DType::I64, &CPU).unwrap();
-    vars.clone().set_one("count", Tensor::new(-5 - rank as i64, &CPU).unwrap()).unwrap();
+    vars.get((), "count", Init::Const(0.0), DType::I64, &device()).unwrap();
+    vars.clone().set_one("count", Tensor::new(-5 - rank as i64, &device()).unwrap()).unwrap();
     vars
 }
 
@@ -34,11 +35,14 @@ fn bits(vars: &VarMap) -> Vec<Vec<u64>> {
 
 #[test]
 fn broadcast_state_gives_every_rank_rank_0s_bits() {
+    if !available() {
+        return;
+    }
     let states = ranks(3, |group| {
         let vars = vars(group.rank());
         if group.rank() == 0 {
             let odd = [[f64::NAN, -0.0], [f64::INFINITY, 1e-310], [1.0 / 3.0, -1.0]];
-            vars.clone().set_one("b", Tensor::new(&odd, &CPU)?)?;
+            vars.clone().set_one("b", Tensor::new(&odd, &device())?)?;
         }
         let before = bits(&vars);
         broadcast_state(&vars, group)?;
@@ -56,13 +60,16 @@ fn check_state_of_equals(vars: &VarMap, group: &syncbn_candle::Group) {
 
 #[test]
 fn check_state_names_each_variable_that_differs_and_its_rank() {
+    if !available() {
+        return;
+    }
     let found = ranks(3, |group| {
         let vars = vars(0);
         if group.rank() == 1 {
-            vars.clone().set_one("count", Tensor::new(0_i64, &CPU)?)?;
+            vars.clone().set_one("count", Tensor::new(0_i64, &device())?)?;
         }
         if group.rank() == 2 {
-            let zeros = Tensor::new(&[[-0.0_f32, 0.0, 0.0]; 3], &CPU)?;
+            let zeros = Tensor::new(&[[-0.0_f32, 0.0, 0.0]; 3], &device())?;
             vars.clone().set_one("a", zeros)?;
         }
         let error = check_state(&vars, group).unwrap_err();
@@ -79,10 +86,13 @@ fn check_state_names_each_variable_that_differs_and_its_rank() {
 
 #[test]
 fn models_that_differ_are_told_on_every_rank() {
+    if !available() {
+        return;
+    }
     let told = ranks(2, |group| {
         let vars = vars(0);
         if group.rank() == 1 {
-            vars.get(1, "another", Init::Const(0.0), DType::F32, &CPU)?;
+            vars.get(1, "another", Init::Const(0.0), DType::F32, &device())?;
         }
         let before = bits(&vars);
         let error = broadcast_state(&vars, group).unwrap_err();
@@ -98,12 +108,15 @@ fn is_out_of_step(error: &candle_core::Error) -> bool {
 
 #[test]
 fn gradients_are_summed_or_averaged_and_keep_their_types() {
+    if !available() {
+        return;
+    }
     for (reduction, divisor) in [(Reduction::Sum, 1.0), (Reduction::Mean, 2.0)] {
         let outcomes = ranks(2, |group| {
             let vars = sorted_vars(&vars(0));
             let scale = (group.rank() + 1) as f64;
             // d(sum(s v^2 / 2)) = s v, for all but the counter, which is used by nothing.
-            let mut loss = Tensor::zeros((), DType::F64, &CPU)?;
+            let mut loss = Tensor::zeros((), DType::F64, &device())?;
             for var in vars.iter().filter(|var| var.dtype().is_float()) {
                 loss = (loss + (var.sqr()?.to_dtype(DType::F64)?.sum_all()? * (scale / 2.0))?)?;
             }
@@ -130,10 +143,13 @@ fn gradients_are_summed_or_averaged_and_keep_their_types() {
 
 #[test]
 fn more_gradients_than_a_bucket_holds_are_all_summed() {
+    if !available() {
+        return;
+    }
     let sums = ranks(2, |group| {
         let vars =
             [1 << 21, 1 << 21, 5, (1 << 22) + 3, 7].map(|len| Var::full_of(len, group.rank() as f32 + 1.0));
-        let mut loss = Tensor::zeros((), DType::F32, &CPU)?;
+        let mut loss = Tensor::zeros((), DType::F32, &device())?;
         for var in &vars {
             loss = (loss + (var.sum_all()? * (group.rank() + 1) as f64)?)?;
         }
@@ -150,13 +166,17 @@ trait FullOf {
 
 impl FullOf for Var {
     fn full_of(len: usize, value: f32) -> Var {
-        Var::from_vec(vec![value; len], len, &CPU).unwrap()
+        Var::from_vec(vec![value; len], len, &device()).unwrap()
     }
 }
 
+type Change = fn(&mut Vec<Var>);
+
 #[test]
 fn variables_in_another_order_or_without_gradient_are_told_on_every_rank() {
-    type Change = fn(&mut Vec<Var>);
+    if !available() {
+        return;
+    }
     let changes: [Change; 2] = [|vars| vars.swap(0, 1), |vars| vars[0] = Var::full_of(6, 1.0)];
     for change in changes {
         let told = ranks(2, |group| {

@@ -1,6 +1,7 @@
 //! Ranks that train together are one process with the whole batch.
 
-use crate::common::{CPU, difference, drawn, ranks};
+use crate::common::{difference, drawn, ranks};
+use crate::place::{available, device};
 use candle_core::{DType, ModuleT, Result, Tensor};
 use candle_nn::{Linear, Module, Optimizer, SGD, VarBuilder, VarMap, linear, linear_no_bias, loss};
 use syncbn_candle::{
@@ -50,15 +51,15 @@ fn digits() -> (Tensor, Tensor) {
     }
     let samples = classes.len();
     (
-        Tensor::from_vec(pixels, (samples, 64), &CPU).unwrap(),
-        Tensor::from_vec(classes, samples, &CPU).unwrap(),
+        Tensor::from_vec(pixels, (samples, 64), &device()).unwrap(),
+        Tensor::from_vec(classes, samples, &device()).unwrap(),
     )
 }
 
 /// Every variable after the last step, by name; `share` are this rank's samples of a batch.
 fn train(group: &Group, (first, samples): (usize, usize)) -> Result<Vec<Tensor>> {
     let vars = VarMap::new();
-    let network = Network::new(&VarBuilder::from_varmap(&vars, DType::F64, &CPU), group)?;
+    let network = Network::new(&VarBuilder::from_varmap(&vars, DType::F64, &device()), group)?;
     // Candle's own start is another one in every run.
     for (at, name) in ["one.linear.weight", "two.linear.weight", "last.weight"].into_iter().enumerate() {
         let shape = vars.data().lock().unwrap()[name].dims().to_vec();
@@ -66,7 +67,7 @@ fn train(group: &Group, (first, samples): (usize, usize)) -> Result<Vec<Tensor>>
         let start = (drawn(&shape, DType::F64, (at + 10 * group.rank()) as u64) / 10.0)?;
         vars.clone().set_one(name, start)?;
     }
-    vars.clone().set_one("last.bias", Tensor::zeros(10, DType::F64, &CPU)?)?;
+    vars.clone().set_one("last.bias", Tensor::zeros(10, DType::F64, &device())?)?;
     broadcast_state(&vars, group)?;
     let trained = sorted_vars(&vars);
     let mut sgd = SGD::new(trained.clone(), RATE)?;
@@ -86,6 +87,9 @@ fn train(group: &Group, (first, samples): (usize, usize)) -> Result<Vec<Tensor>>
 
 #[test]
 fn after_200_steps_two_ranks_of_20_and_12_samples_are_one_process_with_32() {
+    if !available() {
+        return;
+    }
     let whole = train(&Group::single_rank(), (0, BATCH)).unwrap();
     let parts = ranks(2, |group| train(group, [(0, 20), (20, 12)][group.rank()]));
     assert_eq!(whole.len(), 14);

@@ -33,6 +33,14 @@ pub(crate) fn version() -> Result<i32, CudaError> {
     Ok(version)
 }
 
+/// The error of an allocation.
+pub(super) fn allocation(bytes: usize, source: DriverError) -> CudaError {
+    match source.0 {
+        sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => CudaError::OutOfMemory { bytes },
+        _ => CudaError::Driver { during: "allocating", source },
+    }
+}
+
 /// Device memory that is not tracked by events. Freeing it waits for the device, so no work can outlive it.
 #[derive(Debug)]
 pub(crate) struct DeviceMemory {
@@ -46,10 +54,8 @@ impl DeviceMemory {
         context.bind_to_thread().map_err(CudaError::driver("binding the context"))?;
         let _relaxed = RelaxedCapture::begin()?;
         // SAFETY: the context is current; the pointer is freed once, by Drop.
-        let pointer = unsafe { result::malloc_sync(bytes.max(1)) }.map_err(|source| match source.0 {
-            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => CudaError::OutOfMemory { bytes },
-            _ => CudaError::Driver { during: "allocating", source },
-        })?;
+        let pointer = unsafe { result::malloc_sync(bytes.max(1)) };
+        let pointer = pointer.map_err(|source| allocation(bytes, source))?;
         Ok(Self { context: context.clone(), pointer })
     }
 

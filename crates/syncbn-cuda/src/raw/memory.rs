@@ -3,11 +3,16 @@
 //! A use is recorded when work is enqueued, not when a borrow ends, because a borrow may be forgotten.
 
 use std::marker::PhantomData;
+use std::sync::Arc;
 
-use cudarc::driver::{CudaContext, CudaStream, CudaView, CudaViewMut, DeviceSlice, SyncOnDrop};
+use cudarc::driver::{
+    CudaContext, CudaSlice, CudaStream, CudaView, CudaViewMut, DeviceRepr, DeviceSlice, SyncOnDrop,
+};
 use syncbn_core::Scalar;
 
+use super::driver;
 use super::owned::{Order, Owned, Region};
+use crate::error::CudaError;
 
 /// Device memory that is read.
 #[derive(Debug)]
@@ -21,6 +26,17 @@ pub struct Mem<'a, T: Scalar> {
 pub struct MemMut<'a, T: Scalar> {
     pub(crate) region: Region<'a>,
     pub(super) marker: PhantomData<&'a mut [T]>,
+}
+
+/// Memory of cudarc's for at least `len` elements, at least one, with whatever values it has: for kernels that write all of it. A
+/// copy to the host before that gives any numbers.
+pub fn allocate<T: Scalar + DeviceRepr>(
+    stream: &Arc<CudaStream>,
+    len: usize,
+) -> Result<CudaSlice<T>, CudaError> {
+    let bytes = len.max(1).checked_mul(size_of::<T>()).ok_or(CudaError::OutOfMemory { bytes: usize::MAX })?;
+    // SAFETY: every pattern of bits is a value of a `Scalar`.
+    unsafe { stream.alloc(len.max(1)) }.map_err(|source| driver::allocation(bytes, source))
 }
 
 pub(super) fn region<'a>(context: &CudaContext, pointer: u64, len: usize, order: Order<'a>) -> Region<'a> {
