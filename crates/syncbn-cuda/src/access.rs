@@ -7,8 +7,9 @@ use cudarc::driver::{CudaEvent, CudaStream};
 use crate::error::CudaError;
 use crate::raw::capture::{check_capture, refuse_capture};
 use crate::raw::driver::{self, Function, Launch};
-use crate::raw::owned::{Order, Owned, Region, Use, is_same};
+use crate::raw::owned::{Order, Owned, Region, Use};
 use crate::raw::params::{Params, PeersParams};
+use crate::raw::queue::is_same;
 
 /// A queue on which work may be enqueued: if it captures a graph, that was allowed. A pass checks this once, for all its work.
 #[derive(Clone, Copy)]
@@ -115,7 +116,7 @@ impl<'q, 'm> Access<'q, 'm> {
             return Err(CudaError::OtherDevice { tensor: what, ordinal: context.ordinal() });
         }
         match region.order {
-            Order::Event { stream, .. } if !is_same(stream, self.queue) => {
+            Order::Event { stream, thread, .. } if !is_same((stream, thread), self.queue) => {
                 Err(CudaError::OtherStream { what })
             }
             _ => Ok(()),

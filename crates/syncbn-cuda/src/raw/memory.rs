@@ -12,6 +12,7 @@ use syncbn_core::Scalar;
 
 use super::driver;
 use super::owned::{Order, Owned, Region};
+use super::queue::thread_of;
 use crate::error::CudaError;
 
 /// Device memory that is read.
@@ -53,7 +54,7 @@ fn event<'a>(guard: SyncOnDrop<'a>, stream: &'a CudaStream) -> Order<'a> {
     };
     // Every use records it.
     std::mem::forget(guard);
-    Order::Event { stream, used }
+    Order::Event { stream, thread: thread_of(stream), used }
 }
 
 impl<'a, T: Scalar> Mem<'a, T> {

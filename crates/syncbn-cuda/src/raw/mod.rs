@@ -11,5 +11,6 @@ pub(crate) mod nvrtc;
 pub(crate) mod owned;
 pub(crate) mod params;
 pub(crate) mod peers;
+pub(crate) mod queue;
 mod shared;
 pub(crate) mod transfer;

@@ -3,11 +3,13 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::ThreadId;
 
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, sys};
 
 use super::capture::{RelaxedCapture, is_capturing};
 use super::driver::{self, DeviceMemory};
+use super::queue::Queue;
 use crate::error::CudaError;
 
 /// The address of borrowed memory, and what orders its uses.
@@ -28,7 +30,7 @@ pub(crate) enum Order<'a> {
     /// The caller, by a promise.
     Promised,
     /// cudarc: the stream waits for earlier uses already, and every use records the event, if the memory is tracked.
-    Event { stream: &'a CudaStream, used: Option<&'a CudaEvent> },
+    Event { stream: &'a CudaStream, thread: Option<ThreadId>, used: Option<&'a CudaEvent> },
     /// The memory's own record.
     Owned(&'a Owned),
 }
@@ -46,9 +48,9 @@ pub(crate) struct Owned {
 #[derive(Debug, Default)]
 struct Uses {
     /// The stream of the last write.
-    writer: Option<Arc<CudaStream>>,
+    writer: Option<Queue>,
     /// The streams that have read since.
-    readers: Vec<Arc<CudaStream>>,
+    readers: Vec<Queue>,
 }
 
 /// How work uses memory.
@@ -67,7 +69,7 @@ impl Owned {
     pub(crate) fn zeroed(stream: &Arc<CudaStream>, bytes: usize) -> Result<Self, CudaError> {
         let mut owned = Self::new(stream.context(), bytes)?;
         driver::zero(stream, &mut owned.memory, bytes)?;
-        owned.uses().writer = Some(stream.clone());
+        owned.uses().writer = Some(Queue::of(stream));
         Ok(owned)
     }
 
@@ -99,17 +101,17 @@ impl Owned {
             self.captured.store(true, Ordering::Release);
         }
         match intent {
-            Use::Read if uses.streams().any(|stream| is_same(stream, queue)) => {}
+            Use::Read if uses.queues().any(|used| used.is(queue)) => {}
             Use::Read => {
                 uses.writer.iter().try_for_each(|writer| join(queue, writer, capturing, what))?;
-                uses.readers.push(queue.clone());
+                uses.readers.push(Queue::of(queue));
             }
             Use::Write => {
-                let others = uses.streams().filter(|stream| !is_same(stream, queue));
-                others.into_iter().try_for_each(|stream| join(queue, stream, capturing, what))?;
+                let others = uses.queues().filter(|used| !used.is(queue));
+                others.into_iter().try_for_each(|used| join(queue, used, capturing, what))?;
                 uses.readers.clear();
-                if !uses.writer.as_ref().is_some_and(|writer| is_same(writer, queue)) {
-                    uses.writer = Some(queue.clone());
+                if !uses.writer.as_ref().is_some_and(|writer| writer.is(queue)) {
+                    uses.writer = Some(Queue::of(queue));
                 }
             }
         }
@@ -123,7 +125,7 @@ impl Owned {
         queue: &Arc<CudaStream>,
         what: &'static str,
     ) -> Result<(), CudaError> {
-        let writer = self.uses().writer.clone().filter(|writer| !is_same(writer, queue));
+        let writer = self.uses().writer.clone().filter(|writer| !writer.is(queue));
         writer.map_or(Ok(()), |writer| join(queue, &writer, false, what))
     }
 
@@ -138,24 +140,22 @@ impl Owned {
 }
 
 impl Uses {
-    fn streams(&self) -> impl Iterator<Item = &Arc<CudaStream>> {
+    fn queues(&self) -> impl Iterator<Item = &Queue> {
         self.readers.iter().chain(&self.writer)
     }
 }
 
-/// Whether both are the same stream, so that their work is in order. The default streams of all contexts have the same handle.
-pub(crate) fn is_same(a: &CudaStream, b: &CudaStream) -> bool {
-    a.cu_stream() == b.cu_stream() && a.context().cu_ctx() == b.context().cu_ctx()
-}
-
 /// Orders the queue after the work of the other stream so far. Captured work and other work cannot wait for each other; other work that
-/// has ended need not be waited for: a step is run once on any stream, waited for, and then captured.
-fn join(
-    queue: &CudaStream,
-    other: &CudaStream,
-    capturing: bool,
-    what: &'static str,
-) -> Result<(), CudaError> {
+/// has ended need not be waited for: a step is run once on any stream, waited for, and then captured. For another thread's per-thread
+/// stream nothing but the host can wait, with all that the device has to do.
+fn join(queue: &CudaStream, other: &Queue, capturing: bool, what: &'static str) -> Result<(), CudaError> {
+    if other.is_elsewhere() {
+        let waited = || {
+            queue.context().synchronize().map_err(CudaError::driver("waiting for another thread's stream"))
+        };
+        return if capturing { Err(CudaError::Uncaptured { what }) } else { waited() };
+    }
+    let other = &*other.stream;
     match (capturing, is_capturing(other)?) {
         (true, false) if has_ended(other)? => Ok(()),
         (true, false) => Err(CudaError::Uncaptured { what }),
