@@ -7,10 +7,13 @@
 //! # An adapter, step by step
 //!
 //! 1. For each layer of each rank make one [`FunctionalBatchNorm`], in the same order on every rank, with a clone of one
-//!    [`Group`].
+//!    [`Group`]. It has to live from forward to backward: a framework that has only functions makes it at the first call, and
+//!    keeps it beside the running statistics. One for each call works, too, but costs an allocation of scratch.
 //! 2. In the framework's forward function, make a [`View`] of x and a [`ViewMut`] of y. Most frameworks have strides:
 //!    [`Geometry::strided`] and [`View::new`], over memory that begins at the tensor's first element. Allocate y, and later dx, with
-//!    the strides of x. A view that cannot be made is a [`ShapeError`](crate::ShapeError), without the layer's name. Take memory for
+//!    the strides of x. If the strides are refused ([`ShapeError::Strides`](crate::ShapeError::Strides)), copy the tensor; if dy has another
+//!    memory order than x, copy dy to x's. Pass slices as `&values[..]`, since Rust infers the backend from the type of memory, and takes a
+//!    `&Vec` for another type; or name the backend, as in `View::<Cpu, f32>::new`. A view that cannot be made is a [`ShapeError`](crate::ShapeError), without the layer's name. Take memory for
 //!    [`saved_len`](crate::saved_len) values of `f64`, and call [`forward`](FunctionalBatchNorm::forward). Keep x, the saved values and the
 //!    token ([`SavedToken::to_words`]) for the backward function.
 //! 3. In the backward function, call [`backward`](FunctionalBatchNorm::backward) with them. It has to be called on every rank, in the
@@ -45,6 +48,8 @@ use crate::message::Pass;
 use crate::saved::{SavedToken, Scope};
 use crate::scalar::{Element, Param};
 use crate::view::{View, ViewMut, shorter, shorter_mut};
+
+use meet::GroupCall;
 
 pub use args::{Backward, Forward, Recompute, Statistics, UpdateRunning};
 
@@ -114,8 +119,8 @@ impl<B: Backend, P: Param> FunctionalBatchNorm<B, P> {
     /// of this layer alone; [`SingleRank`](crate::SingleRank) is local batch norm. The ranks of a group make their layers in the
     /// same order. `queue` is used to allocate.
     ///
-    /// The passes use `channels` and `eps` of `config`. The momentum of an update is in [`RunningMut`]. Ranks compare
-    /// all settings.
+    /// The passes use `channels` and `eps` of `config`. The momentum of an update is that of [`RunningMut`], and `config`'s is what a
+    /// framework may read again from [`config`](Self::config). Ranks compare all settings, and the momentum of each update.
     ///
     /// # Errors
     ///
@@ -254,6 +259,7 @@ impl<B: Backend, P: Param> FunctionalBatchNorm<B, P> {
                 return Ok(self.token(Scope::Frozen, 0, geometry));
             }
         };
+        let momentum = running.as_ref().map_or(self.config.momentum, |running| running.momentum);
         let mut workspace = self.take_workspace(&context, queue)?;
         let args = ForwardArgs {
             x: x.reborrow(),
@@ -267,7 +273,7 @@ impl<B: Backend, P: Param> FunctionalBatchNorm<B, P> {
         };
         let run = |meeting: Meeting<'_, B>| self.backend.forward(queue, args, meeting);
         let use_number = match scope {
-            Scope::Group => self.next_use(&context, queue, run),
+            Scope::Group => self.next_use(&context, queue, momentum, run),
             Scope::Local | Scope::Frozen => self.alone(&context, queue, run).map(|()| 0),
         };
         self.give_back(workspace);
@@ -387,7 +393,10 @@ impl<B: Backend, P: Param> FunctionalBatchNorm<B, P> {
         };
         let run = |meeting: Meeting<'_, B>| self.backend.backward(queue, args, meeting);
         let result = match token.scope {
-            Scope::Group => self.meet(&context, queue, Pass::Backward, token.use_number, run),
+            Scope::Group => {
+                let (use_number, momentum) = (token.use_number, self.config.momentum);
+                self.meet(&context, queue, GroupCall { pass: Pass::Backward, use_number, momentum }, run)
+            }
             Scope::Local | Scope::Frozen => self.alone(&context, queue, run),
         };
         self.give_back(workspace);

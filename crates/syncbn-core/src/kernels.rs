@@ -64,7 +64,8 @@ pub trait Kernels<T: Element>: Backend {
     }
 
     /// A whole backward pass through batch statistics: [`grad_sums`](Self::grad_sums), the sum over the ranks as `meeting` says, and
-    /// [`grad_input`](Self::grad_input) if dx is wanted. The sum is asked for even if it is not, since other ranks need it.
+    /// [`grad_input`](Self::grad_input) if dx is wanted. The sum is asked for even if dx is not
+    /// wanted, since other ranks need it.
     ///
     /// Provided, by [`backward_by_kernels`](meeting::backward_by_kernels); overridden as [`forward`](Self::forward).
     ///
@@ -132,7 +133,8 @@ pub enum Source<'a, B: Backend, P: Scalar> {
     Saved {
         /// Read.
         saved: B::Mem<'a, f64>,
-        /// Updated from the saved statistics, if present; x may be empty then.
+        /// Updated from the saved statistics, if present. `recompute` gives x and y without these; `update_running` gives these
+        /// with an empty x and y.
         running: Option<RunningMut<'a, B, P>>,
     },
 }

@@ -83,7 +83,7 @@ pub enum Gradients<'a, B: Backend, T: Element> {
     },
     /// dx is written over dy.
     InPlace(ViewMut<'a, B, T>),
-    /// dx is not needed: the layer is the first of its model.
+    /// dx is not needed, for instance because the layer is the first of its model.
     ParametersOnly {
         /// The gradient of y: read.
         dy: View<'a, B, T>,

@@ -48,8 +48,8 @@ impl SavedToken {
         self.scope
     }
 
-    /// The token of a pass that differs in x's shape and layout alone: for graphs that keep tensors and no tokens, and pair a forward
-    /// pass with its backward pass themselves.
+    /// The same token for another geometry of x. For adapters to compilers whose graphs keep tensors but no tokens: they keep one token
+    /// for each layer, and complete it with the geometry of the x that the graph gives back.
     #[must_use]
     pub fn with_geometry(self, geometry: Geometry) -> Self {
         Self { geometry, ..self }

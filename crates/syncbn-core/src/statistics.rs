@@ -135,14 +135,15 @@ impl Batch {
         Self { count, mean: pivot + rest / count, var: if rounded_below { 0.0 } else { var } }
     }
 
-    /// `1 / sqrt(var + eps)`; 0 if there are no numbers.
+    /// `1 / sqrt(var + eps)` of a batch; 0 if it has no numbers. Frozen statistics have a count of 0: for them use the function
+    /// [`invstd`](crate::statistics::invstd).
     #[must_use]
     pub fn invstd(self, eps: f64) -> f64 {
         if self.count == 0.0 { 0.0 } else { invstd(self.var, eps) }
     }
 }
 
-/// `1 / sqrt(var + eps)`.
+/// `1 / sqrt(var + eps)`, whatever the count: for frozen statistics.
 #[must_use]
 pub fn invstd(var: f64, eps: f64) -> f64 {
     (var + eps).sqrt().recip()

@@ -189,7 +189,7 @@ fn check_memory<T: Element>(got: usize, geometry: &Geometry) -> Result<(), Shape
     Ok(())
 }
 
-/// What a layer accepts where it reads a tensor: a [`View`], or the `Result` of making one.
+/// What [`SyncBatchNorm`](crate::SyncBatchNorm) accepts where it reads a tensor: a [`View`], or the `Result` of making one.
 ///
 /// With a `Result`, a bad shape becomes an error of the layer's call, with operation, layer and rank in it. Implement it for the
 /// tensors of your framework, as `syncbn-cpu` does for `ndarray`'s views:
@@ -225,7 +225,7 @@ pub trait IntoView<'a, B: Backend, T: Element> {
     fn into_view(self) -> Result<View<'a, B, T>, ShapeError>;
 }
 
-/// What a layer accepts where it writes a tensor; see [`IntoView`].
+/// What [`SyncBatchNorm`](crate::SyncBatchNorm) accepts where it writes a tensor; see [`IntoView`].
 pub trait IntoViewMut<'a, B: Backend, T: Element> {
     /// The view.
     ///
@@ -268,7 +268,8 @@ impl<'a, B: Backend, T: Element> Gradients<'a, B, T> {
     ///
     /// # Errors
     ///
-    /// The tensor that cannot be viewed, and why. Pass the `Result` on: a layer reports it with its own name.
+    /// The tensor that cannot be viewed, and why. [`SyncBatchNorm`](crate::SyncBatchNorm) takes the `Result`, and reports it
+    /// with its own name.
     pub fn out_of_place(
         dy: impl IntoView<'a, B, T>,
         dx: impl IntoViewMut<'a, B, T>,

@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use example_backend::Plain;
+use syncbn_core::functional::{Forward, Statistics};
 use syncbn_core::{
-    CollectiveId, CollectiveKind, CommError, CommErrorKind, Communicator, Group, HostCommunicator, Numbers,
-    Pass, SingleRank, ViaHost,
+    CollectiveId, CollectiveKind, CommError, CommErrorKind, Communicator, Config, FunctionalBatchNorm, Group,
+    HostCommunicator, NonFinite, Numbers, Pass, RunningMut, SingleRank, ViaHost, View, ViewMut, saved_len,
 };
 
 /// Rank 2 of 5, in a group that is sound until it is told otherwise, and whose every sum is 7.
@@ -153,4 +154,29 @@ fn identities_say_the_first_thing_in_which_they_differ() {
     ] {
         assert_eq!((one().difference(&other), other.difference(&one())), (Some(what), Some(what)));
     }
+}
+
+/// The momentum of an update comes with the call, and ranks compare it: with another one their running statistics would drift apart.
+#[test]
+fn ranks_compare_the_momentum_of_each_update() {
+    let calls = Arc::new(Noting::default());
+    let (config, group) = (Config::new(1).with_momentum(Some(0.1)), ViaHost(Arc::clone(&calls)));
+    let layer = FunctionalBatchNorm::<Plain, f32>::new("bn", config, Plain, &(), group).unwrap();
+    for momentum in [None, Some(Some(0.1)), Some(Some(0.9)), Some(None)] {
+        let (mut mean, mut var, mut tracked) = ([0.0], [1.0], [0]);
+        let (mut y, mut saved) = ([0.0; 2], [0.0; saved_len(1)]);
+        let running = momentum.map(|momentum| RunningMut::<Plain, f32> {
+            mean: &mut mean[..],
+            var: &mut var[..],
+            num_batches_tracked: &mut tracked[..],
+            momentum,
+            non_finite: NonFinite::Propagate,
+        });
+        let x = View::<Plain, f32>::channels_first(&[1.0, 2.0], &[2, 1]).unwrap();
+        let to_y = ViewMut::channels_first(&mut y[..], &[2, 1]).unwrap();
+        layer.forward(&(), Forward::new(x, to_y, Statistics::Group { running }, &mut saved[..])).unwrap();
+    }
+    let settings: Vec<_> = calls.0.lock().unwrap().iter().map(|id| id.settings).collect();
+    assert_eq!(settings[0], settings[1], "the layer's own momentum");
+    assert!(settings[2] != settings[1] && settings[3] != settings[1] && settings[2] != settings[3]);
 }

@@ -14,7 +14,7 @@ use super::{ThreadComm, ThreadGroup};
 /// Runs `body` on a thread of its own for each rank of a new group, waits for all, and returns what they returned, by rank.
 ///
 /// A rank leaves the group when its body drops the communicator, at the latest by returning. If a body panics, the other
-/// ranks' collectives fail, and once all have ended the first panic in time goes on in the caller: the cause, and not the
+/// ranks' collectives fail, and once all have ended the earliest panic is raised again in the caller: the cause, and not the
 /// panics of ranks that were told of it. The error is the operating system's, if it cannot start as many threads, or
 /// [`TooManyRanks`](super::TooManyRanks).
 pub fn run<R: Send>(

@@ -46,7 +46,7 @@ pub struct Forward<'a, B: Backend, T: Element> {
 }
 
 impl<'a, B: Backend, T: Element> Forward<'a, B, T> {
-    /// Without weight and bias.
+    /// Without weight and bias; [`affine`](Self::affine) adds them.
     pub fn new(
         x: View<'a, B, T>,
         y: ViewMut<'a, B, T>,
@@ -79,7 +79,7 @@ pub struct Recompute<'a, B: Backend, T: Element> {
 }
 
 impl<'a, B: Backend, T: Element> Recompute<'a, B, T> {
-    /// Without weight and bias.
+    /// Without weight and bias; [`affine`](Self::affine) adds them.
     pub fn new(saved: SavedRef<'a, B>, x: View<'a, B, T>, y: ViewMut<'a, B, T>) -> Self {
         Self { saved, x, y, weight: None, bias: None }
     }

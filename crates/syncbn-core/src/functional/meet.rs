@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use crate::backend::Backend;
 use crate::collective::{CollectiveId, CollectiveKind};
 use crate::communicator::{CommError, CommErrorKind, Communicator};
+use crate::config::Config;
 use crate::context::PassContext;
 use crate::error::{Error, ErrorKind, Stage};
 use crate::group::is_unsent;
@@ -14,6 +15,14 @@ use crate::message::Pass;
 use crate::scalar::Param;
 
 use super::FunctionalBatchNorm;
+
+/// A pass of the group: which, and the momentum that it uses, which ranks compare.
+#[derive(Clone, Copy)]
+pub(super) struct GroupCall {
+    pub(super) pass: Pass,
+    pub(super) use_number: u64,
+    pub(super) momentum: Option<f64>,
+}
 
 type Run<B> = Result<(), PassError<<B as Backend>::Error>>;
 
@@ -35,10 +44,11 @@ impl<B: Backend, P: Param> FunctionalBatchNorm<B, P> {
         &self,
         context: &PassContext<'_, B>,
         queue: &B::Queue,
+        momentum: Option<f64>,
         run: impl FnOnce(Meeting<'_, B>) -> Run<B>,
     ) -> Result<u64, Error> {
         let use_number = self.uses.load(Ordering::Relaxed);
-        self.meet(context, queue, Pass::Forward, use_number, run)?;
+        self.meet(context, queue, GroupCall { pass: Pass::Forward, use_number, momentum }, run)?;
         Ok(use_number)
     }
 
@@ -47,15 +57,14 @@ impl<B: Backend, P: Param> FunctionalBatchNorm<B, P> {
         &self,
         context: &PassContext<'_, B>,
         queue: &B::Queue,
-        pass: Pass,
-        use_number: u64,
+        call: GroupCall,
         run: impl FnOnce(Meeting<'_, B>) -> Run<B>,
     ) -> Result<(), Error> {
         context.communication(self.group.status())?;
         let mut went = Went::Nowhere;
-        let result = self.run_in_group(context, queue, pass, use_number, &mut went, run);
-        if pass == Pass::Forward && (went != Went::Nowhere || result.is_ok()) {
-            self.uses.store(use_number.wrapping_add(1), Ordering::Relaxed);
+        let result = self.run_in_group(context, queue, call, &mut went, run);
+        if call.pass == Pass::Forward && (went != Went::Nowhere || result.is_ok()) {
+            self.uses.store(call.use_number.wrapping_add(1), Ordering::Relaxed);
         }
         // Where the sum itself failed, the communicator has poisoned the group.
         if let (Err(error), Went::Summed) = (&result, went) {
@@ -69,15 +78,14 @@ impl<B: Backend, P: Param> FunctionalBatchNorm<B, P> {
         &self,
         context: &PassContext<'_, B>,
         queue: &B::Queue,
-        pass: Pass,
-        use_number: u64,
+        call: GroupCall,
         went: &mut Went,
         run: impl FnOnce(Meeting<'_, B>) -> Run<B>,
     ) -> Result<(), Error> {
         if self.group.world_size().get() == 1 {
             return self.alone(context, queue, run);
         }
-        let id = self.collective(pass, use_number);
+        let (id, pass) = (self.collective(call), call.pass);
         if let Some(peers) = context.communication(self.group.peers(&id, pass, &self.backend))? {
             let result = run(Meeting::Inside(peers));
             // A backend without such kernels has refused before any work. After any other error, peers may have this rank's sums.
@@ -106,11 +114,12 @@ impl<B: Backend, P: Param> FunctionalBatchNorm<B, P> {
         context.device(Stage::Flush, self.backend.flush(queue))
     }
 
-    fn collective(&self, pass: Pass, use_number: u64) -> CollectiveId {
+    fn collective(&self, call: GroupCall) -> CollectiveId {
+        let GroupCall { pass, use_number, momentum } = call;
         let length = pass.message_len(self.config.channels, P::DTYPE);
         CollectiveId::new(Arc::clone(&self.name), length)
             .with_kind(CollectiveKind::Pass(pass))
-            .with_layer(self.ordinal, self.config.digest(P::DTYPE))
+            .with_layer(self.ordinal, Config { momentum, ..self.config }.digest(P::DTYPE))
             .with_use(use_number, self.group.step())
     }
 
