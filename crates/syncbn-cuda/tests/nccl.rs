@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Rig, devices, download, needs};
+use common::{Rig, device_gaps, devices, download, needs, open_rank};
 use syncbn_core::{
     CollectiveId, CommError, CommErrorKind, Communicator, ErrorKind, Group, Numbers, SingleRank, Storage,
 };
@@ -72,24 +72,15 @@ impl Harness for NcclHarness {
     }
 
     fn open(&self, rank: usize) -> Result<Opened<Cuda>, Unavailable> {
-        let gpus = gpus()?;
-        let cuda = gpus[rank % gpus.len()].clone();
-        let stream = cuda.context().new_stream().map_err(|error| Unavailable(error.to_string()))?;
-        Ok((cuda, stream))
+        open_rank(gpus()?, rank)
     }
 
     fn gaps(&self) -> Vec<Gap> {
-        vec![
-            Gap { ability: Ability::WideRange, reason: "chains of 64 elements are summed in f32" },
-            Gap {
-                ability: Ability::Subnormals,
-                reason: "weight invstd, above 1e38 there, is multiplied in f32",
-            },
-            Gap {
-                ability: Ability::ComparesCalls,
-                reason: "NCCL sums in the devices' memory, and no rank sees what another one sums",
-            },
-        ]
+        let compares = Gap {
+            ability: Ability::ComparesCalls,
+            reason: "NCCL sums in the devices' memory, and no rank sees what another one sums",
+        };
+        [device_gaps(), vec![compares]].concat()
     }
 
     fn max_world_size(&self) -> usize {

@@ -11,7 +11,7 @@ use std::sync::{Arc, Barrier, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Rig, Written, devices, needs};
+use common::{Rig, Written, device_gaps, devices, needs, open_rank};
 use syncbn_comm::{ThreadComm, ThreadGroup};
 use syncbn_core::{
     CollectiveId, CommError, CommErrorKind, Communicator, Config, ErrorKind, HostCommunicator, Numbers,
@@ -44,24 +44,15 @@ impl Harness for PeerHarness {
     }
 
     fn open(&self, rank: usize) -> Result<Opened<Cuda>, Unavailable> {
-        let gpus = gpus()?;
-        let cuda = gpus[rank % gpus.len()].clone();
-        let stream = cuda.context().new_stream().map_err(|error| Unavailable(error.to_string()))?;
-        Ok((cuda, stream))
+        open_rank(gpus()?, rank)
     }
 
     fn gaps(&self) -> Vec<Gap> {
-        vec![
-            Gap { ability: Ability::WideRange, reason: "chains of 64 elements are summed in f32" },
-            Gap {
-                ability: Ability::Subnormals,
-                reason: "weight invstd, above 1e38 there, is multiplied in f32",
-            },
-            Gap {
-                ability: Ability::ComparesCalls,
-                reason: "kernels compare them, so that a difference shows late; this file's tests look for it",
-            },
-        ]
+        let compares = Gap {
+            ability: Ability::ComparesCalls,
+            reason: "kernels compare them, so that a difference shows late; this file's tests look for it",
+        };
+        [device_gaps(), vec![compares]].concat()
     }
 
     fn max_world_size(&self) -> usize {

@@ -14,6 +14,7 @@ use syncbn_core::{
 use syncbn_cuda::cudarc::driver::{CudaContext, CudaStream, result};
 use syncbn_cuda::{Buffer, Cuda, CudaError};
 use syncbn_testkit::report::{absent, skipped};
+use syncbn_testkit::{Ability, Gap, Opened, Unavailable};
 
 /// The name under which skipped tests are reported: that of their file.
 const TESTS: &str = concat!(env!("CARGO_CRATE_NAME"), "::", env!("CARGO_CRATE_NAME"));
@@ -26,6 +27,21 @@ pub(crate) fn devices() -> Vec<Cuda> {
     };
     let count = usize::try_from(CudaContext::device_count().unwrap()).unwrap();
     std::iter::once(first).chain((1..count).map(|ordinal| Cuda::open(ordinal).unwrap())).collect()
+}
+
+/// The device of a rank, and a queue of its own.
+pub(crate) fn open_rank(gpus: &[Cuda], rank: usize) -> Result<Opened<Cuda>, Unavailable> {
+    let cuda = gpus[rank % gpus.len()].clone();
+    let stream = cuda.context().new_stream().map_err(|error| Unavailable(error.to_string()))?;
+    Ok((cuda, stream))
+}
+
+/// What the kernels openly cannot do.
+pub(crate) fn device_gaps() -> Vec<Gap> {
+    vec![
+        Gap { ability: Ability::WideRange, reason: "chains of 64 elements are summed in f32" },
+        Gap { ability: Ability::Subnormals, reason: "weight invstd, above 1e38 there, is multiplied in f32" },
+    ]
 }
 
 /// Reports that something is missing; returns none.
