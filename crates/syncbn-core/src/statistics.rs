@@ -136,7 +136,7 @@ impl Batch {
     }
 
     /// `1 / sqrt(var + eps)` of a batch; 0 if it has no numbers. Frozen statistics have a count of 0: for them use the function
-    /// [`invstd`](crate::statistics::invstd).
+    /// [`invstd`](fn@invstd).
     #[must_use]
     pub fn invstd(self, eps: f64) -> f64 {
         if self.count == 0.0 { 0.0 } else { invstd(self.var, eps) }
