@@ -138,7 +138,7 @@ impl<T: Element> YChannel<T> {
         let slope = if xhat > 0.0 { both / xhat } else { 0.0 };
         let left = (around(|e, _| e * e) - slope * both).max(0.0).sqrt();
         format!(
-            "the error has the form of a mean that is wrong by {:e} deviations and a variance that is wrong by {:e} of itself; {left:e} in norm is left unexplained",
+            "it is as if the mean were off by {:e} deviations and the variance by {:e} of itself; {left:e} in norm is neither",
             -(mean_error - slope * mean_xhat),
             -2.0 * slope
         )
