@@ -6,7 +6,7 @@
 //!
 //! # Which ranks
 //!
-//! One rank to a device, up to 16 ranks of one host, as threads of one process or as processes. The devices have to reach each other's
+//! One rank to a device, up to 16 ranks of one host (tested with 2 and 4), as threads of one process or as processes. The devices have to reach each other's
 //! memory (`NVLink`, or `PCIe` with peer access), and processes need CUDA's IPC, which containers may forbid. All ranks together test this
 //! once, when the group is made. If it fails, [`PeerCommunicator::reason`] tells why, and sums use the communicator beneath. So do a
 //! caller's own numbers, layers of more than 8192 channels, and groups over several hosts: peers inside each host and NCCL between
@@ -20,8 +20,8 @@
 //! be used in the same order on all of them.
 //!
 //! Within a grid, the blocks of `normalize` that walk planes wait for its first blocks, which receive for them. Devices start blocks in
-//! the order of their numbers, which CUDA does not promise, but which scans with look-back (CUB's) rely on, too. If it did not hold, the
-//! time-out would end the wait.
+//! the order of their numbers, which CUDA does not promise, but which scans with look-back (CUB's) rely on, too. If it did not hold,
+//! [`PeerCommunicator::wait`] would end the wait after its time-out, as a poisoned group does.
 //!
 //! Kernels of another library that wait for their peers, such as NCCL's on a stream of its own, use few of a device's multiprocessors.
 //! Kernels that send run at the same time and end, so kernels that wait for them end, too.
