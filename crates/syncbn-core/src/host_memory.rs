@@ -3,6 +3,8 @@
 //! A backend in host memory calls these functions from [`Backend::read_message`](crate::Backend::read_message),
 //! [`Backend::write_message`](crate::Backend::write_message) and [`Kernels::normalize`](crate::Kernels::normalize).
 
+use std::array;
+
 use crate::message::Pass;
 use crate::scalar::{Dtype, Param};
 use crate::statistics::{Batch, Moments, NonFinite, Running};
@@ -25,21 +27,24 @@ fn put_parts<const K: usize>(moments: &[Moments], message: &mut [f64]) {
     }
 }
 
-/// The statistics of one channel from a forward message of the group.
-#[must_use]
-pub fn message_to_batch(message: &[f64], params: Dtype, channel: usize) -> Batch {
+/// Reads the statistics of each channel from a forward message of the group. `params` is the type of the parameters; `message` has
+/// [`Pass::message_len`] numbers, otherwise nothing is read.
+pub fn message_to_batches(message: &[f64], params: Dtype, batches: &mut [Batch]) {
     match Pass::Forward.per_channel(params) {
-        6 => take_parts::<6>(message, channel),
-        _ => take_parts::<4>(message, channel),
+        6 => take_parts::<6>(message, batches),
+        _ => take_parts::<4>(message, batches),
     }
 }
 
-fn take_parts<const K: usize>(message: &[f64], channel: usize) -> Batch {
-    let [count, numbers @ ..] = message else { return Batch::default() };
-    let mut parts = [0.0; K];
-    let of_channel = numbers.iter().skip(channel).step_by((numbers.len() / K).max(1));
-    parts.iter_mut().zip(of_channel).for_each(|(part, number)| *part = *number);
-    Batch::from_sums(*count, parts)
+fn take_parts<const K: usize>(message: &[f64], batches: &mut [Batch]) {
+    let ([count, numbers @ ..], channels) = (message, batches.len()) else { return };
+    if numbers.len() != K * channels {
+        return;
+    }
+    let parts: [&[f64]; K] = array::from_fn(|k| &numbers[k * channels..][..channels]);
+    for (c, batch) in batches.iter_mut().enumerate() {
+        *batch = Batch::from_sums(*count, parts.map(|part| part[c]));
+    }
 }
 
 /// Writes one channel of the saved statistics, `[mean | var | invstd | count]`, and the count, which all channels share. `saved` has

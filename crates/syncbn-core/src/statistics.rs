@@ -116,8 +116,10 @@ pub struct Batch {
 
 impl Batch {
     /// Mean and variance from the group's sums of [`Moments::to_sums`]: `mean = S1/M`, `var = S2/M - mean^2`, in twice the precision of
-    /// `f64`. NaN and infinity become NaN.
+    /// `f64`. NaN and infinity become NaN. So does the variance where the square of the mean overflows (above 2^511), and the mean
+    /// above 2^995.
     #[must_use]
+    #[inline]
     pub fn from_sums<const K: usize>(count: f64, sums: [f64; K]) -> Self {
         if count == 0.0 {
             return Self::default();

@@ -1,6 +1,6 @@
 //! What a pass needs besides its tensors: a layer's scratch, and the statistics that a forward pass saves.
 
-use syncbn_core::host_memory::{message_to_batch, moments_to_message};
+use syncbn_core::host_memory::{message_to_batches, moments_to_message};
 use syncbn_core::statistics::{Batch, Moments};
 use syncbn_core::{Dtype, Pass, saved_len};
 
@@ -54,10 +54,7 @@ impl Workspace {
         let Self { params, group, sums, .. } = self;
         same_length(pass.message_len(group.len(), *params), message.len(), "message")?;
         match pass {
-            Pass::Forward => {
-                let batches = (0..).map(|channel| message_to_batch(message, *params, channel));
-                group.iter_mut().zip(batches).for_each(|(group, batch)| *group = batch);
-            }
+            Pass::Forward => message_to_batches(message, *params, group),
             Pass::Backward => sums.copy_from_slice(message),
         }
         Ok(())

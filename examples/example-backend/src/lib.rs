@@ -10,7 +10,7 @@ use syncbn_core::backend::{
     Grad, GradInputArgs, GradSource, GradSumsArgs, MomentsArgs, NormalizeArgs, RunningMut, Source,
 };
 use syncbn_core::host_memory::{
-    message_to_batch, moments_to_message, save_channel, saved_channel, update_running,
+    message_to_batches, moments_to_message, save_channel, saved_channel, update_running,
 };
 use syncbn_core::statistics::{Batch, GradTerms, Moments, invstd};
 use syncbn_core::{Backend, Dtype, Geometry, Kernels, Pass, Scalar, Storage, saved_len};
@@ -93,8 +93,8 @@ impl Backend for Plain {
     fn write_message(&self, (): &(), pass: Pass, ours: &mut Workspace, from: &[f64]) -> Done {
         match pass {
             Pass::Forward => {
-                let batch = |c| message_to_batch(from, Dtype::F32, c);
-                ours.group = (0..ours.moments.len()).map(batch).collect();
+                ours.group.resize(ours.moments.len(), Batch::default());
+                message_to_batches(from, Dtype::F32, &mut ours.group);
             }
             Pass::Backward => ours.sums.copy_from_slice(from),
         }

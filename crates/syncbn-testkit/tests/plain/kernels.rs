@@ -7,7 +7,7 @@ use syncbn_core::backend::{
     BackwardArgs, ForwardArgs, Grad, GradInputArgs, GradSource, GradSumsArgs, MomentsArgs, NormalizeArgs,
     RunningMut, Source,
 };
-use syncbn_core::host_memory::{message_to_batch, save_channel, saved_channel};
+use syncbn_core::host_memory::{save_channel, saved_channel};
 use syncbn_core::meeting::{backward_by_kernels, forward_by_kernels};
 use syncbn_core::statistics::{Batch, GradTerms, Moments, Running};
 use syncbn_core::{
@@ -305,12 +305,7 @@ impl Plain {
             let less = if self.flaw == Flaw::BesselInTheBatch { 1.0 } else { 0.0 };
             return Batch { var: moments.m2 / (moments.count - less).max(1.0), ..moments.batch() };
         }
-        let batch = if self.flaw == Flaw::LocalCount {
-            let message = [&[moments.count], &workspace.group[1..]].concat();
-            message_to_batch(&message, workspace.params, c)
-        } else {
-            message_to_batch(&workspace.group, workspace.params, c)
-        };
+        let batch = workspace.group[c];
         match self.flaw {
             Flaw::NegativeVariance => Batch { var: batch.var - 1e-12 * batch.mean * batch.mean, ..batch },
             _ => batch,

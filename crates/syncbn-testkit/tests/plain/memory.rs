@@ -5,8 +5,8 @@ use std::convert::Infallible;
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use syncbn_core::host_memory::moments_to_message;
-use syncbn_core::statistics::Moments;
+use syncbn_core::host_memory::{message_to_batches, moments_to_message};
+use syncbn_core::statistics::{Batch, Moments};
 use syncbn_core::{Backend, Dtype, Pass, Scalar, Storage, saved_len};
 
 use super::{Flaw, Peers, Plain};
@@ -109,11 +109,11 @@ impl Seen {
     }
 }
 
-/// The moments of one rank, then the message of the group; and the sums of a backward pass.
+/// The moments of one rank, then the statistics of the group; and the sums of a backward pass.
 pub(crate) struct Workspace {
     pub(super) params: Dtype,
     pub(super) moments: Vec<Moments>,
-    pub(super) group: Vec<f64>,
+    pub(super) group: Vec<Batch>,
     pub(super) sums: Vec<f64>,
 }
 
@@ -162,7 +162,12 @@ impl Backend for Plain {
 
     fn workspace(&self, (): &(), channels: usize, params: Dtype) -> Result<Workspace, Infallible> {
         let moments = vec![Moments::default(); channels];
-        Ok(Workspace { params, moments, group: Vec::new(), sums: vec![0.0; 2 * channels] })
+        Ok(Workspace {
+            params,
+            moments,
+            group: vec![Batch::default(); channels],
+            sums: vec![0.0; 2 * channels],
+        })
     }
     fn saved(&self, (): &(), channels: usize) -> Result<Shared<f64>, Infallible> {
         self.upload(&(), &vec![0.0; saved_len(channels)])
@@ -198,7 +203,14 @@ impl Backend for Plain {
         message: &[f64],
     ) -> Result<(), Infallible> {
         match pass {
-            Pass::Forward => workspace.group = message.to_vec(),
+            Pass::Forward => {
+                let Workspace { params, moments, group, .. } = workspace;
+                let mut message = message.to_vec();
+                if self.flaw == Flaw::LocalCount {
+                    message[0] = moments[0].count;
+                }
+                message_to_batches(&message, *params, group);
+            }
             Pass::Backward => workspace.sums.copy_from_slice(message),
         }
         Ok(())
