@@ -11,16 +11,17 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use crate::cargo::{cargo, run};
-use crate::test;
+use crate::{test, test_emulated};
 
 type Step = (&'static str, fn() -> Result<()>);
 
-const STEPS: [Step; 8] = [
+const STEPS: [Step; 9] = [
     ("formatting", format),
     ("lints", lint),
     ("core's dependencies", core_tree::check),
     ("licences and sources", deny::check),
     ("tests", test::run_tests),
+    ("CUDA's kernels on the processor", || test_emulated::run_tests(&test_emulated::Args::default())),
     ("documentation", document),
     ("each feature alone", features::check),
     ("packages", package::check),

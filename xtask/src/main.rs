@@ -9,6 +9,7 @@ mod cargo;
 mod ci;
 mod demo;
 mod test;
+mod test_emulated;
 mod test_gpu;
 mod test_python;
 
@@ -29,6 +30,8 @@ enum Command {
     Test,
     /// All tests that need a GPU, here or as a bundle for a machine without Rust; exits with 2 where there is no GPU.
     TestGpu(test_gpu::Args),
+    /// The tests of the CUDA backend on this processor, without a GPU; needs a C++ compiler (`CXX`, or `c++`).
+    TestEmulated(test_emulated::Args),
     /// The wheel for PyTorch, built and installed, and its tests.
     TestPython(test_python::Args),
     /// Times forward and backward of a backend, and writes results.json.
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run_demo(&args),
         Command::Accuracy(args) => demo::run_accuracy(&args),
         Command::Test => test::run_tests(),
+        Command::TestEmulated(args) => test_emulated::run_tests(&args),
         Command::TestPython(args) => test_python::run_tests(&args),
         Command::Bench(args) => bench::run_bench(&args),
         Command::BenchReport(args) => bench::run_report(&args),

@@ -35,16 +35,16 @@ fn main() -> ExitCode {
         Ok(role) => panic!("no role `{role}`"),
         Err(_) => {
             let trials = vec![
-                trial("processes_of_a_launcher_share_their_statistics", || share_statistics("average")),
-                trial("processes_that_meet_inside_kernels_do_too", || share_statistics("average with peers")),
+                trial("processes_of_a_launcher_share_their_statistics", || share_statistics(Over::Nccl)),
+                trial("processes_that_meet_inside_kernels_do_too", || share_statistics(Over::Peers)),
                 trial("a_process_that_is_killed_is_an_error_in_time_for_the_others", || {
-                    lose_one("train", "KILL");
+                    lose_one(Over::Nccl, "KILL");
                 }),
                 trial("a_peer_that_is_killed_is_an_error_in_time_for_the_others", || {
-                    lose_one("train with peers", "KILL");
+                    lose_one(Over::Peers, "KILL");
                 }),
                 trial("a_peer_that_stops_is_an_error_in_time_for_the_others", || {
-                    lose_one("train with peers", "STOP");
+                    lose_one(Over::Peers, "STOP");
                 }),
                 trial("what_is_missing_is_named_with_what_to_install", hide_libraries),
                 trial("a_launcher_that_starts_too_few_is_told_who_is_missing", start_too_few),
@@ -140,15 +140,24 @@ fn hide_libraries() {
     assert!(nccl.contains("install NCCL 2.18") && nccl.contains("SYNCBN_NCCL"), "{nccl}");
 }
 
-/// The GPUs to use; none where there is no NCCL.
-fn world_size() -> usize {
-    match NcclId::new() {
-        Ok(_) => devices().len(),
-        Err(error) => common::missing("nccl", &error).map_or(0, |_| 0),
+impl Over {
+    /// The GPUs to use; none where NCCL is needed and missing.
+    fn world_size(self) -> usize {
+        match (self, NcclId::new()) {
+            (Self::Nccl, Err(error)) => common::missing("nccl", &error).map_or(0, |_| 0),
+            _ => devices().len(),
+        }
+    }
+
+    /// Starts so many ranks of `world_size` as torchrun would.
+    fn start(self, action: &str, world_size: usize, started: usize) -> Vec<Child> {
+        match self {
+            Self::Nccl => start(action, world_size, started),
+            Self::Peers => start(&format!("{action} with peers"), world_size, started),
+        }
     }
 }
 
-/// Starts ranks `started` of `world_size` as torchrun would.
 fn start(role: &str, world_size: usize, started: usize) -> Vec<Child> {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let rank = |rank: usize| {
@@ -170,13 +179,13 @@ fn start(role: &str, world_size: usize, started: usize) -> Vec<Child> {
     (0..started).map(rank).collect()
 }
 
-fn share_statistics(role: &str) {
-    let world_size = world_size();
+fn share_statistics(over: Over) {
+    let world_size = over.world_size();
     if world_size == 0 {
         return;
     }
     let mut printed = Vec::new();
-    for child in start(role, world_size, world_size) {
+    for child in over.start("average", world_size, world_size) {
         let output = child.wait_with_output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         printed.push(String::from_utf8(output.stdout).unwrap());
@@ -196,11 +205,11 @@ fn share_statistics(role: &str) {
 }
 
 /// Sends the signal to one rank of two, and checks the other's error.
-fn lose_one(role: &str, signal: &str) {
-    if world_size() < 2 {
+fn lose_one(over: Over, signal: &str) {
+    if over.world_size() < 2 {
         return needs("2 GPUs");
     }
-    let mut ranks = start(role, 2, 2);
+    let mut ranks = over.start("train", 2, 2);
     let mut lines: Vec<_> =
         ranks.iter_mut().map(|rank| BufReader::new(rank.stdout.take().unwrap())).collect();
     next_line(&mut lines[0]);
@@ -224,10 +233,10 @@ fn next_line(lines: &mut BufReader<ChildStdout>) {
 }
 
 fn start_too_few() {
-    if world_size() == 0 {
+    if Over::Nccl.world_size() == 0 {
         return;
     }
-    let mut ranks = start("train", 3, 1);
+    let mut ranks = Over::Nccl.start("train", 3, 1);
     let output = ranks.remove(0).wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains("[1, 2]"), "{said}");

@@ -1,0 +1,103 @@
+//! The devices of this process.
+
+use std::env;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::thread;
+use std::time::Duration;
+
+use crate::memory::Memory;
+use crate::stream::Stream;
+
+/// What `cuDeviceGetAttribute` is asked for here, and what it answers: a small device of compute capability 9.0.
+const ATTRIBUTES: [(i32, i32); 10] = [
+    (1, 1024),     // threads of a block
+    (8, 49152),    // bytes of shared memory of a block
+    (10, 32),      // threads of a warp
+    (16, 8),       // multiprocessors
+    (38, 1 << 22), // bytes of the second cache
+    (39, 2048),    // threads of a multiprocessor
+    (75, 9),       // compute capability
+    (76, 0),
+    (81, 233_472), // bytes of shared memory of a multiprocessor
+    (97, 232_448), // bytes of shared memory of a block that asks for it
+];
+
+/// One device.
+#[derive(Debug)]
+pub(crate) struct Device {
+    pub(crate) ordinal: usize,
+    pub(crate) memory: Memory,
+    default: OnceLock<Arc<Stream>>,
+    streams: Mutex<Vec<Weak<Stream>>>,
+    /// What went wrong first: every later call returns it.
+    pub(crate) failed: OnceLock<String>,
+}
+
+/// All devices.
+pub(crate) fn devices() -> &'static [Device] {
+    static DEVICES: OnceLock<Vec<Device>> = OnceLock::new();
+    DEVICES.get_or_init(|| {
+        thread::spawn(wake_streams);
+        let asked = env::var("SYNCBN_EMULATED_DEVICES").ok().and_then(|count| count.parse().ok());
+        (0..asked.unwrap_or(1)).filter_map(Device::new).collect()
+    })
+}
+
+/// Wakes the streams that have work, every millisecond.
+fn wake_streams() {
+    loop {
+        thread::sleep(Duration::from_millis(1));
+        for device in devices() {
+            device.streams().iter().filter_map(Weak::upgrade).for_each(|stream| stream.wake());
+        }
+    }
+}
+
+impl Device {
+    fn new(ordinal: usize) -> Option<Self> {
+        let memory = Memory::new().ok()?;
+        Some(Self {
+            ordinal,
+            memory,
+            default: OnceLock::new(),
+            streams: Mutex::default(),
+            failed: OnceLock::new(),
+        })
+    }
+
+    /// Prints the error. All later calls fail.
+    pub(crate) fn fail(&self, error: String) {
+        eprintln!("emulated device {}: {error}", self.ordinal);
+        self.failed.get_or_init(|| error);
+    }
+
+    /// The value of an attribute; 0 if it is not known here.
+    pub(crate) fn attribute(which: i32) -> i32 {
+        ATTRIBUTES.iter().find(|(known, _)| *known == which).map_or(0, |(_, value)| *value)
+    }
+
+    pub(crate) fn new_stream(&'static self) -> Arc<Stream> {
+        let stream = Stream::start(self);
+        let mut streams = self.streams();
+        streams.retain(|stream| stream.strong_count() > 0);
+        streams.push(Arc::downgrade(&stream));
+        stream
+    }
+
+    /// The stream whose handle is null.
+    pub(crate) fn default_stream(&'static self) -> Arc<Stream> {
+        self.default.get_or_init(|| self.new_stream()).clone()
+    }
+
+    /// Waits for all that is enqueued.
+    pub(crate) fn synchronize(&self) {
+        let streams: Vec<_> = self.streams().iter().filter_map(Weak::upgrade).collect();
+        for stream in streams {
+            stream.synchronize();
+        }
+    }
+
+    fn streams(&self) -> std::sync::MutexGuard<'_, Vec<Weak<Stream>>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,25 @@
+//! A CUDA driver and NVRTC that run kernels on a processor, so that the laws of syncbn-cuda can be tested on a machine without a GPU.
+//!
+//! The library takes the place of `libcuda.so.1` and `libnvrtc.so` in a process that loads them at run time. It knows the functions that
+//! syncbn-cuda and its tests call, and no others. `SYNCBN_EMULATED_DEVICES` says how many devices there are (1 if absent).
+//!
+//! - A kernel is compiled by the C++ compiler (`CXX`, or `c++`), after `kernel.h`, which defines what CUDA's language has and C++ has not.
+//! - A stream is a thread that does what is enqueued, in order. So work is asynchronous, as on a device.
+//! - The blocks of a grid run one after the other, in the order of their numbers. The threads of a block are coroutines that give each
+//!   other turns where they wait. A block whose threads wait for different things ends with an error.
+//! - Memory of a device is memory that other processes can open. It starts as NaNs, and what is written behind a region is an error when
+//!   the region is freed.
+//!
+//! What it cannot show: speed, and what goes wrong only if blocks run at the same time.
+
+#![cfg(target_os = "linux")]
+
+mod capture;
+mod device;
+mod driver;
+mod launch;
+mod memory;
+mod module;
+mod nvrtc;
+mod source;
+mod stream;

@@ -1,0 +1,73 @@
+//! `cargo xtask test-emulated`: the tests of the CUDA backend on this processor, without a GPU.
+//!
+//! The kernels are compiled by the machine's C++ compiler, and run under `emulator/`, which stands in for the driver and for NVRTC.
+//!
+//! Deliberately not here: NCCL's tests, and the tests of what NVRTC compiles, which `cargo xtask test` runs.
+
+use std::env;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+
+use anyhow::{Context, Result};
+use cargo_metadata::camino::Utf8Path;
+
+use crate::cargo::{cargo, metadata, run};
+
+/// Tests that several devices may run at once, and those whose groups each need all devices.
+const TESTS: [(&[&str], Option<&str>); 2] = [
+    (&["--test=conformance", "--test=errors", "--test=graph", "--test=memory"], None),
+    (&["--test=peers", "--test=processes"], Some("--test-threads=1")),
+];
+/// Enough for ranks that meet inside their kernels.
+const DEVICES: usize = 2;
+/// Cases of a law, where `SYNCBN_CASES` does not say: a processor is slower than a GPU.
+const CASES: &str = "0.05";
+
+/// How to test.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// How many devices there are.
+    #[arg(long, value_name = "N", default_value_t = DEVICES)]
+    devices: usize,
+    /// For the tests: names to filter by, and their other options.
+    #[arg(last = true)]
+    filters: Vec<String>,
+}
+
+impl Default for Args {
+    fn default() -> Self {
+        Self { devices: DEVICES, filters: Vec::new() }
+    }
+}
+
+pub(crate) fn run_tests(args: &Args) -> Result<()> {
+    run(&mut cargo(["build", "--locked", "--package=cuda-emulator"]))?;
+    let target = metadata()?.target_directory;
+    let folder = target.join("emulator");
+    let cache = folder.join("kernels");
+    fs::create_dir_all(&cache)?;
+    // The crate trusts no folder that others could write to.
+    fs::set_permissions(&cache, fs::Permissions::from_mode(0o700))?;
+    let library = folder.join("libcuda.so.1");
+    link(&target.join("debug/libcuda_emulator.so"), &library)?;
+    let others = env::var("LD_LIBRARY_PATH").map(|others| format!(":{others}")).unwrap_or_default();
+    for (tests, option) in TESTS {
+        let common = ["test", "--locked", "--package=syncbn-cuda"].into_iter().chain(tests.iter().copied());
+        let filters = args.filters.iter().map(String::as_str);
+        let mut command = cargo(common.chain(["--"]).chain(option).chain(filters));
+        command.env("LD_LIBRARY_PATH", format!("{folder}{others}"));
+        command.env("SYNCBN_NVRTC", &library).env("SYNCBN_CACHE_DIR", &cache);
+        command.env("SYNCBN_EMULATED_DEVICES", args.devices.to_string()).env("SYNCBN_REQUIRE", "cuda");
+        command.env("SYNCBN_CASES", env::var("SYNCBN_CASES").unwrap_or_else(|_| CASES.into()));
+        run(&mut command)?;
+    }
+    Ok(())
+}
+
+/// The library under the driver's name.
+fn link(library: &Utf8Path, name: &Utf8Path) -> Result<()> {
+    if fs::symlink_metadata(name).is_ok() {
+        fs::remove_file(name)?;
+    }
+    symlink(library, name).with_context(|| format!("linking {name} to {library}"))
+}
