@@ -10,11 +10,14 @@ python_tests() {
     names=$(printf ' or %s' "$@")
     tests python-one-process "$python" -m pytest "$folder/tests" --ignore "$folder/tests/test_ranks.py" -m cuda -k "${names# or }" \
         -vv --tb=short -p no:cacheprovider -o faulthandler_timeout="$SYNCBN_HANG"
-    # test_ranks.py starts these and tells at the end; here each tells at once. Three ranks of two GPUs share one.
-    [ $# -gt 0 ] || set -- groups. models. recompute. reports. whole_batch.
-    for world in 1 2 3; do
+    # test_ranks.py starts these and tells at the end; here each tells at once. SYNCBN_WORLDS: how many ranks;
+    # those of more than there are GPUs share one.
+    # shellcheck disable=SC2046
+    [ $# -gt 0 ] || set -- $(cd "$folder/tests/scenarios" && ls | sed -n 's/^\([a-z].*\.\)py$/\1/p')
+    for world in ${SYNCBN_WORLDS:-1 2 3}; do
         for scenario in "$@"; do
-            tests "python-$world-ranks-${scenario%.}" "$here/run" launch "$world" "$folder/tests/run_ranks.py" --device cuda --only "$scenario"
+            tests "python-$world-ranks-${scenario%.}" \
+                "$here/run" launch "$world" "$folder/tests/run_ranks.py" --device cuda --only "$scenario"
         done
     done
 }
