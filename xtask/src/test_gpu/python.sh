@@ -1,9 +1,8 @@
 # The PyTorch package: its tests that need a GPU, and what layers and training steps take beside PyTorch's.
 [ -z "$sanitize" ] || return 0
 folder=$here/python
-export PYTHONPATH="$folder/site${PYTHONPATH:+:$PYTHONPATH}" OMP_NUM_THREADS="${OMP_NUM_THREADS:-4}"
-# A scenario that hangs says after so many seconds where.
-export SYNCBN_HANG="${SYNCBN_HANG:-60}"
+# A scenario that hangs says after SYNCBN_HANG seconds where.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-4}" SYNCBN_HANG="${SYNCBN_HANG:-60}"
 
 python_tests() {
     step python "$python" -c 'import pytest, torch, syncbn; print(torch.__version__, syncbn.__file__)' || return 0

@@ -16,6 +16,7 @@
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 python=${SYNCBN_PYTHON:-python3}
+export PYTHONPATH="$here/python/site${PYTHONPATH:+:$PYTHONPATH}"
 
 # run_steps test|measure OPTIONS: the steps of each part, and a table of what came of them.
 run_steps() {
@@ -119,7 +120,7 @@ accuracy) program accuracy "$@" ;;
 demo) program demo --svg loss.svg "$@" ;;
 peers)
     script=$1 && shift
-    PYTHONPATH="$here/python/site${PYTHONPATH:+:$PYTHONPATH}" exec "$python" "$here/peers/peers/$script" "$@"
+    exec "$python" "$here/peers/peers/$script" "$@"
     ;;
 launch) exec "$python" -m torch.distributed.run --standalone --nproc-per-node "$@" ;;
 *) sed -n '2,15s/^# \{0,1\}//p' "$0" ;;
