@@ -7,7 +7,9 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-4}" SYNCBN_HANG="${SYNCBN_HANG:-60}"
 python_tests() {
     step python "$python" -c 'import pytest, torch, syncbn; print(torch.__version__, syncbn.__file__)' || return 0
     names=$(printf ' or %s' "$@")
-    tests python-one-process "$python" -m pytest "$folder/tests" --ignore "$folder/tests/test_ranks.py" -m cuda -k "${names# or }" \
+    # Interrupted a little before its limit, pytest still says why tests failed.
+    tests python-one-process timeout --signal=INT $((limit - limit / 10)) \
+        "$python" -m pytest "$folder/tests" --ignore "$folder/tests/test_ranks.py" -m cuda -k "${names# or }" \
         -vv --tb=short -p no:cacheprovider -o faulthandler_timeout="$SYNCBN_HANG"
     # test_ranks.py starts these and tells at the end; here each tells at once. SYNCBN_WORLDS: how many ranks;
     # those of more than there are GPUs share one.
