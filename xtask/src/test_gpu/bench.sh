@@ -3,7 +3,8 @@
 peers=$here/peers ours=$logs/bench-ours torch=$logs/bench-torch
 if [ "$gpus" -gt 1 ]; then
     shapes=$peers/shapes-ranks.txt
-    step bench-ours "$here/run" launch "$gpus" --no-python "$here/bin/syncbn-bench" --backend cuda --launched --shapes "$shapes" --out "$ours"
+    step bench-ours "$here/run" launch "$gpus" --no-python \
+        "$here/bin/syncbn-bench" --backend cuda --launched --shapes "$shapes" --out "$ours"
     step bench-torch "$here/run" launch "$gpus" "$peers/peers/torch_ranks.py" --shapes "$shapes" --out "$torch"
 else
     step bench-ours "$here/bin/syncbn-bench" --backend cuda --out "$ours"

@@ -20,7 +20,7 @@ export PYTHONPATH="$here/python/site${PYTHONPATH:+:$PYTHONPATH}"
 
 # run_steps test|measure OPTIONS: the steps of each part, and a table of what came of them.
 run_steps() {
-    what=$1 only='' logs=$here/logs limit=1800 sanitize=''
+    what=$1 only='' logs=$here/logs limit=1800 sanitize='' failed=''
     shift
     while [ $# -gt 0 ]; do
         case $1 in
@@ -45,10 +45,10 @@ run_steps() {
         part=$(part_of "$steps")
         # Each in a shell of its own, which keeps its variables from the others.
         # shellcheck disable=SC1090
-        case $only in '' | *" $part "*) (. "$steps") ;; esac
+        case $only in '' | *" $part "*) (. "$steps") || failed=1 ;; esac
     done
     echo && cat "$logs/results.txt" && echo "all output: $logs"
-    ! grep -qE ': (FAILED|STOPPED)' "$logs/results.txt" || exit 1
+    [ -z "$failed" ] && ! grep -qE ': (FAILED|STOPPED)' "$logs/results.txt" || exit 1
     [ "$what" = test ] && good=passed || good=done
     grep -q ": $good" "$logs/results.txt" || { echo "nothing ran" && exit 1; }
 }
