@@ -1,7 +1,10 @@
 //! `cargo xtask test-gpu`: all tests that need a GPU, on this machine or, as a bundle, on another.
 //!
 //! A bundle is a folder of stripped programs and one script, `run`; testing here is making one and running it, so both are the
-//! same. It needs the driver, and the libraries that the crates' errors name, and no Rust.
+//! same. It needs the driver, and the libraries that the crates' errors name, and no Rust. `parts.rs` says what is in it.
+
+mod parts;
+mod tools;
 
 use std::fs;
 use std::io::BufReader;
@@ -10,30 +13,19 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use cargo_metadata::{Artifact, Message, TargetKind};
+use cargo_metadata::{Artifact, Message};
+use clap::builder::PossibleValuesParser;
 
+use self::parts::{PARTS, Part};
 use crate::cargo::cargo;
 
 /// The most that a bundle may weigh.
 const MOST_BYTES: u64 = 60 << 20;
-/// The crates whose integration tests run on a GPU, and which of them. Those of wgpu that do not depend on what the GPU computes run
-/// in CI on a software one; each would add 6 MB.
-const TESTED: [(&str, &[&str]); 3] = [
-    ("syncbn-cuda", &["--test=*"]),
-    ("syncbn-wgpu", &["--test=conformance", "--test=numbers"]),
-    ("syncbn-examples", &["--test=nccl"]),
-];
-/// Other programs of the bundle: package, how cargo calls it, its name.
-const PROGRAMS: [(&str, &str, &str); 6] = [
-    ("syncbn-cuda", "--example", "devices"),
-    ("syncbn-examples", "--example", "02_cuda_nccl"),
-    ("syncbn-examples", "--bin", "demo"),
-    ("syncbn-examples", "--bin", "accuracy"),
-    ("syncbn-bench", "--bin", "syncbn-bench"),
-    ("syncbn-bench", "--bin", "bench-report"),
-];
-/// Features without which those programs know no GPU.
-const FEATURES: [(&str, &str); 2] = [("syncbn-examples", "cuda,wgpu"), ("syncbn-bench", "cuda,wgpu")];
+/// In every bundle: the program that says which GPUs there are.
+const DEVICES: &[&str] = &["build", "--package=syncbn-cuda", "--example=devices"];
+/// In every bundle: the scripts that know no part.
+const SCRIPTS: [(&str, &str); 2] =
+    [("run", include_str!("test_gpu/run.sh")), ("sanitize", include_str!("test_gpu/sanitize.sh"))];
 
 /// What to test, and where.
 #[derive(clap::Args)]
@@ -41,73 +33,117 @@ pub(crate) struct Args {
     /// Writes the tests, the demo and the benchmarks to this folder instead, for a machine without Rust: `DIR/run test`.
     #[arg(long, value_name = "DIR")]
     bundle: Option<PathBuf>,
+    /// This part alone; may be given several times. Else all parts for which this machine has the tools.
+    #[arg(long, value_name = "PART", value_parser = PossibleValuesParser::new(PARTS.map(|part| part.name)))]
+    only: Vec<String>,
     /// Runs the kernels' laws under this tool of compute-sanitizer: memcheck, racecheck, initcheck or synccheck.
     #[arg(long, value_name = "TOOL", conflicts_with = "bundle")]
     sanitize: Option<String>,
+    /// Keeps the output of each step in this folder, in place of target/gpu/logs.
+    #[arg(long, value_name = "DIR", conflicts_with = "bundle")]
+    logs: Option<PathBuf>,
+    /// Stops a step after so many seconds: 1800, if not given.
+    #[arg(long, value_name = "SECONDS", conflicts_with = "bundle")]
+    limit: Option<u32>,
     /// For the tests: names to filter by, and their other options.
     #[arg(last = true)]
     filters: Vec<String>,
 }
 
 pub(crate) fn run_tests(args: &Args) -> Result<ExitCode> {
+    let parts = chosen(args)?;
+    let names = parts.iter().map(|part| part.name).collect::<Vec<_>>().join(", ");
     let folder = args.bundle.clone().unwrap_or_else(|| PathBuf::from("target/gpu"));
-    let bytes = write(&folder)?;
-    if args.bundle.is_some() {
-        println!(
-            "wrote {:.1} MB to {}; there: ./run test, ./run bench, ./run demo, ./run accuracy",
-            bytes as f64 / 1e6,
-            folder.display()
-        );
-        return Ok(ExitCode::SUCCESS);
+    write(&folder, &parts)?;
+    if args.bundle.is_none() {
+        return test(args, &folder);
     }
-    let sanitize = args.sanitize.iter().flat_map(|tool| ["--sanitize", tool]);
-    let status = Command::new(folder.canonicalize()?.join("run"))
-        .arg("test")
-        .args(sanitize)
-        .args(&args.filters)
-        .status()?;
+    let bytes = size(&folder)?;
+    println!("wrote {:.1} MB to {}: {names}; there: ./run help", bytes as f64 / 1e6, folder.display());
+    ensure!(
+        bytes <= MOST_BYTES,
+        "the bundle has {bytes} bytes, expected {MOST_BYTES} at most: take fewer parts, with --only"
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The parts that are asked for by name; without names, all for which there are the tools.
+fn chosen(args: &Args) -> Result<Vec<Part>> {
+    let named = |part: &Part| args.only.iter().any(|name| name == part.name);
+    let mut chosen = Vec::new();
+    for part in PARTS.into_iter().filter(|part| args.only.is_empty() || named(part)) {
+        match (part.tool)(args) {
+            Ok(()) => chosen.push(part),
+            Err(why) if args.only.is_empty() => eprintln!("left out: {}: {why:#}", part.name),
+            Err(why) => return Err(why.context(format!("part {}", part.name))),
+        }
+    }
+    Ok(chosen)
+}
+
+/// Runs the bundle here.
+fn test(args: &Args, folder: &Path) -> Result<ExitCode> {
+    let mut run = Command::new(folder.canonicalize()?.join("run"));
+    run.arg("test");
+    run.args(args.only.iter().flat_map(|part| ["--only", part]));
+    run.args(args.sanitize.iter().flat_map(|tool| ["--sanitize", tool]));
+    run.args(args.limit.iter().flat_map(|limit| ["--limit".into(), limit.to_string()]));
+    if let Some(logs) = &args.logs {
+        run.arg("--logs").arg(logs);
+    }
+    if let Ok(python) = tools::python(args) {
+        run.env("SYNCBN_PYTHON", python);
+    }
+    let status = run.args(&args.filters).status()?;
     Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
-/// Fills the folder, and returns its size.
-fn write(folder: &Path) -> Result<u64> {
-    for old in ["tests", "bin", "peers"].map(|name| folder.join(name)).into_iter().filter(|old| old.exists())
-    {
-        fs::remove_dir_all(&old).with_context(|| old.display().to_string())?;
-    }
-    let mut bytes = 0;
-    for (package, which) in TESTED {
-        let tests = build([&["test", "--no-run", "--package", package], which].concat())?;
-        for test in tests.iter().filter(|test| test.target.kind.contains(&TargetKind::Test)) {
-            bytes += copy(test, &folder.join("tests"), &format!("{package}-{}", test.target.name))?;
+/// Fills the folder.
+fn write(folder: &Path, parts: &[Part]) -> Result<()> {
+    for old in ["tests", "bin", "peers", "python", "steps"].map(|name| folder.join(name)) {
+        if old.exists() {
+            fs::remove_dir_all(&old).with_context(|| old.display().to_string())?;
         }
     }
-    for (package, kind, name) in PROGRAMS {
-        let features = FEATURES
-            .iter()
-            .filter(|(of, _)| *of == package)
-            .map(|(_, feature)| format!("--features={feature}"));
-        let options =
-            ["build", "--package", package, kind, name].map(String::from).into_iter().chain(features);
-        for program in build(options)?.iter().filter(|program| program.target.name == name) {
-            bytes += copy(program, &folder.join("bin"), name)?;
+    build(folder, "", DEVICES)?;
+    fs::create_dir_all(folder.join("steps"))?;
+    for (at, part) in parts.iter().enumerate() {
+        for command in part.cargo {
+            build(folder, part.name, command)?;
         }
+        (part.files)(folder)?;
+        // Numbered, so that they are tested in this order.
+        fs::write(folder.join(format!("steps/{at}-{}.sh", part.name)), part.steps)?;
     }
-    bytes += copy_peers(&folder.join("peers"))?;
-    let run = folder.join("run");
-    fs::write(&run, include_str!("test_gpu/run.sh"))?;
-    fs::set_permissions(&run, fs::Permissions::from_mode(0o755))?;
-    ensure!(bytes <= MOST_BYTES, "the bundle has {bytes} bytes, expected {MOST_BYTES} at most");
-    Ok(bytes)
+    for (name, script) in SCRIPTS {
+        let path = folder.join(name);
+        fs::write(&path, script)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    }
+    Ok(())
+}
+
+/// Builds what the command names, and copies what of it can be run: tests as tests/PART.PACKAGE-NAME, others as bin/NAME.
+fn build(folder: &Path, part: &str, command: &[&str]) -> Result<()> {
+    let tests = command.first() == Some(&"test");
+    let package =
+        command.iter().find_map(|option| option.strip_prefix("--package=")).context("names a package")?;
+    for program in artifacts(command)?.iter().filter(|artifact| artifact.profile.test == tests) {
+        let name = &program.target.name;
+        let place = if tests { format!("tests/{part}.{package}-{name}") } else { format!("bin/{name}") };
+        let (from, to) = (program.executable.as_ref().context("it was not built")?, folder.join(place));
+        fs::create_dir_all(to.parent().context("it has a folder")?)?;
+        fs::copy(from, to).with_context(|| from.to_string())?;
+    }
+    Ok(())
 }
 
 /// What cargo built that can be run.
-fn build<S: Into<std::ffi::OsString>>(options: impl IntoIterator<Item = S>) -> Result<Vec<Artifact>> {
-    let mut command = cargo(options);
-    command
-        .args(["--release", "--locked", "--message-format=json-render-diagnostics"])
-        .stdout(Stdio::piped());
-    let mut child = command.spawn()?;
+fn artifacts(command: &[&str]) -> Result<Vec<Artifact>> {
+    let no_run = (command.first() == Some(&"test")).then_some("--no-run");
+    let options = ["--release", "--locked", "--message-format=json-render-diagnostics"];
+    let mut child =
+        cargo(command.iter().copied().chain(no_run).chain(options)).stdout(Stdio::piped()).spawn()?;
     let output = child.stdout.take().context("cargo has no output")?;
     let mut artifacts = Vec::new();
     for message in Message::parse_stream(BufReader::new(output)) {
@@ -115,28 +151,20 @@ fn build<S: Into<std::ffi::OsString>>(options: impl IntoIterator<Item = S>) -> R
             artifacts.extend(artifact.executable.is_some().then_some(artifact));
         }
     }
-    ensure!(child.wait()?.success(), "cargo could not build what the bundle needs");
+    ensure!(
+        child.wait()?.success(),
+        "cargo could not build what the bundle needs: cargo {}",
+        command.join(" ")
+    );
     Ok(artifacts)
 }
 
-fn copy(artifact: &Artifact, folder: &Path, name: &str) -> Result<u64> {
-    fs::create_dir_all(folder)?;
-    let executable = artifact.executable.as_ref().context("it was not built")?;
-    fs::copy(executable, folder.join(name)).with_context(|| executable.to_string())
-}
-
-/// The peers' scripts and the lists of tensors, side by side as in the sources.
-fn copy_peers(folder: &Path) -> Result<u64> {
-    fs::create_dir_all(folder.join("peers"))?;
+/// The bytes of all files in a folder.
+fn size(folder: &Path) -> Result<u64> {
     let mut bytes = 0;
-    for (from, to) in [("bench/peers", folder.join("peers")), ("bench", folder.to_path_buf())] {
-        for entry in fs::read_dir(from)? {
-            let path = entry?.path();
-            let wanted = path.extension().is_some_and(|extension| extension == "py" || extension == "txt");
-            if let Some(name) = path.file_name().filter(|_| wanted) {
-                bytes += fs::copy(&path, to.join(name))?;
-            }
-        }
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        bytes += if entry.file_type()?.is_dir() { size(&entry.path())? } else { entry.metadata()?.len() };
     }
     Ok(bytes)
 }

@@ -5,6 +5,7 @@
 //!
 //! Deliberately not here: the tests, which are pytest's, in python/tests.
 
+use std::env;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -44,10 +45,11 @@ pub(crate) fn run_tests(args: &Args) -> Result<()> {
     if args.only_build {
         return Ok(());
     }
-    let site = install(&python, &wheel)?;
+    let site = Path::new(FOLDER).join("site");
+    install(&python, &wheel, &site)?;
     let mut pytest = Command::new(&python);
     pytest.args(["-m", "pytest", "python/tests"]).args(&args.options);
-    run(pytest.env("PYTHONPATH", site))
+    run(pytest.env("PYTHONPATH", site.canonicalize()?))
 }
 
 /// A virtual environment with PyTorch and what builds and tests the wheel.
@@ -66,7 +68,28 @@ fn environment(torch: Option<&str>) -> Result<PathBuf> {
     Ok(python)
 }
 
-fn build(python: &Path) -> Result<PathBuf> {
+/// A Python that has these modules: the one that `SYNCBN_PYTHON` names, else that of the environment made here, else the system's.
+pub(crate) fn with_modules(modules: &[&str]) -> Result<PathBuf> {
+    let pythons = match env::var_os("SYNCBN_PYTHON") {
+        Some(named) => vec![PathBuf::from(named)],
+        None => vec![Path::new(FOLDER).join("newest/bin/python"), PathBuf::from("python3")],
+    };
+    let has_them =
+        "import sys; from importlib.util import find_spec; sys.exit(None in map(find_spec, sys.argv[1:]))";
+    let found = pythons.into_iter().find(|python| {
+        let status = Command::new(python).args(["-c", has_them]).args(modules).status();
+        status.is_ok_and(|status| status.success())
+    });
+    let needs = || {
+        let modules = modules.join(", ");
+        format!(
+            "needs a Python with {modules}, as SYNCBN_PYTHON names one and `cargo xtask test-python --only-build` makes one"
+        )
+    };
+    found.with_context(needs)
+}
+
+pub(crate) fn build(python: &Path) -> Result<PathBuf> {
     let wheels = Path::new(FOLDER).join("wheels");
     if wheels.exists() {
         fs::remove_dir_all(&wheels)?;
@@ -85,13 +108,11 @@ fn build(python: &Path) -> Result<PathBuf> {
     Ok(wheel)
 }
 
-/// Unpacks the wheel beside the environment, which may be the caller's and is not changed.
-fn install(python: &Path, wheel: &Path) -> Result<PathBuf> {
-    let site = Path::new(FOLDER).join("site");
+/// Unpacks the wheel into a folder of its own: the environment may be the caller's and is not changed.
+pub(crate) fn install(python: &Path, wheel: &Path, site: &Path) -> Result<()> {
     if site.exists() {
-        fs::remove_dir_all(&site)?;
+        fs::remove_dir_all(site)?;
     }
     let quiet = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--target"];
-    run(Command::new(python).args(quiet).arg(&site).arg(wheel))?;
-    Ok(site.canonicalize()?)
+    run(Command::new(python).args(quiet).arg(site).arg(wheel))
 }

@@ -4,7 +4,7 @@
     python resnet.py make .                 # resnet.safetensors (the state dict) and evaluated.safetensors (x and y)
     python resnet.py check WRITTEN          # loads a file strictly, evaluates it, and compares with both
 
-The test leaves what it writes at target/tmp/resnet-written.safetensors.
+The test leaves what it writes in the folder for temporary files, as syncbn-resnet-written.safetensors.
 """
 
 import pathlib
