@@ -1,5 +1,6 @@
 //! Running a kernel: block after block, each thread of a block as a coroutine.
 
+use std::env;
 use std::ffi::c_void;
 use std::sync::{Mutex, PoisonError};
 use std::thread::yield_now;
@@ -82,7 +83,11 @@ impl Launch {
         let mut stacks = all.split_off(first);
         drop(all);
         let mut shared = vec![0; self.shared.div_ceil(16)];
-        let result = (0..self.blocks).try_for_each(|index| self.run_block(index, &mut stacks, &mut shared));
+        let last = self.blocks.saturating_sub(1);
+        let backwards = env::var_os("SYNCBN_EMULATED_ORDER").is_some_and(|order| order == "backwards");
+        let index = |turn| if backwards { last - turn } else { turn };
+        let result =
+            (0..self.blocks).try_for_each(|turn| self.run_block(index(turn), &mut stacks, &mut shared));
         STACKS.lock().unwrap_or_else(PoisonError::into_inner).append(&mut stacks);
         result
     }

@@ -5,7 +5,8 @@
 //!
 //! - A kernel is compiled by the C++ compiler (`CXX`, or `c++`), after `kernel.h`, which defines what CUDA's language has and C++ has not.
 //! - A stream is a thread that does what is enqueued, in order. So work is asynchronous, as on a device.
-//! - The blocks of a grid run one after the other, in the order of their numbers. The threads of a block are coroutines that give each
+//! - The blocks of a grid run one after the other, in the order of their numbers, or from the last to the first with
+//!   `SYNCBN_EMULATED_ORDER=backwards`, which CUDA allows, too. The threads of a block are coroutines that give each
 //!   other turns where they wait. A block whose threads wait for different things ends with an error.
 //! - Memory of a device is memory that other processes can open. It starts as NaNs, and what is written behind a region is an error when
 //!   the region is freed.

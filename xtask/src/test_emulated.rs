@@ -13,10 +13,13 @@ use cargo_metadata::camino::Utf8Path;
 
 use crate::cargo::{cargo, metadata, run};
 
-/// Tests that several devices may run at once, and those whose groups each need all devices.
-const TESTS: [(&[&str], Option<&str>); 2] = [
-    (&["--test=conformance", "--test=errors", "--test=graph", "--test=memory"], None),
-    (&["--test=peers", "--test=processes"], Some("--test-threads=1")),
+/// Tests, an option of theirs, and the order in which blocks start.
+type Run = (&'static [&'static str], Option<&'static str>, &'static str);
+const RUNS: [Run; 3] = [
+    (&["--test=conformance", "--test=errors", "--test=graph", "--test=memory"], None, "forwards"),
+    (&["--test=conformance"], None, "backwards"),
+    // Each of these groups needs all devices.
+    (&["--test=peers", "--test=processes"], Some("--test-threads=1"), "forwards"),
 ];
 /// Enough for ranks that meet inside their kernels.
 const DEVICES: usize = 2;
@@ -51,13 +54,14 @@ pub(crate) fn run_tests(args: &Args) -> Result<()> {
     let library = folder.join("libcuda.so.1");
     link(&target.join("debug/libcuda_emulator.so"), &library)?;
     let others = env::var("LD_LIBRARY_PATH").map(|others| format!(":{others}")).unwrap_or_default();
-    for (tests, option) in TESTS {
+    for (tests, option, order) in RUNS {
         let common = ["test", "--locked", "--package=syncbn-cuda"].into_iter().chain(tests.iter().copied());
         let filters = args.filters.iter().map(String::as_str);
         let mut command = cargo(common.chain(["--"]).chain(option).chain(filters));
         command.env("LD_LIBRARY_PATH", format!("{folder}{others}"));
         command.env("SYNCBN_NVRTC", &library).env("SYNCBN_CACHE_DIR", &cache);
-        command.env("SYNCBN_EMULATED_DEVICES", args.devices.to_string()).env("SYNCBN_REQUIRE", "cuda");
+        command.env("SYNCBN_EMULATED_DEVICES", args.devices.to_string()).env("SYNCBN_EMULATED_ORDER", order);
+        command.env("SYNCBN_REQUIRE", "cuda");
         command.env("SYNCBN_CASES", env::var("SYNCBN_CASES").unwrap_or_else(|_| CASES.into()));
         run(&mut command)?;
     }

@@ -125,21 +125,25 @@ struct Receiver {
             }
             if (all) return true;
             if (look % 256 != 0) continue;
-            if (is_over(peers) || (COMPARES && !compare(peers))) return false;
-            u64 now = nanoseconds();
-            if (since == 0) since = now;
-            if (now - since < peers.timeout) continue;
-            if (fails_first(peers)) {
-                tell_call(peers, number);
-                tell(peers.report);
-            }
-            return false;
+            if (is_over(peers) || (COMPARES && !compare(peers)) || is_late(peers, since, peers.timeout)) return false;
         }
     }
 
     // Whether this rank has failed, or the host has told it to stop.
     __device__ static bool is_over(const PeersParams& peers) {
         return load_control(peers).failed != 0 || *(volatile unsigned*)&peers.report->stop != 0;
+    }
+
+    // Whether the time has passed since the first call with this `since`, which was 0; then the group has failed.
+    __device__ bool is_late(const PeersParams& peers, u64& since, u64 time) const {
+        u64 now = nanoseconds();
+        if (since == 0) since = now;
+        if (now - since < time) return false;
+        if (fails_first(peers)) {
+            tell_call(peers, number);
+            tell(peers.report);
+        }
+        return true;
     }
 
     // Calls `add(from, first, second, count)` with a channel's numbers of each rank, in the order of the ranks; the count is that of
@@ -210,13 +214,15 @@ struct Receiver {
     // Waits for them; returns whether they were published.
     __device__ bool wait_for_published(const PeersParams& peers, long long channel, f64& first, f64& second) const {
         const uint4* at = (const uint4*)(peers.control + 1) + 2 * channel;
+        u64 since = 0;
 #pragma unroll 1
         for (unsigned look = 1;; look++) {
             Packet a = load_packet(at), b = load_packet(at + 1);
             first = __longlong_as_double(a.bits());
             second = __longlong_as_double(b.bits());
             if (a.is_of(number) && b.is_of(number)) return true;
-            if (look % 256 == 0 && is_over(peers)) return false;
+            // Whoever publishes gives up in time. This one does only if that block never started.
+            if (look % 256 == 0 && (is_over(peers) || is_late(peers, since, 2 * peers.timeout))) return false;
         }
     }
 };
