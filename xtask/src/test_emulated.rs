@@ -15,12 +15,16 @@ use crate::cargo::{cargo, metadata, run};
 
 /// Tests, an option of theirs, and the order in which blocks start.
 type Run = (&'static [&'static str], Option<&'static str>, &'static str);
-const RUNS: [Run; 3] = [
-    (&["--test=conformance", "--test=errors", "--test=graph", "--test=memory"], None, "forwards"),
-    (&["--test=conformance"], None, "backwards"),
+const CUDA: &str = "--package=syncbn-cuda";
+const RUNS: [Run; 4] = [
+    (&["--package=cuda-emulator", "--features=faults", "--test=faults"], None, "forwards"),
+    (&[CUDA, "--test=conformance", "--test=errors", "--test=graph", "--test=memory"], None, "forwards"),
+    (&[CUDA, "--test=conformance"], None, "backwards"),
     // Each of these groups needs all devices.
-    (&["--test=peers", "--test=processes"], Some("--test-threads=1"), "forwards"),
+    (&[CUDA, "--test=peers", "--test=processes"], Some("--test-threads=1"), "forwards"),
 ];
+/// The emulator's own tests have a device each.
+const FAULTS: usize = 4;
 /// Enough for ranks that meet inside their kernels.
 const DEVICES: usize = 2;
 /// Cases of a law, where `SYNCBN_CASES` does not say: a processor is slower than a GPU.
@@ -55,12 +59,13 @@ pub(crate) fn run_tests(args: &Args) -> Result<()> {
     link(&target.join("debug/libcuda_emulator.so"), &library)?;
     let others = env::var("LD_LIBRARY_PATH").map(|others| format!(":{others}")).unwrap_or_default();
     for (tests, option, order) in RUNS {
-        let common = ["test", "--locked", "--package=syncbn-cuda"].into_iter().chain(tests.iter().copied());
+        let devices = if tests.contains(&CUDA) { args.devices } else { FAULTS };
+        let common = ["test", "--locked"].into_iter().chain(tests.iter().copied());
         let filters = args.filters.iter().map(String::as_str);
         let mut command = cargo(common.chain(["--"]).chain(option).chain(filters));
         command.env("LD_LIBRARY_PATH", format!("{folder}{others}"));
         command.env("SYNCBN_NVRTC", &library).env("SYNCBN_CACHE_DIR", &cache);
-        command.env("SYNCBN_EMULATED_DEVICES", args.devices.to_string()).env("SYNCBN_EMULATED_ORDER", order);
+        command.env("SYNCBN_EMULATED_DEVICES", devices.to_string()).env("SYNCBN_EMULATED_ORDER", order);
         command.env("SYNCBN_REQUIRE", "cuda");
         command.env("SYNCBN_CASES", env::var("SYNCBN_CASES").unwrap_or_else(|_| CASES.into()));
         run(&mut command)?;
