@@ -129,6 +129,8 @@ impl Direct {
         let elsewhere = usize::try_from(report.other_rank).ok().and_then(|rank| rank.checked_sub(1));
         let kind = match (elsewhere, self.call(report.other_call)) {
             (None, _) => match self.missing(report.number) {
+                // All have sent by now: late ones, or this device has not started what reads it.
+                Ok(missing) if missing.is_empty() => CommErrorKind::Unfinished { timeout: self.timeout },
                 Ok(missing) => CommErrorKind::Timeout { missing, timeout: self.timeout },
                 Err(error) => CommErrorKind::Transport(Arc::new(error)),
             },
