@@ -257,7 +257,7 @@ pub enum ErrorKind {
     Config(ConfigError),
     /// The saved statistics come from another layer.
     ForeignSaved,
-    /// The saved statistics come from another group than the layer is in now.
+    /// The saved statistics come from another group than the layer is in now, or from before it was moved back to this one.
     OtherGroup {
         /// The [`id`](crate::Group::id) of the group in which they were saved.
         saved: u64,
@@ -324,6 +324,10 @@ impl fmt::Display for ErrorKind {
             ),
             Self::Config(source) => source.fmt(f),
             Self::ForeignSaved => f.write_str("the saved statistics belong to another layer"),
+            Self::OtherGroup { saved, current } if saved == current => write!(
+                f,
+                "the saved statistics are from before the layer was moved to group {current} again: run the forward pass again"
+            ),
             Self::OtherGroup { saved, current } => write!(
                 f,
                 "the saved statistics belong to group {saved}, and the layer is in group {current} now: run the forward pass again"

@@ -262,8 +262,17 @@ where
     H::Backend: Kernels<T>,
 {
     let case = Case::plain(3, &[4], &[2]);
-    let changes: [Change<H::Backend, T::Param>; 3] = [
+    let changes: [Change<H::Backend, T::Param>; 4] = [
         ("another group", |layer| layer.set_group(SingleRank), |k| matches!(k, ErrorKind::OtherGroup { .. })),
+        (
+            "another group and back",
+            |layer| {
+                let group = layer.group().clone();
+                layer.set_group(SingleRank);
+                layer.set_group(group);
+            },
+            |k| matches!(k, ErrorKind::OtherGroup { .. }),
+        ),
         (
             "a weight borrowed to be changed",
             |layer| _ = layer.weight_mut(),
