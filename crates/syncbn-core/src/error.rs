@@ -278,6 +278,15 @@ pub enum ErrorKind {
         /// Whether the layer has it.
         expected: bool,
     },
+    /// A state has a value that no layer can have reached: a variance or a counter below 0.
+    StateValue {
+        /// Which tensor.
+        tensor: Tensor,
+        /// The first channel with such a value; 0 for the counter.
+        channel: usize,
+        /// The value.
+        got: f64,
+    },
     /// A layer without running statistics was to be frozen.
     NothingToFreeze,
     /// A collective failed after work that depends on it had been enqueued, so gradients and running statistics since then may be wrong.
@@ -344,6 +353,12 @@ impl fmt::Display for ErrorKind {
             }
             Self::StateTensor { tensor, expected: false } => {
                 write!(f, "the state has a {tensor}, expected none")
+            }
+            Self::StateValue { tensor: Tensor::NumBatchesTracked, channel: _, got } => {
+                write!(f, "num_batches_tracked of the state is {got}, expected at least 0")
+            }
+            Self::StateValue { tensor, channel, got } => {
+                write!(f, "{tensor} of the state is {got} in channel {channel}, expected at least 0")
             }
             Self::NothingToFreeze => f.write_str(
                 "the layer has no running statistics to freeze: it was made with track_running_stats off",
