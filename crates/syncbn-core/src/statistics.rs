@@ -169,7 +169,8 @@ pub enum NonFinite {
     /// They become NaN, as in every framework.
     #[default]
     Propagate,
-    /// They are unchanged, for trainers with loss scaling, whose first batches may overflow. The batch is counted.
+    /// They are unchanged, for trainers with loss scaling, whose first batches may overflow; also where it is the type of the running
+    /// statistics that cannot hold what they would become. The batch is counted.
     Skip,
 }
 

@@ -178,6 +178,11 @@ macro_rules! __laws_of_wide_types {
         );
     };
     ($harness:expr, f32) => {
+        $crate::__law!(
+            $harness,
+            a_variance_beyond_f32_may_be_kept_out_of_running_statistics,
+            running::a_variance_beyond_f32_may_be_kept_out_of_running_statistics::<_>
+        );
         $crate::__law!($harness, onnx_node_tests_pass, golden::onnx_node_tests_pass::<_, f32>);
     };
     ($harness:expr, $type:ident) => {};
