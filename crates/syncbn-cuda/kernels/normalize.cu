@@ -10,6 +10,7 @@
 __device__ inline BatchStatistics local_statistics(const NormalizeParams& params, long long channel) {
     f64 count = params.message[0], mean = params.local_moments[channel];
     f64 m2 = params.local_moments[params.walk.channels + channel];
+    if (!isfinite(m2)) m2 -= m2; // NaN: with a variance of infinity, invstd would be 0 and y finite
     return {count, mean, m2 * reciprocal(count)};
 }
 

@@ -165,11 +165,17 @@ macro_rules! __laws_of_type {
     };
 }
 
-/// The laws that not every type is wide enough for: ONNX's tests hold values of `f32`, and slopes need the digits of `f64`.
+/// The laws that not every type is wide enough for: ONNX's tests hold values of `f32`, slopes need the digits of `f64`, and some laws
+/// are about the edge of a type's range.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __laws_of_wide_types {
     ($harness:expr, f64) => {
+        $crate::__law!(
+            $harness,
+            squares_beyond_the_type_are_not_finite,
+            forward::squares_beyond_the_type_are_not_finite::<_>
+        );
         $crate::__law!($harness, onnx_node_tests_pass, golden::onnx_node_tests_pass::<_, f64>);
         $crate::__law!(
             $harness,
