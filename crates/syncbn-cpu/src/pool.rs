@@ -56,14 +56,13 @@ fn run<R: Send>(pool: &ThreadPool, work: impl FnOnce() -> R + Send) -> Result<R,
 /// The pool, if its threads are in this process; it is started where there is none yet.
 fn pool(process: u32) -> Result<Option<&'static ThreadPool>, CpuError> {
     static POOL: OnceLock<(u32, ThreadPool)> = OnceLock::new();
-    let (started_in, pool) = match POOL.get() {
-        Some(pool) => pool,
-        None => {
-            let named = ThreadPoolBuilder::new().thread_name(|index| format!("syncbn-cpu-{index}"));
-            let pool = named.num_threads(threads()).build().map_err(CpuError::no_threads)?;
-            // Of two that were built at once, one is taken.
-            POOL.get_or_init(|| (process, pool))
-        }
+    let (started_in, pool) = if let Some(pool) = POOL.get() {
+        pool
+    } else {
+        let named = ThreadPoolBuilder::new().thread_name(|index| format!("syncbn-cpu-{index}"));
+        let pool = named.num_threads(threads()).build().map_err(CpuError::no_threads)?;
+        // Of two that were built at once, one is taken.
+        POOL.get_or_init(|| (process, pool))
     };
     Ok((*started_in == process).then_some(pool))
 }
