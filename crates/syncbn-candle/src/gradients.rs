@@ -2,8 +2,10 @@
 //!
 //! Deliberately not here: overlap with the backward pass, which candle gives no hook for.
 
+use std::collections::HashSet;
+
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Result, Tensor, Var, WithDType};
+use candle_core::{DType, Device, Result, Tensor, Var, WithDType};
 use syncbn_core::Param;
 
 use crate::digest::Digest;
@@ -20,13 +22,16 @@ pub enum Reduction {
     Mean,
 }
 
+const OPERATION: &str = "all_reduce_gradients";
+
 /// The most numbers of one sum: as many as a network carries at its full speed, and few enough not to double memory.
 const BUCKET: usize = 1 << 22;
 
 /// Replaces the gradients of these variables by their sum or mean over the ranks. Every rank gets the same bits.
 ///
 /// Every rank gives the same variables in the same order: `VarMap::all_vars` has another order in every map, and
-/// [`sorted_vars`](crate::sorted_vars) has the names'. A variable without a gradient is left out, and has none on any rank.
+/// [`sorted_vars`](crate::sorted_vars) has the names'. A variable without a gradient is left out, and has none on any rank. One that is
+/// there twice, under two names, is summed once.
 ///
 /// # Errors
 ///
@@ -42,13 +47,19 @@ pub fn all_reduce_gradients(
         return Ok(());
     }
     let name = name(grads, vars);
+    let mut seen = HashSet::new();
+    let to_sum = |var: &&Var| grads.get(var).is_some() && seen.insert(Tensor::id(var));
+    let (wide, narrow): (Vec<&Var>, Vec<&Var>) =
+        vars.iter().filter(to_sum).partition(|var| var.dtype() == DType::F64);
+    if wide.is_empty() && narrow.is_empty() {
+        // Ranks that have a gradient hear that this one has none.
+        let device = vars.first().map_or(&Device::Cpu, |var| var.device());
+        return all_reduce::<f32>(group, OPERATION, &name, &Tensor::zeros(1, DType::F32, device)?);
+    }
     let scale = match reduction {
         Reduction::Sum => None,
         Reduction::Mean => Some(1.0 / group.world_size().get() as f64),
     };
-    let with_grad = |var: &&Var| grads.get(var).is_some();
-    let (wide, narrow): (Vec<&Var>, Vec<&Var>) =
-        vars.iter().filter(with_grad).partition(|var| var.dtype() == DType::F64);
     reduce::<f32>(grads, &narrow, group, &name, scale)?;
     reduce::<f64>(grads, &wide, group, &name, scale)
 }
@@ -78,7 +89,7 @@ fn reduce<P: Param + Value>(
         let flat: Vec<Tensor> = bucket.iter().map(flat).collect::<Result<_>>()?;
         // What candle joins is new memory; of a single one it would be the gradient's own.
         let joined = if let [one] = &flat[..] { one.copy()? } else { Tensor::cat(&flat, 0)? };
-        all_reduce::<P>(group, "all_reduce_gradients", name, &joined)?;
+        all_reduce::<P>(group, OPERATION, name, &joined)?;
         let joined = if let Some(scale) = scale { joined.affine(scale, 0.0)? } else { joined };
         let mut at = 0;
         for var in bucket {

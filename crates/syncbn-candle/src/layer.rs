@@ -175,7 +175,8 @@ struct Arranged {
 
 impl Arranged {
     fn new(x: &Tensor) -> Result<Self> {
-        if x.is_contiguous() || !is_channels_last(x) {
+        // Where there are no elements, any strides are both.
+        if x.is_contiguous() || x.elem_count() == 0 || !is_channels_last(x) {
             return Ok(Self { x: x.contiguous()?, channels_last: false });
         }
         Ok(Self { x: x.permute(channels_last(x.rank()))?, channels_last: true })

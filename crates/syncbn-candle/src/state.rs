@@ -29,15 +29,20 @@ pub fn sorted_vars(vars: &VarMap) -> Vec<Var> {
 ///
 /// Variables whose names, shapes or types differ between ranks; a failure of the group. No variable has changed then.
 pub fn broadcast_state(vars: &VarMap, group: &Group) -> Result<()> {
+    const OPERATION: &str = "broadcast_state";
     let vars = named(vars);
-    let mut words = words_of(&vars)?;
+    let mut words = words_of(&vars, OPERATION)?;
     if group.rank() != 0 {
         words.fill(0);
     }
-    let name = format!("broadcast_state {}", form(&vars));
+    let name = format!("{OPERATION} {}", form(&vars));
+    if words.is_empty() {
+        // Ranks that have values hear that this one has none.
+        summed(&vars, group, OPERATION, &name, vec![0.0])?;
+    }
     for piece in words.chunks_mut(PIECE) {
         let numbers = piece.iter().map(|&word| f64::from(word)).collect();
-        let numbers = summed(&vars, group, "broadcast_state", &name, numbers)?;
+        let numbers = summed(&vars, group, OPERATION, &name, numbers)?;
         piece.iter_mut().zip(&numbers).for_each(|(word, &number)| *word = word_of(number));
     }
     let mut rest = &words[..];
@@ -57,18 +62,19 @@ pub fn broadcast_state(vars: &VarMap, group: &Group) -> Result<()> {
 /// [`Error::StateDiffers`] names each variable that differs and its rank; a failure of the group, which variables whose names, shapes
 /// or types differ are.
 pub fn check_state(vars: &VarMap, group: &Group) -> Result<()> {
+    const OPERATION: &str = "check_state";
     const PER_VARIABLE: usize = 2;
     let vars = named(vars);
     let row = PER_VARIABLE * vars.len();
     let mut digests = vec![0.0; row * group.world_size().get()];
-    for (at, (_, var)) in vars.iter().enumerate() {
+    for (at, (name, var)) in vars.iter().enumerate() {
         let mut digest = Digest::default();
-        words(var)?.into_iter().for_each(|word| digest.word(word));
+        words(name, var, OPERATION)?.into_iter().for_each(|word| digest.word(word));
         let [low, high] = halves(digest.value());
         let at = row * group.rank() + PER_VARIABLE * at;
         (digests[at], digests[at + 1]) = (f64::from(low), f64::from(high));
     }
-    let digests = summed(&vars, group, "check_state", &format!("check_state {}", form(&vars)), digests)?;
+    let digests = summed(&vars, group, OPERATION, &format!("{OPERATION} {}", form(&vars)), digests)?;
     let mut differences = Vec::new();
     for rank in 1..group.world_size().get() {
         for (at, (name, _)) in vars.iter().enumerate() {
@@ -113,10 +119,10 @@ fn summed(
     numbers.to_vec1()
 }
 
-fn words_of(vars: &[(String, Var)]) -> Result<Vec<u32>> {
+fn words_of(vars: &[(String, Var)], operation: &'static str) -> Result<Vec<u32>> {
     let mut all = Vec::new();
-    for (_, var) in vars {
-        all.append(&mut words(var)?);
+    for (name, var) in vars {
+        all.append(&mut words(name, var, operation)?);
     }
     Ok(all)
 }
@@ -126,7 +132,7 @@ fn words_per_value(dtype: DType) -> usize {
 }
 
 /// The bits of the values: one word for each, or two, the lower first.
-fn words(var: &Tensor) -> Result<Vec<u32>> {
+fn words(name: &str, var: &Tensor, operation: &'static str) -> Result<Vec<u32>> {
     let flat = var.flatten_all()?;
     Ok(match var.dtype() {
         DType::F32 => flat.to_vec1::<f32>()?.into_iter().map(f32::to_bits).collect(),
@@ -134,11 +140,16 @@ fn words(var: &Tensor) -> Result<Vec<u32>> {
         DType::BF16 => flat.to_vec1::<bf16>()?.into_iter().map(|value| value.to_bits().into()).collect(),
         DType::U32 => flat.to_vec1::<u32>()?,
         DType::U8 => flat.to_vec1::<u8>()?.into_iter().map(u32::from).collect(),
+        DType::I16 => flat.to_vec1::<i16>()?.into_iter().map(|value| value.cast_unsigned().into()).collect(),
+        DType::I32 => flat.to_vec1::<i32>()?.into_iter().map(i32::cast_unsigned).collect(),
         DType::F64 => flat.to_vec1::<f64>()?.into_iter().flat_map(|value| halves(value.to_bits())).collect(),
         DType::I64 => {
             flat.to_vec1::<i64>()?.into_iter().flat_map(|value| halves(value.cast_unsigned())).collect()
         }
-        dtype => return Err(candle_core::Error::UnsupportedDTypeForOp(dtype, "broadcast_state").bt()),
+        dtype => {
+            let unsupported = candle_core::Error::UnsupportedDTypeForOp(dtype, operation);
+            return Err(unsupported.context(format!("variable `{name}`")));
+        }
     })
 }
 
@@ -151,6 +162,8 @@ fn from_words(words: &[u32], dtype: DType, shape: &Shape, device: &Device) -> Re
         DType::BF16 => tensor(words.iter().map(half).map(bf16::from_bits), shape, device),
         DType::U32 => tensor(words.iter().copied(), shape, device),
         DType::U8 => tensor(words.iter().map(|&word| (word & 0xff) as u8), shape, device),
+        DType::I16 => tensor(words.iter().map(half).map(u16::cast_signed), shape, device),
+        DType::I32 => tensor(words.iter().map(|&word| word.cast_signed()), shape, device),
         DType::F64 => tensor(pairs().map(f64::from_bits), shape, device),
         DType::I64 => tensor(pairs().map(u64::cast_signed), shape, device),
         dtype => Err(candle_core::Error::UnsupportedDTypeForOp(dtype, "broadcast_state").bt()),

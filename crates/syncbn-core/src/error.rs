@@ -257,7 +257,7 @@ pub enum ErrorKind {
     Config(ConfigError),
     /// The saved statistics come from another layer.
     ForeignSaved,
-    /// The saved statistics come from another group than the layer is in now.
+    /// The saved statistics come from another group than the layer is in now, or from before it was moved back to this one.
     OtherGroup {
         /// The [`id`](crate::Group::id) of the group in which they were saved.
         saved: u64,
@@ -277,6 +277,15 @@ pub enum ErrorKind {
         tensor: Tensor,
         /// Whether the layer has it.
         expected: bool,
+    },
+    /// A state has a value that no layer can have reached: a variance or a counter below 0.
+    StateValue {
+        /// Which tensor.
+        tensor: Tensor,
+        /// The first channel with such a value; 0 for the counter.
+        channel: usize,
+        /// The value.
+        got: f64,
     },
     /// A layer without running statistics was to be frozen.
     NothingToFreeze,
@@ -324,6 +333,10 @@ impl fmt::Display for ErrorKind {
             ),
             Self::Config(source) => source.fmt(f),
             Self::ForeignSaved => f.write_str("the saved statistics belong to another layer"),
+            Self::OtherGroup { saved, current } if saved == current => write!(
+                f,
+                "the saved statistics are from before the layer was moved to group {current} again: run the forward pass again"
+            ),
             Self::OtherGroup { saved, current } => write!(
                 f,
                 "the saved statistics belong to group {saved}, and the layer is in group {current} now: run the forward pass again"
@@ -340,6 +353,12 @@ impl fmt::Display for ErrorKind {
             }
             Self::StateTensor { tensor, expected: false } => {
                 write!(f, "the state has a {tensor}, expected none")
+            }
+            Self::StateValue { tensor: Tensor::NumBatchesTracked, channel: _, got } => {
+                write!(f, "num_batches_tracked of the state is {got}, expected at least 0")
+            }
+            Self::StateValue { tensor, channel, got } => {
+                write!(f, "{tensor} of the state is {got} in channel {channel}, expected at least 0")
             }
             Self::NothingToFreeze => f.write_str(
                 "the layer has no running statistics to freeze: it was made with track_running_stats off",

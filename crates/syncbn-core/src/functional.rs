@@ -468,7 +468,8 @@ impl<B: Backend, P: Param> FunctionalBatchNorm<B, P> {
     }
 
     fn token(&self, scope: Scope, use_number: u64, geometry: Geometry) -> SavedToken {
-        SavedToken { group: self.group.id(), layer: self.id, use_number, scope, parameters: 0, geometry }
+        let (group, layer, ordinal) = (self.group.id(), self.id, self.ordinal);
+        SavedToken { group, layer, ordinal, use_number, scope, parameters: 0, geometry }
     }
 
     pub(crate) fn context(&self, operation: Operation) -> PassContext<'_, B> {
@@ -479,13 +480,16 @@ impl<B: Backend, P: Param> FunctionalBatchNorm<B, P> {
         token.layer == self.id
     }
 
-    /// Refuses statistics of another layer or of another group.
+    /// Refuses statistics of another layer or of another group, and those from before the layer left this one and came back.
     pub(crate) fn check_owner(&self, context: &PassContext<'_, B>, token: &SavedToken) -> Result<(), Error> {
         if !self.is_owner(token) {
             return Err(context.error(ErrorKind::ForeignSaved));
         }
         let (saved, current) = (token.group, self.group.id());
-        if saved == current { Ok(()) } else { Err(context.error(ErrorKind::OtherGroup { saved, current })) }
+        if (saved, token.ordinal) == (current, self.ordinal) {
+            return Ok(());
+        }
+        Err(context.error(ErrorKind::OtherGroup { saved, current }))
     }
 }
 

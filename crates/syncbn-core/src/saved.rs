@@ -17,7 +17,7 @@ pub enum Scope {
     Frozen,
 }
 
-/// Identifies the forward pass that saved statistics: its layer, group, use number, scope and geometry.
+/// Identifies the forward pass that saved statistics: its layer, the layer's place in its group, use number, scope and geometry.
 ///
 /// It is data of a fixed length ([`SavedToken::WORDS`] numbers), which a framework can keep beside its tensors. It is valid in the
 /// process that made it.
@@ -25,6 +25,8 @@ pub enum Scope {
 pub struct SavedToken {
     pub(crate) group: u64,
     pub(crate) layer: u64,
+    /// The layer's number in its group, which is another one each time that it is moved to a group.
+    pub(crate) ordinal: u64,
     pub(crate) use_number: u64,
     pub(crate) scope: Scope,
     /// How often the layer's parameters had been borrowed to be changed.
@@ -82,8 +84,8 @@ impl SavedToken {
             Layout::ChannelsLast => 1,
         };
         let mut words = [0; Self::WORDS];
-        let head =
-            [self.group, self.layer, self.use_number, self.parameters, scope, layout, sizes.len() as u64];
+        let Self { group, layer, ordinal, use_number, parameters, .. } = *self;
+        let head = [group, layer, ordinal, use_number, parameters, scope, layout, sizes.len() as u64];
         words[..HEAD].copy_from_slice(&head);
         words[HEAD..].iter_mut().zip(sizes).for_each(|(word, &size)| *word = size as u64);
         words
@@ -93,7 +95,7 @@ impl SavedToken {
     #[must_use]
     pub fn from_words(words: [u64; Self::WORDS]) -> Option<Self> {
         let (head, sizes) = words.split_first_chunk::<HEAD>()?;
-        let &[group, layer, use_number, parameters, scope, layout, axes] = head;
+        let &[group, layer, ordinal, use_number, parameters, scope, layout, axes] = head;
         let scope = match scope {
             0 => Scope::Group,
             1 => Scope::Local,
@@ -112,12 +114,12 @@ impl SavedToken {
             }
             _ => return None,
         };
-        Some(Self { group, layer, use_number, scope, parameters, geometry: geometry.ok()? })
+        Some(Self { group, layer, ordinal, use_number, scope, parameters, geometry: geometry.ok()? })
     }
 }
 
 /// The numbers of a token before the sizes of the axes.
-const HEAD: usize = 7;
+const HEAD: usize = 8;
 
 /// Saved statistics, borrowed: the token, and [`saved_len`](crate::backend::saved_len) words of device memory. The fields are public:
 /// `SavedRef { token, mem }` makes one.

@@ -76,13 +76,15 @@ impl Moments {
         sums
     }
 
-    /// The batch statistics of this set alone: `var = M2/m`, without cancellation. Zeros if the set is empty.
+    /// The batch statistics of this set alone: `var = M2/m`, without cancellation. Zeros if the set is empty. An infinite M2 becomes NaN, as
+    /// in [`Batch::from_sums`]: its `invstd` would be 0, and y finite.
     #[must_use]
     pub fn batch(self) -> Batch {
         if self.count == 0.0 {
             return Batch::default();
         }
-        Batch { count: self.count, mean: self.mean, var: self.m2 / self.count }
+        let var = if self.m2.is_infinite() { f64::NAN } else { self.m2 / self.count };
+        Batch { count: self.count, mean: self.mean, var }
     }
 }
 
@@ -171,7 +173,8 @@ pub enum NonFinite {
     /// They become NaN, as in every framework.
     #[default]
     Propagate,
-    /// They are unchanged, for trainers with loss scaling, whose first batches may overflow. The batch is counted.
+    /// They are unchanged, for trainers with loss scaling, whose first batches may overflow; also where it is the type of the running
+    /// statistics that cannot hold what they would become. The batch is counted.
     Skip,
 }
 
@@ -237,7 +240,8 @@ impl GradTerms {
         let scale = weight * invstd;
         match sums {
             Some((sum_dy, sum_dy_xmu)) if count > 0.0 => {
-                Self { scale, mean_dy: sum_dy / count, slope: invstd * invstd * (sum_dy_xmu / count) }
+                // In this order: the square of invstd may be infinite where the slope is not.
+                Self { scale, mean_dy: sum_dy / count, slope: invstd * (invstd * (sum_dy_xmu / count)) }
             }
             _ => Self { scale, mean_dy: 0.0, slope: 0.0 },
         }

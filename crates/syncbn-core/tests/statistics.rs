@@ -186,6 +186,23 @@ fn nan_and_infinity_come_through() {
 }
 
 #[test]
+fn a_variance_beyond_f64_is_nan_on_one_rank_as_over_several() {
+    let huge = Moments { count: 2.0, mean: 0.0, m2: f64::INFINITY };
+    let sums = huge.to_sums::<6>();
+    for batch in [huge.batch(), Batch::from_sums(2.0, sums)] {
+        assert!(batch.var.is_nan() && batch.invstd(1e-5).is_nan(), "{batch:?}");
+    }
+}
+
+#[test]
+fn a_slope_is_finite_where_the_square_of_invstd_is_not() {
+    let (invstd, sum_dy_xmu) = (1e160, 3e-160);
+    let terms = GradTerms::new(1.0, invstd, 3.0, Some((0.0, sum_dy_xmu)));
+    assert!((terms.slope / 1e160 - 1.0).abs() < 1e-12, "{terms:?}");
+    assert_eq!(GradTerms::new(1.0, invstd, 3.0, Some((0.0, 0.0))).slope, 0.0);
+}
+
+#[test]
 fn no_elements_give_zeros() {
     assert_eq!(Moments::default().batch(), Batch::default());
     assert_eq!((Moments::default().to_sums(), Moments::default().to_sums()), ([0.0; 4], [0.0; 6]));

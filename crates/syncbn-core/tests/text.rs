@@ -185,6 +185,18 @@ fn each_kind_of_refusal_says_what_to_do_or_what_is_there() {
             "the saved statistics belong to group 4, and the layer is in group 7 now: run the forward pass again",
         ),
         (
+            ErrorKind::OtherGroup { saved: 4, current: 4 },
+            "the saved statistics are from before the layer was moved to group 4 again: run the forward pass again",
+        ),
+        (
+            ErrorKind::StateValue { tensor: Tensor::RunningVar, channel: 3, got: -0.5 },
+            "running_var of the state is -0.5 in channel 3, expected at least 0",
+        ),
+        (
+            ErrorKind::StateValue { tensor: Tensor::NumBatchesTracked, channel: 0, got: -1.0 },
+            "num_batches_tracked of the state is -1, expected at least 0",
+        ),
+        (
             ErrorKind::NotTheGroups { scope: Scope::Local },
             "running statistics move by a batch of the group, and what was saved is Local",
         ),

@@ -3,10 +3,11 @@
 //! A kernel waits only for this pool. The pool's threads run only pieces of kernels, and a piece waits for nothing. So every kernel
 //! ends, whatever pool the caller runs in and whatever locks it holds.
 //!
-//! There are as many threads as `RAYON_NUM_THREADS` says, or as many as the processor offers. All ranks of a process share them.
+//! There are as many threads as `RAYON_NUM_THREADS` says, or as many as the processor offers. All ranks of a process share them. A
+//! process that was forked from one with a pool has none of its threads, and works without.
 
 use std::sync::OnceLock;
-use std::{env, panic, thread};
+use std::{env, panic, process, thread};
 
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -22,11 +23,11 @@ pub(crate) fn for_each<I: Send>(
     mut items: impl Iterator<Item = I>,
     work: impl Fn(I) -> Result<(), CpuError> + Sync,
 ) -> Result<(), CpuError> {
-    if elements < SERIAL || threads() == 1 {
-        return items.try_for_each(work);
-    }
+    let serial = elements < SERIAL || threads() == 1;
+    let pool = if serial { None } else { pool(process::id())? };
+    let Some(pool) = pool else { return items.try_for_each(work) };
     let items: Vec<I> = items.collect();
-    run(|| items.into_par_iter().with_max_len(1).try_for_each(&work))?
+    run(pool, || items.into_par_iter().with_max_len(1).try_for_each(&work))?
 }
 
 /// The number of threads of the pool, started or not.
@@ -34,15 +35,14 @@ pub(crate) fn threads() -> usize {
     static THREADS: OnceLock<usize> = OnceLock::new();
     let asked = || env::var("RAYON_NUM_THREADS").ok()?.parse().ok().filter(|&threads| threads > 0);
     let offered = || thread::available_parallelism().map_or(1, usize::from);
-    *THREADS.get_or_init(|| asked().unwrap_or_else(offered))
+    *THREADS.get_or_init(|| asked().unwrap_or_else(offered).min(rayon::max_num_threads()))
 }
 
 /// Runs `work` on the pool, and waits without doing anything else.
 ///
 /// A thread of another rayon pool would run other tasks of that pool while it waits here, and such a task may need a lock that this
 /// thread's caller holds. So a new thread, which belongs to no pool, waits in its place.
-fn run<R: Send>(work: impl FnOnce() -> R + Send) -> Result<R, CpuError> {
-    let pool = pool()?;
+fn run<R: Send>(pool: &ThreadPool, work: impl FnOnce() -> R + Send) -> Result<R, CpuError> {
     if rayon::current_thread_index().is_none() {
         return Ok(pool.install(work));
     }
@@ -53,15 +53,18 @@ fn run<R: Send>(work: impl FnOnce() -> R + Send) -> Result<R, CpuError> {
     })
 }
 
-fn pool() -> Result<&'static ThreadPool, CpuError> {
-    static POOL: OnceLock<ThreadPool> = OnceLock::new();
-    if let Some(pool) = POOL.get() {
-        return Ok(pool);
-    }
-    let named = ThreadPoolBuilder::new().thread_name(|index| format!("syncbn-cpu-{index}"));
-    let pool = named.num_threads(threads()).build().map_err(CpuError::no_threads)?;
-    // Of two that were built at once, one is taken.
-    Ok(POOL.get_or_init(|| pool))
+/// The pool, if its threads are in this process; it is started where there is none yet.
+fn pool(process: u32) -> Result<Option<&'static ThreadPool>, CpuError> {
+    static POOL: OnceLock<(u32, ThreadPool)> = OnceLock::new();
+    let (started_in, pool) = if let Some(pool) = POOL.get() {
+        pool
+    } else {
+        let named = ThreadPoolBuilder::new().thread_name(|index| format!("syncbn-cpu-{index}"));
+        let pool = named.num_threads(threads()).build().map_err(CpuError::no_threads)?;
+        // Of two that were built at once, one is taken.
+        POOL.get_or_init(|| (process, pool))
+    };
+    Ok((*started_in == process).then_some(pool))
 }
 
 #[cfg(test)]
@@ -88,6 +91,13 @@ mod tests {
         assert!(stays(0));
         assert!(stays(SERIAL - 1));
         assert_eq!(stays(SERIAL), threads() == 1);
+    }
+
+    #[test]
+    fn a_fork_does_not_wait_for_threads_that_it_does_not_have() {
+        let process = process::id();
+        assert!(pool(process).unwrap().is_some());
+        assert!(pool(process + 1).unwrap().is_none());
     }
 
     #[test]

@@ -10,6 +10,7 @@
 __device__ inline BatchStatistics local_statistics(const NormalizeParams& params, long long channel) {
     f64 count = params.message[0], mean = params.local_moments[channel];
     f64 m2 = params.local_moments[params.walk.channels + channel];
+    if (!isfinite(m2)) m2 -= m2; // NaN: with a variance of infinity, invstd would be 0 and y finite
     return {count, mean, m2 * reciprocal(count)};
 }
 
@@ -92,13 +93,15 @@ struct RunningStatistics {
     __device__ void update(const NormalizeParams& params, long long channel, const Statistics& s) const {
         if (s.count == 0) return;
         if (last) *params.num_batches_tracked = number;
-        if (params.skip_non_finite && !(isfinite(s.mean) && isfinite(s.var))) return;
-        params.running_mean[channel] = blend(mean, s.mean, weight);
+        Param moved_mean = blend(mean, s.mean, weight), moved_var = var;
         if (s.count > 1) {
-            params.running_var[channel] = blend(var, s.var * (s.count / (s.count - 1.0)), weight);
+            moved_var = blend(var, s.var * (s.count / (s.count - 1.0)), weight);
         } else if (!isfinite(s.var)) {
-            params.running_var[channel] = (Param)(s.var - s.var); // NaN
+            moved_var = (Param)(s.var - s.var); // NaN
         }
+        if (params.skip_non_finite && !(isfinite((f64)moved_mean) && isfinite((f64)moved_var))) return;
+        params.running_mean[channel] = moved_mean;
+        params.running_var[channel] = moved_var;
     }
 };
 

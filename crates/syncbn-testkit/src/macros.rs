@@ -165,11 +165,17 @@ macro_rules! __laws_of_type {
     };
 }
 
-/// The laws that not every type is wide enough for: ONNX's tests hold values of `f32`, and slopes need the digits of `f64`.
+/// The laws that not every type is wide enough for: ONNX's tests hold values of `f32`, slopes need the digits of `f64`, and some laws
+/// are about the edge of a type's range.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __laws_of_wide_types {
     ($harness:expr, f64) => {
+        $crate::__law!(
+            $harness,
+            squares_beyond_the_type_are_not_finite,
+            forward::squares_beyond_the_type_are_not_finite::<_>
+        );
         $crate::__law!($harness, onnx_node_tests_pass, golden::onnx_node_tests_pass::<_, f64>);
         $crate::__law!(
             $harness,
@@ -178,6 +184,11 @@ macro_rules! __laws_of_wide_types {
         );
     };
     ($harness:expr, f32) => {
+        $crate::__law!(
+            $harness,
+            a_variance_beyond_f32_may_be_kept_out_of_running_statistics,
+            running::a_variance_beyond_f32_may_be_kept_out_of_running_statistics::<_>
+        );
         $crate::__law!($harness, onnx_node_tests_pass, golden::onnx_node_tests_pass::<_, f32>);
     };
     ($harness:expr, $type:ident) => {};
@@ -241,6 +252,7 @@ macro_rules! communicator_conformance {
                     ranks_that_disagree_on_the_call_all_fail,
                     a_message_of_another_length_is_refused,
                     a_poisoned_group_answers_at_once_and_a_new_one_works,
+                    a_rank_may_poison_its_group_with_the_failure_of_another,
                     a_split_orders_by_key_and_then_by_old_rank,
                     several_groups_work_at_once,
                 ]

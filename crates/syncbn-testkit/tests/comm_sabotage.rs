@@ -33,6 +33,7 @@ enum Flaw {
     ForgetsTheSettings,
     ForgetsTheStep,
     SaysOnlyPoisoned,
+    KeepsPoisonToItself,
 }
 
 struct Broken(Flaw);
@@ -47,7 +48,9 @@ impl HostCommunicator for BrokenComm {
         self.0.world_size()
     }
     fn poison(&self, cause: &CommError) {
-        self.0.poison(cause);
+        if self.1 != Flaw::KeepsPoisonToItself {
+            self.0.poison(cause);
+        }
     }
     fn membership(&self) -> Option<Arc<Membership>> {
         self.0.membership()
@@ -187,6 +190,7 @@ sabotage! {
     a_wait_of_three_time_outs: WaitsThreeTimes, a_rank_that_never_comes_ends_the_wait;
     a_wrong_length_that_nobody_hears_of: SwallowsFailures, a_message_of_another_length_is_refused;
     a_poisoned_group_that_answers: SwallowsFailures, a_poisoned_group_answers_at_once_and_a_new_one_works;
+    poison_that_reaches_nobody: KeepsPoisonToItself, a_rank_may_poison_its_group_with_the_failure_of_another;
     a_status_that_is_always_good: SaysItIsSound, a_rank_that_panics_is_told_to_its_peers_at_once;
     a_wait_that_ends_too_soon: WaitsTooLittle, a_rank_that_never_comes_ends_the_wait;
     a_split_that_forgets_keys: SplitForgetsKeys, a_split_orders_by_key_and_then_by_old_rank;

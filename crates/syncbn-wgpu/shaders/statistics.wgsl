@@ -84,20 +84,22 @@ fn update_running(channel: u32, batch: Batch) {
         share = 1.0 / (f32(bitcast<i32>(high)) * 4294967296.0 + (f32(low) + 1.0));
         kept = 1.0 - share;
     }
-    if wants(SKIP_NON_FINITE) && !(is_finite(batch.mean.high) && is_finite(batch.variance.high)) {
-        return;
-    }
     let mean = times_power(batch.mean.high, batch.exponent);
     let variance = times_power(batch.variance.high, 2 * batch.exponent);
-    running_mean[channel] = kept * running_mean[channel] + share * mean;
-    if batch.count.high == 1.0 {
-        if !is_finite(variance) {
-            running_var[channel] = variance - variance;
-        }
+    let moved_mean = kept * running_mean[channel] + share * mean;
+    var moved_var = running_var[channel];
+    if batch.count.high != 1.0 {
+        let unbiased = variance + variance / ((batch.count.high - 1.0) + batch.count.low);
+        moved_var = kept * moved_var + share * unbiased;
+    } else if !is_finite(variance) {
+        moved_var = variance - variance;
+    }
+    let batch_finite = is_finite(batch.mean.high) && is_finite(batch.variance.high);
+    if wants(SKIP_NON_FINITE) && !(batch_finite && is_finite(moved_mean) && is_finite(moved_var)) {
         return;
     }
-    let unbiased = variance + variance / ((batch.count.high - 1.0) + batch.count.low);
-    running_var[channel] = kept * running_var[channel] + share * unbiased;
+    running_mean[channel] = moved_mean;
+    running_var[channel] = moved_var;
 }
 
 // The batch of the group, or of an earlier pass.

@@ -114,13 +114,16 @@ fn train_rank(
     }
     broadcast_state(&vars, group)?;
 
-    let batch = settings.samples * settings.world.size().get();
+    let ranks = settings.world.size().get();
+    let batch = settings.samples.checked_mul(ranks).filter(|&batch| batch > 0);
+    let batch =
+        batch.ok_or_else(|| format!("{} samples on each of {ranks} ranks are no batch", settings.samples))?;
     let share = batch / group.world_size().get();
     let steps_per_epoch = training.count()? / batch;
     if steps_per_epoch == 0 {
         return Err(format!("{} training samples are less than a batch of {batch}", training.count()?).into());
     }
-    let steps = settings.epochs * steps_per_epoch;
+    let steps = settings.epochs.saturating_mul(steps_per_epoch);
     let (mut losses, mut accuracies) = (Vec::new(), Vec::new());
     let mut clock = Clock::default();
     for epoch in first..settings.stop_after.unwrap_or(settings.epochs) {

@@ -1,4 +1,4 @@
-//! A run that was interrupted and continued has the bits of one that was not.
+//! A run that was interrupted and continued has the bits of one that was not; settings that make no batch are refused.
 #![allow(clippy::unwrap_used)]
 
 use std::num::NonZeroUsize;
@@ -18,12 +18,8 @@ fn bits(outcome: &Outcome) -> Vec<Vec<u64>> {
     sorted_vars(&outcome.vars).iter().map(bits).collect()
 }
 
-#[test]
-fn a_run_that_was_interrupted_and_continued_has_the_bits_of_one_that_was_not() {
-    let data = digits(DType::F32).unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("run.safetensors");
-    let whole = Settings {
+fn settings() -> Settings {
+    Settings {
         way: Way::Sync,
         world: World::Threads { ranks: NonZeroUsize::new(2).unwrap(), gpus: 0 },
         samples: 32,
@@ -35,7 +31,23 @@ fn a_run_that_was_interrupted_and_continued_has_the_bits_of_one_that_was_not() {
         checkpoint: None,
         resume: None,
         stop_after: None,
-    };
+    }
+}
+
+#[test]
+fn a_batch_without_samples_or_with_too_many_is_an_error() {
+    let data = digits(DType::F32).unwrap();
+    for samples in [0, 10_000, usize::MAX] {
+        assert!(train(&Settings { samples, ..settings() }, &data, |_| ()).is_err(), "{samples}");
+    }
+}
+
+#[test]
+fn a_run_that_was_interrupted_and_continued_has_the_bits_of_one_that_was_not() {
+    let data = digits(DType::F32).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("run.safetensors");
+    let whole = settings();
     let run = |settings: &Settings| train(settings, &data, |_| ()).unwrap();
     let uninterrupted = run(&whole);
     let first = run(&Settings { checkpoint: Some(file.clone()), stop_after: Some(1), ..whole.clone() });

@@ -46,16 +46,19 @@ pub fn sync_batch_norm(
     let get = |name, value| vb.get_with_hints(channels, name, Init::Const(value));
     let weight = config.affine.then(|| get("weight", 1.0)).transpose()?;
     let bias = config.affine.then(|| get("bias", 0.0)).transpose()?;
-    let running = || -> Result<Running> {
-        Ok(Running {
-            mean: Var::from_tensor(&get("running_mean", 0.0)?)?,
-            var: Var::from_tensor(&get("running_var", 1.0)?)?,
-            num_batches_tracked: counter(&vb)?,
-        })
-    };
+    let running = || running(&name, &get("running_mean", 0.0)?, &get("running_var", 1.0)?, counter(&vb)?);
     let running = config.track_running_stats.then(running).transpose()?;
     let placeholder = Tensor::zeros(1, dtype, vb.device())?;
     Ok(SyncBatchNorm { passes, config, group: group.clone(), weight, bias, running, placeholder })
+}
+
+/// Running statistics in these variables, or in copies of what are none.
+fn running(layer: &str, mean: &Tensor, var: &Tensor, num_batches_tracked: Var) -> Result<Running> {
+    let running = Running { mean: Var::from_tensor(mean)?, var: Var::from_tensor(var)?, num_batches_tracked };
+    if running.are_distinct() {
+        return Ok(running);
+    }
+    Err(unsupported(BUILD, layer, "running mean and variance are one variable"))
 }
 
 fn counter(vb: &VarBuilder<'_>) -> Result<Var> {
@@ -139,14 +142,7 @@ impl SyncBatchNorm {
                 );
             }
         }
-        let running = Running {
-            mean: Var::from_tensor(mean)?,
-            var: Var::from_tensor(var)?,
-            num_batches_tracked: Var::zeros((), DType::I64, device)?,
-        };
-        if !running.are_distinct() {
-            return Err(unsupported(BUILD, name, "running mean and variance are one variable"));
-        }
+        let running = running(name, mean, var, Var::zeros((), DType::I64, device)?)?;
         let placeholder = Tensor::zeros(1, dtype, device)?;
         let (weight, bias) = (weight.cloned(), bias.cloned());
         Ok(Self { passes, config, group: group.clone(), weight, bias, running: Some(running), placeholder })

@@ -187,6 +187,11 @@ fn one_variable_as_mean_and_variance_is_refused() {
     let both = Var::ones(3, DType::F32, &device()).unwrap();
     let theirs = BatchNorm::new_no_bias(3, both.as_tensor().clone(), both.as_tensor().clone(), 1e-5).unwrap();
     assert!(SyncBatchNorm::from_candle(&theirs, "bn1", &alone()).is_err());
+
+    let renamed = VarBuilder::from_varmap(&VarMap::new(), DType::F32, &device())
+        .rename_f(|name: &str| name.replace("running_var", "running_mean"));
+    let error = sync_batch_norm(3, 1e-5, renamed, &alone()).unwrap_err();
+    assert!(matches!(Error::find(&error), Some(Error::Unsupported { .. })), "{error}");
 }
 
 #[test]
@@ -291,6 +296,31 @@ fn every_rank_may_be_empty() {
     for (dims, weight, count) in outcomes {
         assert_eq!((dims, weight, count), (vec![0, 3, 4], vec![0.0; 3], 0));
     }
+}
+
+#[test]
+fn an_empty_x_may_have_any_strides() {
+    if !available() {
+        return;
+    }
+    let (_vars, norm) = layer(3, 1e-5, DType::F32, &alone()).unwrap();
+    let views: [(&[usize], &[usize]); 4] = [
+        (&[0, 4, 5, 3], &[0, 3, 1, 2]), // NHWC
+        (&[0, 4, 5, 3], &[0, 3, 2, 1]),
+        (&[5, 4, 3, 0], &[3, 2, 1, 0]),
+        (&[2, 4, 0, 3], &[0, 3, 2, 1]),
+    ];
+    for (shape, axes) in views {
+        let stored = Var::zeros(shape, DType::F32, &device()).unwrap();
+        let x = stored.permute(axes).unwrap();
+        for train in [true, false] {
+            let y = norm.forward_t(&x, train).unwrap();
+            assert_eq!(y.dims(), x.dims());
+            let grads = y.sum_all().unwrap().backward().unwrap();
+            assert_eq!(grads.get(&stored).unwrap().dims(), shape);
+        }
+    }
+    assert_eq!(norm.num_batches_tracked().unwrap().to_scalar::<i64>().unwrap(), 0);
 }
 
 #[test]

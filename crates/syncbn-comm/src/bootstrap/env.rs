@@ -3,7 +3,7 @@
 //! Deliberately not here: the process's environment itself; a function looks variables up, so that tests need not change it.
 
 use std::ffi::OsString;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU16, NonZeroUsize};
 use std::str::FromStr;
 
 use super::{BootstrapError, JobToken, LaunchEnv, MAX_WORLD_SIZE, Rendezvous};
@@ -59,7 +59,7 @@ pub(super) fn launch_env(lookup: Lookup<'_>) -> Result<LaunchEnv, BootstrapError
     let family = family.ok_or(BootstrapError::NoLauncher)?;
     let required = |name| {
         let missing = || BootstrapError::MissingVariable { present: family.rank, missing: name };
-        number::<usize>(lookup, name)?.ok_or_else(missing)
+        number(lookup, name)?.ok_or_else(missing)
     };
     let rank = required(family.rank)?;
     let size = required(family.world_size)?;
@@ -74,19 +74,29 @@ pub(super) fn launch_env(lookup: Lookup<'_>) -> Result<LaunchEnv, BootstrapError
 }
 
 fn rendezvous(lookup: Lookup<'_>, family: &Family, size: usize) -> Result<Rendezvous, BootstrapError> {
-    let all_here = number::<usize>(lookup, family.local_size)? == Some(size);
-    let named = match (text(lookup, "MASTER_ADDR")?, family.address) {
-        (None, Some(other)) => text(lookup, other)?,
+    let all_here = number(lookup, family.local_size)? == Some(size);
+    let named = match (host(lookup, "MASTER_ADDR")?, family.address) {
+        (None, Some(other)) => host(lookup, other)?,
         (named, _) => named,
     };
     let host = named
         .or_else(|| all_here.then(|| "127.0.0.1".to_owned()))
         .ok_or(BootstrapError::MissingVariable { present: family.rank, missing: "MASTER_ADDR" })?;
-    let port = match number::<u16>(lookup, "SYNCBN_PORT")? {
+    let port = match port(lookup, "SYNCBN_PORT")? {
         Some(port) => port,
-        None => number::<u16>(lookup, "MASTER_PORT")?.unwrap_or(MASTER_PORT).saturating_add(1),
+        None => port(lookup, "MASTER_PORT")?.unwrap_or(MASTER_PORT).saturating_add(1),
     };
     Ok(Rendezvous { host, port })
+}
+
+/// A variable that names a host.
+fn host(lookup: Lookup<'_>, name: &'static str) -> Result<Option<String>, BootstrapError> {
+    match text(lookup, name)? {
+        Some(value) if value.trim().is_empty() => {
+            Err(BootstrapError::BadVariable { name, value, expected: "a host's name or address".into() })
+        }
+        named => Ok(named.map(|host| host.trim().to_owned())),
+    }
 }
 
 fn token(lookup: Lookup<'_>, family: &Family) -> Result<JobToken, BootstrapError> {
@@ -107,11 +117,24 @@ fn token(lookup: Lookup<'_>, family: &Family) -> Result<JobToken, BootstrapError
     Ok(JobToken::default())
 }
 
-fn number<N: FromStr>(lookup: Lookup<'_>, name: &'static str) -> Result<Option<N>, BootstrapError> {
+/// A rank, or a number of ranks.
+fn number(lookup: Lookup<'_>, name: &'static str) -> Result<Option<usize>, BootstrapError> {
+    parsed(lookup, name, "a whole number from 0")
+}
+
+fn port(lookup: Lookup<'_>, name: &'static str) -> Result<Option<u16>, BootstrapError> {
+    Ok(parsed(lookup, name, "a port from 1 to 65535")?.map(NonZeroU16::get))
+}
+
+fn parsed<N: FromStr>(
+    lookup: Lookup<'_>,
+    name: &'static str,
+    expected: &str,
+) -> Result<Option<N>, BootstrapError> {
     let Some(value) = text(lookup, name)? else { return Ok(None) };
     match value.trim().parse() {
         Ok(number) => Ok(Some(number)),
-        Err(_) => Err(BootstrapError::BadVariable { name, value, expected: "a whole number".into() }),
+        Err(_) => Err(BootstrapError::BadVariable { name, value, expected: expected.into() }),
     }
 }
 
@@ -182,7 +205,12 @@ mod tests {
             ("WORLD_SIZE", "0"),
             ("WORLD_SIZE", &huge),
             ("WORLD_SIZE", &beyond),
+            ("MASTER_ADDR", ""),
+            ("MASTER_ADDR", " "),
             ("MASTER_PORT", "70000"),
+            ("MASTER_PORT", "0"),
+            ("SYNCBN_PORT", "0"),
+            ("SYNCBN_PORT", "-1"),
             ("SYNCBN_SECRET", ""),
         ] {
             let mut variables = TORCHRUN.to_vec();
@@ -190,6 +218,9 @@ mod tests {
             variables.push((name, value));
             let error = from(&variables).unwrap_err();
             assert!(matches!(error, BootstrapError::BadVariable { .. }), "{name}={value}: {error}");
+            if name.ends_with("PORT") {
+                assert!(error.to_string().contains("from 1 to 65535"), "{name}={value}: {error}");
+            }
         }
     }
 

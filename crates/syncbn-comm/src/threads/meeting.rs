@@ -170,9 +170,9 @@ impl Meeting {
         state.failure.get_or_insert(failure).tell(rank, step)
     }
 
-    /// A rank cannot go on, for a reason of its own.
+    /// A rank cannot go on, for a reason of its own, which may be the failure of another group.
     pub(super) fn poison(&self, rank: usize, cause: &CommError) {
-        let origin = CommError { rank, ..cause.clone() };
+        let origin = CommError { rank, world_size: self.world_size.get(), ..cause.clone() };
         self.lock().failure.get_or_insert_with(|| Failure::new(origin));
         self.changed.notify_all();
     }

@@ -82,8 +82,9 @@ impl<B: Storage, P: Param> SyncBatchNorm<B, P> {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::StateTensor`], [`ErrorKind::Length`]: the state does not fit; nothing is changed. [`ErrorKind::Backend`]: the device
-    /// failed after a part was written, and the layer refuses use ([`ErrorKind::HalfLoaded`]) until a load succeeds.
+    /// [`ErrorKind::StateTensor`], [`ErrorKind::Length`]: the state does not fit; [`ErrorKind::StateValue`]: it has a variance or a counter
+    /// below 0 (NaN is taken, since training may have made it). Nothing is changed then. [`ErrorKind::Backend`]: the device failed after a
+    /// part was written, and the layer refuses use ([`ErrorKind::HalfLoaded`]) until a load succeeds.
     pub fn load_state(&mut self, queue: &B::Queue, state: &State<P>) -> Result<(), Error> {
         let context = self.inner.context(Operation::LoadState);
         check_state(&context, self.inner.config(), state)?;
@@ -168,5 +169,17 @@ fn check_state<B: Storage, P: Param>(
     let tracked = config.track_running_stats;
     check(Tensor::RunningMean, tracked, config.channels, len(&state.running_mean))?;
     check(Tensor::RunningVar, tracked, config.channels, len(&state.running_var))?;
-    check(Tensor::NumBatchesTracked, tracked, 1, state.num_batches_tracked.map(|_| 1))
+    check(Tensor::NumBatchesTracked, tracked, 1, state.num_batches_tracked.map(|_| 1))?;
+
+    let value = |tensor, channel, got| Err(context.error(ErrorKind::StateValue { tensor, channel, got }));
+    let vars = state.running_var.iter().flatten().map(|var| var.to_f64()).enumerate();
+    for (channel, var) in vars {
+        if var < 0.0 {
+            return value(Tensor::RunningVar, channel, var);
+        }
+    }
+    match state.num_batches_tracked {
+        Some(count) if count < 0 => value(Tensor::NumBatchesTracked, 0, count as f64),
+        _ => Ok(()),
+    }
 }

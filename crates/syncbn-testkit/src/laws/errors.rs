@@ -179,7 +179,7 @@ where
     })
 }
 
-/// States of another size, with a tensor too few or too many.
+/// States of another size, with a tensor too few or too many, or with a variance or a counter below 0.
 pub fn states_that_do_not_fit_are_refused<H: Harness, T: Element>(harness: &H) -> Outcome
 where
     H::Backend: Kernels<T>,
@@ -190,7 +190,12 @@ where
         let good = full.state::<T::Param>();
         let mut layer = rank.layer(full.config(), &good)?;
         for (what, state) in unfit(&good) {
-            let kind = |k: &ErrorKind| matches!(k, ErrorKind::Length { .. } | ErrorKind::StateTensor { .. });
+            let kind = |k: &ErrorKind| {
+                matches!(
+                    k,
+                    ErrorKind::Length { .. } | ErrorKind::StateTensor { .. } | ErrorKind::StateValue { .. }
+                )
+            };
             refused(what, layer.load_state(&rank.queue, &state), kind)?;
             same_state(&layer.state(&rank.queue)?, &good).map_err(|why| why.at(what))?;
         }
@@ -204,11 +209,14 @@ where
 
 fn unfit<P: Param>(good: &State<P>) -> Vec<(&'static str, State<P>)> {
     let long = Some(vec![P::default(); 4]);
+    let negative = Some([1.0, -1e-30, 1.0].map(P::from_f64).to_vec());
     vec![
         ("a long weight", State { weight: long.clone(), ..good.clone() }),
         ("a long bias", State { bias: long.clone(), ..good.clone() }),
         ("a long running_mean", State { running_mean: long.clone(), ..good.clone() }),
         ("a long running_var", State { running_var: long, ..good.clone() }),
+        ("a negative running_var", State { running_var: negative, ..good.clone() }),
+        ("a negative num_batches_tracked", State { num_batches_tracked: Some(-1), ..good.clone() }),
         ("no running_var", State { running_var: None, ..good.clone() }),
         ("no weight", State { weight: None, ..good.clone() }),
         ("no num_batches_tracked", State { num_batches_tracked: None, ..good.clone() }),
@@ -262,8 +270,17 @@ where
     H::Backend: Kernels<T>,
 {
     let case = Case::plain(3, &[4], &[2]);
-    let changes: [Change<H::Backend, T::Param>; 3] = [
+    let changes: [Change<H::Backend, T::Param>; 4] = [
         ("another group", |layer| layer.set_group(SingleRank), |k| matches!(k, ErrorKind::OtherGroup { .. })),
+        (
+            "another group and back",
+            |layer| {
+                let group = layer.group().clone();
+                layer.set_group(SingleRank);
+                layer.set_group(group);
+            },
+            |k| matches!(k, ErrorKind::OtherGroup { .. }),
+        ),
         (
             "a weight borrowed to be changed",
             |layer| _ = layer.weight_mut(),

@@ -273,27 +273,64 @@ where
     let positions = x[0].positions();
     x[0].values[HURT * positions + 1] = T::from_f64(bad);
     let hurt = train_on::<H, T>(harness, case, &x)?;
-    for (rank, (hurt, clean)) in hurt.iter().zip(&clean).enumerate() {
-        for c in 0..case.channels {
+    check_hurt(&hurt, &clean, HURT, &bad.to_string())?;
+    for (rank, Step { state, .. }) in hurt.iter().enumerate() {
+        let running = [&state.running_mean, &state.running_var].map(|v| v.as_ref().map(|v| v[HURT]));
+        let lost = running.iter().flatten().all(|v| !v.to_f64().is_finite());
+        ensure!(lost, "{bad} in channel {HURT}: running statistics are finite on rank {rank}: {running:?}");
+    }
+    Ok(())
+}
+
+/// y and dx of one channel are not finite, on any rank, and the other channels have the bits that they have without.
+fn check_hurt<T: Element>(hurt: &[Step<T>], clean: &[Step<T>], channel: usize, bad: &str) -> Outcome {
+    for (rank, (hurt, clean)) in hurt.iter().zip(clean).enumerate() {
+        for c in 0..hurt.y.channels {
             let values = [hurt.y.channel(c), hurt.gradients.dx.channel(c)].concat();
-            let running =
-                [&hurt.state.running_mean, &hurt.state.running_var].map(|v| v.as_ref().map(|v| v[c]));
-            let running_clean =
-                [&clean.state.running_mean, &clean.state.running_var].map(|v| v.as_ref().map(|v| v[c]));
-            if c == HURT {
+            if c == channel {
                 let lost = values.iter().all(|v| !v.to_f64().is_finite());
                 ensure!(lost, "{bad} in channel {c}: y or dx is finite on rank {rank}: {values:?}");
-                let lost = running.iter().flatten().all(|v| !v.to_f64().is_finite());
-                ensure!(
-                    lost,
-                    "{bad} in channel {c}: running statistics are finite on rank {rank}: {running:?}"
-                );
             } else {
                 let before = [clean.y.channel(c), clean.gradients.dx.channel(c)].concat();
+                let running = |step: &Step<T>| {
+                    [&step.state.running_mean, &step.state.running_var].map(|v| v.as_ref().map(|v| v[c]))
+                };
                 let untouched =
-                    values.iter().zip(&before).all(|(a, b)| same(*a, *b)) && running == running_clean;
-                ensure!(untouched, "{bad} in channel {HURT} reaches channel {c} on rank {rank}");
+                    values.iter().zip(&before).all(|(a, b)| same(*a, *b)) && running(hurt) == running(clean);
+                ensure!(untouched, "{bad} in channel {channel} reaches channel {c} on rank {rank}");
             }
+        }
+    }
+    Ok(())
+}
+
+/// Of `f64`: a channel whose squares are beyond the type is lost as one with infinity is, on one rank and on several. With a variance of
+/// infinity every y would be the bias, which is finite.
+pub fn squares_beyond_the_type_are_not_finite<H: Harness>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<f64>,
+{
+    const HURT: usize = 2;
+    need(harness, Ability::NonFinite)?;
+    for samples in [vec![2, 1, 0], vec![3]] {
+        for layout in [Layout::ChannelsFirst, Layout::ChannelsLast] {
+            let case = Case { layout, ..Case::plain(5, &[4, 4], &samples) };
+            let case = case.within(harness.max_world_size());
+            let clean = train::<H, f64>(harness, &case)?;
+            let mut x = case.all(Case::x::<f64>);
+            let positions = x[0].positions();
+            // The sum is 0, so that the mean and its square are finite.
+            for x in &mut x {
+                for n in 0..x.samples {
+                    let channel = &mut x.values[(n * case.channels + HURT) * positions..][..positions];
+                    channel.iter_mut().enumerate().for_each(|(i, x)| *x = [0.0, 1e160, -1e160, 0.0][i % 4]);
+                }
+            }
+            let hurt = train_on::<H, f64>(harness, &case, &x)?;
+            check_hurt(&hurt, &clean, HURT, "squares of 1e320")?;
+            let vars = || hurt.iter().filter_map(|step| step.state.running_var.as_ref().map(|var| var[HURT]));
+            let lost = vars().all(|var| !var.is_finite());
+            ensure!(lost, "squares of 1e320: running_var is finite: {:?}", vars().collect::<Vec<_>>());
         }
     }
     Ok(())

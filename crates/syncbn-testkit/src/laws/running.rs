@@ -203,3 +203,48 @@ where
     }
     Ok(())
 }
+
+/// The variance of finite numbers of `f32` may be beyond `f32`. With the option set, such a batch leaves the channel's running statistics
+/// as they are; without it, the running variance is not finite. y is as ever, and the other channels move.
+pub fn a_variance_beyond_f32_may_be_kept_out_of_running_statistics<H: Harness>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<f32>,
+{
+    need(harness, Ability::NonFinite)?;
+    need(harness, Ability::WideRange)?;
+    let case = Case::plain(3, &[4], &[2, 1]).within(harness.max_world_size());
+    let clean = train::<H, f32>(harness, &case)?;
+    let mut x = case.all(Case::x::<f32>);
+    for x in &mut x {
+        let positions = x.positions();
+        for n in 0..x.samples {
+            let channel = &mut x.values[(n * case.channels + 1) * positions..][..positions];
+            channel.iter_mut().enumerate().for_each(|(i, x)| *x = [1e25, -1e25][i % 2]);
+        }
+    }
+    for non_finite in [NonFinite::Skip, NonFinite::Propagate] {
+        let states = ranks(harness, case.world_size(), |rank: &Rank<H::Backend>| {
+            let mut layer = rank.layer(case.config().with_non_finite(non_finite), &case.state())?;
+            let placed = Placed::new(rank, &x[rank.index], case.layout)?;
+            let (_, y) = rank.forward(&mut layer, &placed, &x[rank.index])?;
+            ensure!(y.values.iter().all(|y| y.is_finite()), "y is not finite: {:?}", y.channel(1));
+            Ok(layer.state(&rank.queue)?)
+        })?;
+        let var = |state: &State<f32>| state.running_var.as_ref().map(|var| var[1]);
+        let mean = |state: &State<f32>| state.running_mean.as_ref().map(|mean| mean[1]);
+        for state in &states {
+            let before = case.state::<f32>();
+            let kept = (mean(state), var(state)) == (mean(&before), var(&before));
+            let lost = var(state).is_some_and(|var| !var.is_finite());
+            let right = if non_finite == NonFinite::Skip { kept } else { lost };
+            ensure!(right, "{non_finite:?}: running mean {:?}, variance {:?}", mean(state), var(state));
+            let others = |state: &State<f32>| state.running_var.as_ref().map(|var| [var[0], var[2]]);
+            ensure!(others(state) == others(&clean[0].state), "{non_finite:?}: other channels differ");
+            ensure!(
+                state.num_batches_tracked == clean[0].state.num_batches_tracked,
+                "the batch is not counted"
+            );
+        }
+    }
+    Ok(())
+}

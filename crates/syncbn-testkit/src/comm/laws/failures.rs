@@ -226,3 +226,28 @@ pub fn a_poisoned_group_answers_at_once_and_a_new_one_works<H: CommHarness>(harn
     })?;
     run(harness, 2, &|comm| check_sum(harness, &comm, 1, 2).map(drop))
 }
+
+/// A rank poisons its group, with the failure of another group of any size: its own calls and those of its peers fail at once, and
+/// say why.
+pub fn a_rank_may_poison_its_group_with_the_failure_of_another<H: CommHarness>(harness: &H) -> Outcome {
+    for world_size in [1, 64, usize::MAX] {
+        run(harness, 3, &|comm| {
+            check_sum(harness, &comm, 0, 2)?;
+            if comm.rank() == 1 {
+                let kind = CommErrorKind::Disagree("the other group has failed".into());
+                comm.poison(&CommError { rank: world_size - 1, world_size, call: None, late: false, kind });
+                ensure!(comm.status().is_err(), "the group calls itself sound");
+            }
+            let began = Instant::now();
+            let error = failing_sum(&comm)?;
+            ensure!(began.elapsed() < AT_ONCE, "the error took {:?}", began.elapsed());
+            let place = (error.rank, error.world_size);
+            ensure!(place == (comm.rank(), 3), "rank {} is told {error}", comm.rank());
+            let told = error.to_string().contains("the other group has failed");
+            ensure!(told, "rank {} is not told the cause: {error}", comm.rank());
+            failing_sum(&comm).map(drop)
+        })
+        .map_err(|why| why.at(format!("the failure of a group of {world_size}")))?;
+    }
+    Ok(())
+}
