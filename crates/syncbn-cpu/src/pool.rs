@@ -3,10 +3,12 @@
 //! A kernel waits only for this pool. The pool's threads run only pieces of kernels, and a piece waits for nothing. So every kernel
 //! ends, whatever pool the caller runs in and whatever locks it holds.
 //!
+//! A process that was forked from one with a pool has none of its threads, and works on the thread that calls.
+//!
 //! There are as many threads as `RAYON_NUM_THREADS` says, or as many as the processor offers. All ranks of a process share them.
 
 use std::sync::OnceLock;
-use std::{env, panic, thread};
+use std::{env, panic, process, thread};
 
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -22,7 +24,7 @@ pub(crate) fn for_each<I: Send>(
     mut items: impl Iterator<Item = I>,
     work: impl Fn(I) -> Result<(), CpuError> + Sync,
 ) -> Result<(), CpuError> {
-    if elements < SERIAL || threads() == 1 {
+    if elements < SERIAL || threads() == 1 || is_forked() {
         return items.try_for_each(work);
     }
     let items: Vec<I> = items.collect();
@@ -53,15 +55,22 @@ fn run<R: Send>(work: impl FnOnce() -> R + Send) -> Result<R, CpuError> {
     })
 }
 
+/// The process that has started the pool, and the pool.
+static POOL: OnceLock<(u32, ThreadPool)> = OnceLock::new();
+
+/// Whether the pool's threads are those of the process that this one was forked from.
+fn is_forked() -> bool {
+    POOL.get().is_some_and(|&(process, _)| process != process::id())
+}
+
 fn pool() -> Result<&'static ThreadPool, CpuError> {
-    static POOL: OnceLock<ThreadPool> = OnceLock::new();
-    if let Some(pool) = POOL.get() {
+    if let Some((_, pool)) = POOL.get() {
         return Ok(pool);
     }
     let named = ThreadPoolBuilder::new().thread_name(|index| format!("syncbn-cpu-{index}"));
     let pool = named.num_threads(threads()).build().map_err(CpuError::no_threads)?;
     // Of two that were built at once, one is taken.
-    Ok(POOL.get_or_init(|| pool))
+    Ok(&POOL.get_or_init(|| (process::id(), pool)).1)
 }
 
 #[cfg(test)]
