@@ -125,7 +125,10 @@ def _join_tcp(store: Any, place: str, device: int | None, rank: int, size: int, 
         def announce(port: int) -> None:
             store.set(place, f"{secret} {_own_address()} {port}")
 
-        return _syncbn.Group.tcp(device, rank, size, secret=secret, seconds=seconds, announce=announce)
+        try:
+            return _syncbn.Group.tcp(device, rank, size, secret=secret, seconds=seconds, announce=announce)
+        finally:
+            _forget(store, place)
     secret, host, port = _read(store, place, rank, size, timeout).decode().split()
     return _syncbn.Group.tcp(device, rank, size, secret=secret, seconds=seconds, address=(host, int(port)))
 
@@ -134,7 +137,16 @@ def _join_nccl(store: Any, place: str, device: int, rank: int, size: int, timeou
     if rank == 0:
         store.set(place, bytes(_syncbn.nccl_id()).hex())
     unique = bytes.fromhex(_read(store, place, rank, size, timeout).decode())
-    return _syncbn.Group.nccl(device, unique, rank, size, timeout.total_seconds())
+    try:
+        return _syncbn.Group.nccl(device, unique, rank, size, timeout.total_seconds())
+    finally:
+        if rank == 0:
+            _forget(store, place)
+
+
+def _forget(store: Any, place: str) -> None:
+    """All ranks have read it, or rank 0 has given up. A later process group may have the same store and name."""
+    store.delete_key(place)
 
 
 def _read(store: Any, place: str, rank: int, size: int, timeout: timedelta) -> bytes:

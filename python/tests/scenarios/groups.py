@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import os
 import time
 from datetime import timedelta
 
@@ -10,8 +13,10 @@ import torch.distributed as dist
 from common import close
 from common_ranks import Ranks
 from torch import nn
+from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
 import syncbn
+from syncbn import groups
 
 
 def parts_of_the_ranks(ranks: Ranks) -> None:
@@ -96,6 +101,43 @@ def a_rank_that_left_out_a_step(ranks: Ranks) -> None:
     syncbn.step(2 if ranks.rank == 0 else 3)
     _raises(syncbn.GroupError, "step", lambda: layer(x))
     syncbn.step(0)
+    dist.barrier()
+
+
+def a_place_in_the_store_that_was_used_before(ranks: Ranks) -> None:
+    """A process group that is destroyed and made again has the names of its predecessor: nobody reads what that one has left."""
+    if ranks.world == 1 or ranks.native:
+        return
+    store = PrefixStore("again", _get_default_store())
+    for time_of in range(3):
+        if ranks.rank == 0:
+            time.sleep(0.5)
+        group = groups._join_tcp(store, "syncbn/0", None, ranks.rank, ranks.world, timedelta(seconds=10))
+        numbers = torch.ones(3, dtype=torch.float64)
+        group.all_reduce("sum", numbers)
+        assert numbers.tolist() == [ranks.world] * 3, time_of
+        dist.barrier()
+
+
+def a_process_forked_from_a_rank(ranks: Ranks) -> None:
+    """It is refused, and its end is not the rank's."""
+    if ranks.world == 1 or ranks.device.type != "cpu":
+        return
+    group = dist.new_group(timeout=timedelta(seconds=20))
+    layer = syncbn.SyncBatchNorm(3, process_group=group)
+    x = ranks.randn(4, 3, dtype=torch.float32)
+    layer(x)
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            _raises(syncbn.GroupError, "was forked", lambda: layer(x))
+            groups._joined.pop(group)
+            del layer
+            gc.collect()
+            os._exit(0)
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    layer(x)
     dist.barrier()
 
 
