@@ -13,10 +13,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from . import groups, operations
 from ._syncbn import Layer
 from .eager import Passes, Running
-from .errors import ArgumentError
+from .errors import ArgumentError, Error
 
 _is_compiling = torch.compiler.is_compiling
-_is_jit_tracing = torch.jit.is_tracing
+_is_jit_tracing = torch._C._is_tracing
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _is_transformed = torch._C._are_functorch_transforms_active
 _default_group = groups.default_group
@@ -60,6 +60,9 @@ class SyncBatchNorm(_BatchNorm):
             return self._evaluate(input)
         if _is_compiling() or (_dispatch_modes() and operations.is_traced()):
             return self._forward_traced(input)
+        if _is_jit_tracing():
+            text = f"forward of layer `{self.name}`: torch.jit.trace cannot keep a training step: call eval() or syncbn.revert first"
+            raise Error(text, operation="forward", layer=self.name)
         # nn.Module looks parameters up in a slow way, and this path is what a small layer's step consists of.
         parameters, buffers = self._parameters, self._buffers
         weight = parameters["weight"] if "weight" in parameters else self.weight

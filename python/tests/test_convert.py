@@ -90,6 +90,13 @@ def test_apexs_layer_is_known_by_its_name():
         syncbn.convert_sync_batchnorm(fused)
 
 
+def test_a_training_step_is_not_traced():
+    model = syncbn.convert_sync_batchnorm(nn.Sequential(nn.BatchNorm1d(3)))
+    with pytest.raises(syncbn.Error, match="forward of layer `0`: torch.jit.trace cannot keep a training step"):
+        torch.jit.trace(model, torch.randn(4, 3))
+    torch.jit.script(syncbn.revert(model))
+
+
 def test_evaluation_is_traced_and_exported():
     model = syncbn.convert_sync_batchnorm(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))).eval()
     x = torch.randn(2, 3, 6, 6)
