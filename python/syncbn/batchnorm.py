@@ -93,7 +93,12 @@ class SyncBatchNorm(_BatchNorm):
         if x.device.type not in ("cpu", "cuda"):
             text = f"forward of layer `{self.name}`: x is on {x.device}, expected the CPU or a CUDA device"
             raise ArgumentError(text, operation="forward", layer=self.name)
-        group = groups.group_of(self.process_group, device)
+        try:
+            group = groups.group_of(self.process_group, device)
+        except Error as error:
+            error.layer = self.name
+            error.args = (f"forward of layer `{self.name}`: {error}",)
+            raise
         layer = Layer(
             self.name,
             group,

@@ -31,7 +31,27 @@ def parts_of_the_ranks(ranks: Ranks) -> None:
     close(ours(parts[ranks.rank]), expected[offset : offset + parts[ranks.rank].shape[0]], 1e-12)
     if ranks.rank == 0 and group[1] is not None:
         outside = syncbn.SyncBatchNorm(3, process_group=group[1], device=ranks.device)
-        _raises(syncbn.ArgumentError, "not one of the process group's ranks", lambda: outside(parts[0].float()))
+        error = _raises(syncbn.ArgumentError, "not one of the process group's ranks", lambda: outside(parts[0].float()))
+        assert error.layer == "SyncBatchNorm" and "forward of layer `SyncBatchNorm`" in str(error)
+
+
+def a_process_group_with_nothing_for_the_cpu(ranks: Ranks) -> None:
+    """As NCCL's are: tensors on the CPU go over TCP all the same."""
+    layer = syncbn.SyncBatchNorm(3, process_group=dist.new_group(backend="cuda:gloo"))
+    layer(ranks.randn(4, 3, dtype=torch.float32).cpu())
+    ranks.same(layer.running_var, "running_var")
+
+
+def a_rank_that_never_joins(ranks: Ranks) -> None:
+    """The first step of a layer names it, too."""
+    group = dist.new_group(timeout=timedelta(seconds=3))
+    if ranks.world == 1 or ranks.native:
+        return
+    if ranks.rank == 0:
+        layer = syncbn.SyncBatchNorm(3, process_group=group, device=ranks.device)
+        error = _raises(syncbn.GroupError, "did not come", lambda: layer(ranks.randn(4, 3, dtype=torch.float32)))
+        assert error.layer == "SyncBatchNorm" and error.kind == "timeout" and error.ranks == list(range(1, ranks.world))
+    dist.barrier()
 
 
 def several_layers_share_a_group(ranks: Ranks) -> None:
