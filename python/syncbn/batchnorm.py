@@ -120,7 +120,7 @@ class SyncBatchNorm(_BatchNorm):
         """Torch's own batch norm: with running statistics nothing is left to synchronise. Without them, the batch is this rank's."""
         mean, var, weight, bias = self.running_mean, self.running_var, self.weight, self.bias
         wanted = torch.is_grad_enabled() and (x.requires_grad or getattr(weight, "requires_grad", False))
-        if wanted and mean is not None and not (_is_jit_tracing() or torch.compiler.is_exporting()):
+        if wanted and mean is not None and not (torch.compiler.is_exporting() or torch.jit.is_tracing()):
             # The backward pass needs them as they are now: until then DDP may write its broadcast over them.
             mean, var = mean.clone(), var.clone()
         return F.batch_norm(x, mean, var, weight, bias, mean is None, 0.0, self.eps)
