@@ -1,4 +1,5 @@
-"""What a call of syncbn's PyTorch module takes on the host, and where: one core, tiny tensors, microseconds, the best of several rounds."""
+"""What a call of syncbn's PyTorch module takes on the host, and where: one core, tiny tensors, microseconds, the best of many short rounds,
+so that other work on the machine is not measured."""
 
 import argparse
 import timeit
@@ -9,7 +10,7 @@ import syncbn
 from syncbn import eager
 
 
-def best(work, number=2000, rounds=7):
+def best(work, number=100, rounds=150):
     work()
     return min(timeit.repeat(work, number=number, repeat=rounds)) / number * 1e6
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,9 +13,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from . import groups, operations
 from ._syncbn import Layer
 from .eager import Passes, Running
-from .errors import ArgumentError
+from .errors import ArgumentError, Error
 
 _is_compiling = torch.compiler.is_compiling
+_is_jit_tracing = torch._C._is_tracing
+_dispatch_modes = torch._C._len_torch_dispatch_stack
 _is_transformed = torch._C._are_functorch_transforms_active
 _default_group = groups.default_group
 _NARROW = operations.NARROW
@@ -55,19 +58,22 @@ class SyncBatchNorm(_BatchNorm):
         """y, of the shape, type and memory order of `input` (N, C, *spatial)."""
         if not self.training:
             return self._evaluate(input)
-        if _is_compiling():
+        if _is_compiling() or (_dispatch_modes() and operations.is_traced()):
             return self._forward_traced(input)
+        if _is_jit_tracing():
+            text = f"forward of layer `{self.name}`: torch.jit.trace cannot keep a training step: call eval() or syncbn.revert first"
+            raise Error(text, operation="forward", layer=self.name)
         # nn.Module looks parameters up in a slow way, and this path is what a small layer's step consists of.
         parameters, buffers = self._parameters, self._buffers
         weight = parameters["weight"] if "weight" in parameters else self.weight
         bias = parameters["bias"] if "bias" in parameters else self.bias
         running = None
-        if buffers["running_mean"] is not None:
+        if buffers["running_mean"] is not None and self.track_running_stats:
             running = (buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"])
-        if weight is not None and weight.dtype in _NARROW:
-            return self._forward_narrow(input, weight, bias, running)
         passes = self.passes(input)
         run = passes.forward if not _is_transformed() else passes.forward_transformed
+        if weight is not None and weight.dtype in _NARROW or running is not None and running[0].dtype in _NARROW:
+            return _run_wide(run, input, weight, bias, running)
         return run(input, weight, bias, running)
 
     def passes(self, x: Tensor) -> Passes:
@@ -87,7 +93,12 @@ class SyncBatchNorm(_BatchNorm):
         if x.device.type not in ("cpu", "cuda"):
             text = f"forward of layer `{self.name}`: x is on {x.device}, expected the CPU or a CUDA device"
             raise ArgumentError(text, operation="forward", layer=self.name)
-        group = groups.group_of(self.process_group, device)
+        try:
+            group = groups.group_of(self.process_group, device)
+        except Error as error:
+            error.layer = self.name
+            error.args = (f"forward of layer `{self.name}`: {error}",)
+            raise
         layer = Layer(
             self.name,
             group,
@@ -103,28 +114,13 @@ class SyncBatchNorm(_BatchNorm):
         return passes
 
     def _forward_traced(self, x: Tensor) -> Tensor:
-        weight, bias = self.weight, self.bias
-        if weight is not None and weight.dtype in _NARROW:
-            weight, bias = weight.float(), None if bias is None else bias.float()
-        return operations.training_step(self, x, weight, bias)
-
-    def _forward_narrow(self, x: Tensor, weight: Tensor, bias: Tensor | None, running: Running | None) -> Tensor:
-        """With parameters of half precision (`model.half()`, FSDP's mixed precision): the passes get them as float32."""
-        wide = running
-        if running is not None and running[0].dtype in _NARROW:
-            wide = (running[0].float(), running[1].float(), running[2])
-        bias = None if bias is None else bias.float()
-        y = self.passes(x).forward(x, weight.float(), bias, wide)
-        if running is not None and wide is not running:
-            with torch.no_grad():
-                running[0].copy_(wide[0])
-                running[1].copy_(wide[1])
-        return y
+        return operations.training_step(self, x, _wide(self.weight), _wide(self.bias))
 
     def _evaluate(self, x: Tensor) -> Tensor:
         """Torch's own batch norm: with running statistics nothing is left to synchronise. Without them, the batch is this rank's."""
         mean, var, weight, bias = self.running_mean, self.running_var, self.weight, self.bias
-        if mean is not None and torch.is_grad_enabled() and (x.requires_grad or getattr(weight, "requires_grad", False)):
+        wanted = torch.is_grad_enabled() and (x.requires_grad or getattr(weight, "requires_grad", False))
+        if wanted and mean is not None and not (torch.compiler.is_exporting() or torch.jit.is_tracing()):
             # The backward pass needs them as they are now: until then DDP may write its broadcast over them.
             mean, var = mean.clone(), var.clone()
         return F.batch_norm(x, mean, var, weight, bias, mean is None, 0.0, self.eps)
@@ -155,8 +151,27 @@ class SyncBatchNorm(_BatchNorm):
         memo[id(self)] = copy
         from copy import deepcopy
 
-        copy.__setstate__(deepcopy(self.__getstate__(), memo))
+        # Not by __getstate__, which torch's parametrizations forbid.
+        copy.__setstate__(deepcopy(SyncBatchNorm.__getstate__(self), memo))
         return copy
+
+
+def _run_wide(
+    run: Callable[..., Tensor], x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running | None
+) -> Tensor:
+    """With tensors of half precision (`model.half()`, FSDP's mixed precision): the passes get them as float32."""
+    wide = None if running is None else (_wide(running[0]), _wide(running[1]), running[2])
+    y = run(x, _wide(weight), _wide(bias), wide)
+    if running is not None:
+        with torch.no_grad():
+            for narrow, moved in zip(running[:2], wide[:2], strict=True):
+                if moved is not narrow:
+                    narrow.copy_(moved)
+    return y
+
+
+def _wide(tensor: Tensor | None) -> Tensor | None:
+    return tensor.float() if tensor is not None and tensor.dtype in _NARROW else tensor
 
 
 def name_layers(model: nn.Module) -> None:

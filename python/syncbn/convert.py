@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .batchnorm import SyncBatchNorm, name_layers
@@ -58,7 +58,7 @@ def revert(module: nn.Module) -> nn.Module:
 class BatchNorm(_BatchNorm):
     """Batch norm over this process's batch, for inputs of any number of axes: what `revert` leaves behind."""
 
-    def _check_input_dim(self, input: Any) -> None:
+    def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
             raise ValueError(f"expected an input of at least 2 axes (got {input.dim()})")
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from . import double_backward
 from ._syncbn import Layer, Token
@@ -25,50 +26,67 @@ _MOST_TOKENS = 256
 Running = tuple[Tensor, Tensor, Tensor]
 
 
+class Noted(NamedTuple):
+    """A forward pass that a record has."""
+
+    step: list[Noted | Backward]
+    passes: Passes
+    x: Tensor
+    parameters: tuple[Any, ...]
+
+    def backward(self) -> None:
+        """Notes the backward pass."""
+        self.step.append(Backward(self))
+
+
+class Backward(NamedTuple):
+    """The backward pass of a forward pass that a record has."""
+
+    of: Noted
+
+
 class Use(NamedTuple):
     """What one forward pass leaves for its backward pass, and for its second run."""
 
     saved: Tensor
     token: Token
+    noted: Noted | None
 
 
 class Record:
     """The passes of a step, in their order, to be run again on no samples (see joining.py)."""
 
     def __init__(self) -> None:
-        self._passes: list[tuple[Passes, Tensor, tuple[Any, ...]] | int] = []
+        self._step: list[Noted | Backward] = []
 
     def clear(self) -> None:
         """Begins another step."""
-        self._passes.clear()
+        self._step = []
 
-    def forward(self, passes: Passes, x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running | None) -> int:
-        """Notes a forward pass, and gives its place."""
-        self._passes.append((passes, x.detach()[:0], (weight, bias, running)))
-        return len(self._passes) - 1
-
-    def backward(self, place: int) -> None:
-        """Notes the backward pass of the forward pass of this place."""
-        self._passes.append(place)
+    def forward(self, passes: Passes, x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running | None) -> Noted:
+        """Notes a forward pass. Of x, its memory is not kept."""
+        noted = Noted(self._step, passes, x.new_empty((0, *x.shape[1:])), (weight, bias, running))
+        self._step.append(noted)
+        return noted
 
     @torch.no_grad()
     def replay(self) -> None:
         """Takes part in the sums of all passes with zeros; running statistics are moved."""
         uses: dict[int, tuple[Any, ...]] = {}
-        for at, noted in enumerate(self._passes):
-            if isinstance(noted, int):
-                passes, x, weight, use = uses[noted]
-                passes.layer.backward(x, x, None, weight, None, None, *use)
+        for noted in self._step:
+            if isinstance(noted, Backward):
+                noted = noted.of
+                passes, x, (weight, _, _) = noted.passes, noted.x, noted.parameters
+                passes.layer.backward(x, x, None, weight, None, None, *uses[id(noted)])
                 continue
-            passes, x, (weight, bias, running) = noted
+            passes, x, (weight, bias, running) = noted.passes, noted.x, noted.parameters
             saved = _empty(3 * passes.channels + 1, dtype=torch.float64, device=x.device)
-            y = _empty_like(x)
-            token = passes.layer.forward(x, y, weight, bias, running, saved, group=True)
-            uses[at] = (passes, x, weight, Use(saved, token))
+            token = passes.layer.forward(x, _empty_like(x), weight, bias, running, saved, group=True)
+            uses[id(noted)] = (saved, token)
 
 
 record: Record | None = None
-"""Where passes are noted, in a Join context."""
+"""Where passes are noted, while a model runs forward in a Join context."""
 
 
 class Passes:
@@ -82,18 +100,24 @@ class Passes:
         self.group = group
         self.uses = Uses()
         self.latest: Token | None = None
-        self.tokens: OrderedDict[int, Token] = OrderedDict()
+        self.tokens: OrderedDict[int, tuple[StorageWeakRef, Token]] = OrderedDict()
 
     def note(self, saved: Tensor, token: Token) -> None:
-        """For operations in a graph, which keep tensors alone: the token of what was saved, found again by its address."""
-        self.latest = self.tokens[saved.data_ptr()] = token
+        """For operations in a graph, which keep tensors alone: the token of what was saved, found again by its memory."""
+        address = saved.data_ptr()
+        self.tokens.pop(address, None)
+        self.tokens[address] = (StorageWeakRef(saved.untyped_storage()), token)
+        self.latest = token
         if len(self.tokens) > _MOST_TOKENS:
             self.tokens.popitem(last=False)
 
     def token_of(self, saved: Tensor, x: Tensor) -> Token:
-        """What was noted. Had the tensor been moved since, it is the latest token: which use a pass is of is told between ranks
-        alone, whose passes come in the same order."""
-        token = self.tokens.get(saved.data_ptr(), self.latest)
+        """What was noted. A tensor that was moved since, as by hooks for saved tensors, is the latest one whose memory is gone:
+        backward passes come in the opposite order."""
+        storage, token = self.tokens.get(saved.data_ptr(), (None, None))
+        if storage is None or storage.expired():
+            moved = next((address for address in reversed(self.tokens) if self.tokens[address][0].expired()), None)
+            token = self.latest if moved is None else self.tokens.pop(moved)[1]
         if token is None:
             raise Error(f"backward of layer `{self.layer.name}`: there was no forward pass", layer=self.layer.name)
         return token.with_input(x)
@@ -156,29 +180,29 @@ class _Norm(Function):
     ) -> Tensor:
         y = _empty_like(x)
         if again is not None and again[0] is not None:
-            saved, token = again[0]
+            saved, token, noted = again[0]
             passes.layer.recompute(x, y, weight, bias, saved, token)
         else:
             saved = _empty(3 * passes.channels + 1, dtype=torch.float64, device=x.device)
             token = passes.layer.forward(x, y, weight, bias, running, saved, group=True)
+            noted = None if record is None else record.forward(passes, x, weight, bias, running)
             if again is not None:
-                again[1].append(Use(saved, token))
+                again[1].append(Use(saved, token, noted))
         ctx.save_for_backward(x, weight, saved)
-        ctx.passes = passes
-        ctx.token = token
-        ctx.place = None if record is None else record.forward(passes, x, weight, bias, running)
+        ctx.use = (passes, token, noted)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, saved = ctx.saved_tensors
         wanted = ctx.needs_input_grad
-        if record is not None and ctx.place is not None:
-            record.backward(ctx.place)
+        passes, token, noted = ctx.use
+        if noted is not None:
+            noted.backward()
         if _is_grad_enabled():
-            grads = _Gradients.apply(dy, x, weight, saved, ctx.passes, ctx.token, wanted[:3])
+            grads = _Gradients.apply(dy, x, weight, saved, passes, token, wanted[:3])
         else:
-            grads = gradients(dy, x, weight, saved, ctx.passes.layer, ctx.token, wanted)
+            grads = gradients(dy, x, weight, saved, passes.layer, token, wanted)
         return (*grads, None, None, None)
 
 

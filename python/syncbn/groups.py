@@ -69,6 +69,9 @@ def group_of(process_group: ProcessGroup | None, device: int) -> _syncbn.Group:
     if isinstance(process_group, int):
         # What torch's new_group gives a process that is not in the group.
         raise _no_member()
+    if process_group is not None and not isinstance(process_group, dist.ProcessGroup):
+        text = f"process_group is a {type(process_group).__name__}, expected a torch.distributed.ProcessGroup"
+        raise ArgumentError(text, operation="joining the group")
     if process_group is None or process_group.size() == 1:
         return _alone_on(device)
     joined = _joined.setdefault(process_group, _Joined())
@@ -125,7 +128,10 @@ def _join_tcp(store: Any, place: str, device: int | None, rank: int, size: int, 
         def announce(port: int) -> None:
             store.set(place, f"{secret} {_own_address()} {port}")
 
-        return _syncbn.Group.tcp(device, rank, size, secret=secret, seconds=seconds, announce=announce)
+        try:
+            return _syncbn.Group.tcp(device, rank, size, secret=secret, seconds=seconds, announce=announce)
+        finally:
+            _forget(store, place)
     secret, host, port = _read(store, place, rank, size, timeout).decode().split()
     return _syncbn.Group.tcp(device, rank, size, secret=secret, seconds=seconds, address=(host, int(port)))
 
@@ -134,7 +140,16 @@ def _join_nccl(store: Any, place: str, device: int, rank: int, size: int, timeou
     if rank == 0:
         store.set(place, bytes(_syncbn.nccl_id()).hex())
     unique = bytes.fromhex(_read(store, place, rank, size, timeout).decode())
-    return _syncbn.Group.nccl(device, unique, rank, size, timeout.total_seconds())
+    try:
+        return _syncbn.Group.nccl(device, unique, rank, size, timeout.total_seconds())
+    finally:
+        if rank == 0:
+            _forget(store, place)
+
+
+def _forget(store: Any, place: str) -> None:
+    """All ranks have read it, or rank 0 has given up. A later process group may have the same store and name."""
+    store.delete_key(place)
 
 
 def _read(store: Any, place: str, rank: int, size: int, timeout: timedelta) -> bytes:
@@ -166,11 +181,17 @@ def _own_address() -> str:
 
 
 def _timeout(process_group: ProcessGroup, device: int) -> timedelta:
-    backend = process_group._get_backend(torch.device("cpu" if device < 0 else "cuda"))
-    options = getattr(backend, "options", None)
+    options = getattr(_backend(process_group, device), "options", None)
     timeout = getattr(options, "_timeout", None)
     return min(timeout or dist.default_pg_timeout, _FOREVER)
 
 
 def _backend_name(process_group: ProcessGroup, device: int) -> str:
-    return process_group._get_backend(torch.device("cuda", device)).name().lower()
+    backend = _backend(process_group, device)
+    return "" if backend is None else backend.name().lower()
+
+
+def _backend(process_group: ProcessGroup, device: int) -> Any | None:
+    """What the process group sends such tensors by; a group of NCCL alone has nothing for tensors on the CPU."""
+    kind = torch.device("cpu" if device < 0 else "cuda")
+    return process_group._get_backend(kind) if kind in process_group._device_types else None

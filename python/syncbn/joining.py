@@ -39,6 +39,7 @@ class Joinable(_Joinable):
         self._group = first.process_group or default_group()
         self._steps = eager.Record()
         model.register_forward_pre_hook(self._begin_step)
+        model.register_forward_hook(self._end_forward, always_call=True)
 
     def _begin_step(self, model: nn.Module, inputs: Any) -> None:
         config = self._join_config
@@ -47,9 +48,13 @@ class Joinable(_Joinable):
         if not config.is_first_joinable:
             text = "joining: Join's list is to begin with syncbn's Joinable: [syncbn.Joinable(model), model]"
             raise ArgumentError(text, operation="joining")
-        eager.record = self._steps
-        self._steps.clear()
         Join.notify_join_context(self)
+        self._steps.clear()
+        eager.record = self._steps
+
+    def _end_forward(self, model: nn.Module, inputs: Any, output: Any) -> None:
+        # Layers of other models are not this record's; backward passes find it by their forward pass.
+        eager.record = None
 
     def join_hook(self, **options: Any) -> JoinHook:
         """What a rank does that has joined."""
@@ -76,13 +81,11 @@ class _Hook(JoinHook):
 
     def main_hook(self) -> None:
         self._wait()
-        eager.record = None
         self._thread = threading.Thread(target=self._replay, name="syncbn-join", daemon=True)
         self._thread.start()
 
     def post_hook(self, is_last_joiner: bool) -> None:
         self._wait()
-        eager.record = None
 
     def _wait(self) -> None:
         if self._thread is not None:

@@ -26,6 +26,9 @@ _library = torch.library.Library("syncbn", "DEF")
 _layers: weakref.WeakValueDictionary[str, SyncBatchNorm] = weakref.WeakValueDictionary()
 _made = 0
 
+_KEYS = torch._C._TorchDispatchModeKey
+_TRACERS = (_KEYS.FAKE, _KEYS.PROXY, _KEYS.FUNCTIONAL)
+
 NARROW = (torch.float16, torch.bfloat16)
 
 _library.define("forward(Tensor x, Tensor? weight, Tensor? bias, str layer) -> (Tensor, Tensor)")
@@ -55,7 +58,7 @@ def training_step(module: SyncBatchNorm, x: Tensor, weight: Tensor | None, bias:
     x = x if x.is_contiguous() else dense(x)
     y, saved = torch.ops.syncbn.forward(x, weight, bias, module.key)
     mean, var, count = module.running_mean, module.running_var, module.num_batches_tracked
-    if mean is not None:
+    if mean is not None and module.track_running_stats:
         wide = torch.float32 if mean.dtype in NARROW else mean.dtype
         wide_mean, wide_var = mean.to(wide), var.to(wide)
         torch.ops.syncbn.update_running(wide_mean, wide_var, count, saved.detach(), x.detach(), module.key)
@@ -63,6 +66,11 @@ def training_step(module: SyncBatchNorm, x: Tensor, weight: Tensor | None, bias:
             mean.copy_(wide_mean)
             var.copy_(wide_var)
     return y
+
+
+def is_traced() -> bool:
+    """Whether tensors are stand-ins, or what is done to them is written down: by make_fx, AOTAutograd, or a FakeTensorMode."""
+    return any(torch._C._get_dispatch_mode(key) is not None for key in _TRACERS)
 
 
 def _passes(layer: str, x: Tensor) -> Passes:
@@ -81,6 +89,9 @@ def _forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, layer: str) 
 
 
 def _update_running(mean: Tensor, var: Tensor, count: Tensor, saved: Tensor, x: Tensor, layer: str) -> None:
+    if torch._C._current_graph_task_id() != -1:
+        # In a backward pass: a checkpointed region runs again, and its first run has moved them.
+        return
     passes = _passes(layer, x)
     passes.layer.update_running((mean, var, count), saved, passes.token_of(saved, x))
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 from common import close
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 import syncbn
@@ -105,6 +107,38 @@ def test_evaluation_and_half_precision(device):
     close(compiled(x), expected(x), 0.1)
     close(net[1].running_var, expected[1].running_var, 0.05)
     close(compiled.eval()(x), expected.eval()(x), 0.1)
+
+
+def test_a_compiled_part_of_a_checkpointed_region_moves_statistics_once(device):
+    torch._dynamo.reset()
+    net = syncbn.convert_sync_batchnorm(_model(device))
+    expected = copy.deepcopy(net)
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    x = torch.randn(4, 3, 5, 5, dtype=torch.float64, device=device)
+    mine, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    checkpoint(compiled, mine, use_reentrant=False).pow(2).sum().backward()
+    expected(theirs).pow(2).sum().backward()
+    close(mine.grad, theirs.grad, 1e-10)
+    for got, other in zip(net.buffers(), expected.buffers(), strict=True):
+        close(got, other, 1e-12)
+
+
+def test_what_make_fx_writes_down_is_the_pass():
+    net = syncbn.convert_sync_batchnorm(_model("cpu"))
+    expected = copy.deepcopy(net)
+    x, other = torch.randn(2, 4, 3, 5, 5, dtype=torch.float64)
+    graph = make_fx(net)(x)
+    expected(x)
+    close(graph(other), expected(other), 1e-12)
+    close(net[1].running_var, expected[1].running_var, 1e-12)
+
+
+def test_fake_tensors_have_shapes():
+    with FakeTensorMode():
+        module, x = syncbn.SyncBatchNorm(3), torch.randn(4, 3, 5, requires_grad=True)
+        y = module(x)
+        y.sum().backward()
+    assert y.shape == x.grad.shape == (4, 3, 5) and module.weight.grad.shape == (3,)
 
 
 def test_a_graph_whose_module_is_gone_is_an_error():

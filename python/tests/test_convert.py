@@ -90,9 +90,17 @@ def test_apexs_layer_is_known_by_its_name():
         syncbn.convert_sync_batchnorm(fused)
 
 
-def test_evaluation_is_exported():
+def test_a_training_step_is_not_traced():
+    model = syncbn.convert_sync_batchnorm(nn.Sequential(nn.BatchNorm1d(3)))
+    with pytest.raises(syncbn.Error, match="forward of layer `0`: torch.jit.trace cannot keep a training step"):
+        torch.jit.trace(model, torch.randn(4, 3))
+    torch.jit.script(syncbn.revert(model))
+
+
+def test_evaluation_is_traced_and_exported():
     model = syncbn.convert_sync_batchnorm(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))).eval()
     x = torch.randn(2, 3, 6, 6)
+    close(torch.jit.trace(model, x)(x.cos()), model(x.cos()), 1e-6)
     exported = torch.export.export(model, (x,))
-    assert not any("syncbn" in str(node.target) for node in exported.graph.nodes)
+    assert not any(word in str(node.target) for node in exported.graph.nodes for word in ("syncbn", "clone"))
     close(exported.module()(x), model(x), 1e-6)

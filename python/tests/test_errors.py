@@ -31,6 +31,21 @@ def test_inputs_that_do_not_fit(x, text):
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("group", ["gloo", [0, 1]])
+def test_what_is_no_process_group(group):
+    module = syncbn.SyncBatchNorm(3, process_group=group)
+    with pytest.raises(syncbn.ArgumentError, match="forward of layer `SyncBatchNorm`: process_group is a .*expected a torch.dist") as caught:
+        module(torch.randn(4, 3))
+    assert caught.value.layer == "SyncBatchNorm"
+
+
+def test_a_batch_of_gradients_is_refused():
+    module, x = syncbn.SyncBatchNorm(3), torch.randn(4, 3, requires_grad=True)
+    y = module(x)
+    with pytest.raises(syncbn.ArgumentError, match="backward of layer `SyncBatchNorm`.*dy has no memory"):
+        torch.autograd.grad(y, x, torch.randn(5, 4, 3), is_grads_batched=True)
+
+
 @pytest.mark.parametrize(("settings", "text"), [
     ({"eps": 0.0}, "eps"), ({"eps": float("nan")}, "eps"), ({"momentum": 2.0}, "momentum"), ({"num_features": 0}, "channels"),
 ])  # fmt: skip

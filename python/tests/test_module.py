@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import io
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -119,6 +122,35 @@ def test_parameters_of_half_precision(device, dtype):
     close(ours.running_var, oracle.running_var, BARS[dtype])
 
 
+@pytest.mark.parametrize("settings", [{}, {"affine": False}, {"track_running_stats": False}], ids=str)
+@pytest.mark.parametrize("narrow", [("weight", "bias"), ("running_mean", "running_var")], ids=str)
+def test_some_tensors_of_half_precision(device, narrow, settings):
+    """As FSDP makes them, whose types of parameters and buffers are two."""
+    ours, oracle = _pair(3, torch.float32, device, **settings)
+    for name in narrow:
+        if getattr(ours, name) is not None:
+            getattr(ours, name).data = getattr(ours, name).data.bfloat16()
+            getattr(oracle, name).data = getattr(ours, name).data.double()
+    x = torch.randn(6, 3, 5, device=device)
+    close(ours(x), oracle(x.double()), BARS[torch.float32])
+    if ours.running_mean is not None:
+        close(ours.running_var, oracle.running_var, BARS[torch.bfloat16 if "running_var" in narrow else torch.float32])
+        assert ours.running_mean.dtype is (torch.bfloat16 if "running_mean" in narrow else torch.float32)
+
+
+def test_running_statistics_that_are_switched_off_stay(device):
+    ours, oracle = _pair(3, torch.float64, device)
+    x = torch.randn(4, 3, 5, dtype=torch.float64, device=device)
+    for tracks in (False, True, False):
+        for module in (ours, oracle):
+            module.track_running_stats = tracks
+        close(ours(x), oracle(x), 1e-12)
+        close(ours.eval()(x), oracle.eval()(x), 1e-12)
+        ours.train(), oracle.train()
+    _same_statistics(ours, oracle, 1e-12)
+    assert ours.num_batches_tracked.item() == 1
+
+
 def test_state_dict_is_torchs_both_ways():
     for other in (nn.BatchNorm2d(4), nn.SyncBatchNorm(4)):
         ours = syncbn.SyncBatchNorm(4)
@@ -152,6 +184,31 @@ def test_a_module_is_saved_and_loaded_whole():
     assert loaded.key != ours.key
     x = torch.randn(5, 3)
     assert torch.equal(loaded(x), ours(x)) and torch.equal(loaded.running_var, ours.running_var)
+
+
+def test_a_parametrized_module_is_copied():
+    class Exp(nn.Module):
+        def forward(self, weight):
+            return weight.exp()
+
+    module = syncbn.SyncBatchNorm(3)
+    nn.utils.parametrize.register_parametrization(module, "weight", Exp())
+    other, x = copy.deepcopy(module), torch.randn(4, 3)
+    assert torch.equal(other(x), module(x)) and other.key != module.key
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_process_works_without_its_parents_threads():
+    program = """
+import os, torch, syncbn
+module, x = syncbn.SyncBatchNorm(3), torch.randn(16, 3, 64, 64)
+y = module(x)
+child = os.fork()
+if child == 0:
+    os._exit(0 if torch.equal(module(x), y) else 1)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
 def test_settings_may_change_between_steps(device):

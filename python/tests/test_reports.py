@@ -7,6 +7,7 @@ import pytest
 import torch
 from common import close, fill
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import syncbn
 
@@ -69,6 +70,28 @@ def test_pytorch_50549_channels_last_goes_through(device):
     (dy,) = torch.autograd.grad(y.square().sum(), y)
     (dx,) = torch.autograd.grad(y, model[0].bias, dy, retain_graph=True)
     assert y.is_contiguous(memory_format=torch.channels_last) and dx.shape == (4,)
+
+
+def test_pytorch_88021_channels_last_3d_is_used_as_it_lies(device):
+    """Torch's copied it to contiguous memory and back: no tensor of such a layout is made here."""
+    module = syncbn.SyncBatchNorm(4).to(device)
+    x = torch.randn(2, 4, 3, 5, 6, device=device).contiguous(memory_format=torch.channels_last_3d).requires_grad_()
+    dy = torch.randn_like(x)
+
+    class Layouts(TorchDispatchMode):
+        seen: list[bool] = []
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor) and result.shape == x.shape:
+                self.seen.append(result.is_contiguous(memory_format=torch.channels_last_3d))
+            return result
+
+    with Layouts() as layouts:
+        y = module(x)
+        y.backward(dy)
+    assert layouts.seen and all(layouts.seen)
+    assert y.stride() == x.stride() == x.grad.stride()
 
 
 def test_apex_262_inputs_of_two_axes(device):

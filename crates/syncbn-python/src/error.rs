@@ -10,7 +10,7 @@ use syncbn_cuda::CudaError;
 #[derive(Debug)]
 pub(crate) enum Refused {
     NoTensor { name: &'static str, got: String },
-    Dtype { name: &'static str, got: String, expected: &'static str },
+    Dtype { name: &'static str, got: String },
     Type { name: &'static str, got: Dtype, expected: Dtype },
     Activations { got: Dtype, params: Dtype },
     Device { name: &'static str, got: String, expected: String },
@@ -24,8 +24,8 @@ impl std::fmt::Display for Refused {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::NoTensor { name, got } => write!(f, "{name} is a {got}, expected a torch.Tensor"),
-            Self::Dtype { name, got, expected } => {
-                write!(f, "{name} holds {got}, expected {expected} numbers")
+            Self::Dtype { name, got } => {
+                write!(f, "{name} holds {got}, expected f16, bf16, f32, f64 or i64 numbers")
             }
             Self::Type { name, got, expected } => write!(f, "{name} holds {got}, expected {expected}"),
             Self::Activations { got, params: Dtype::F64 } => {

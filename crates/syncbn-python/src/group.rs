@@ -17,6 +17,7 @@ use syncbn_cuda::peers::PeerCommunicator;
 
 use crate::device::{self, current_stream};
 use crate::error::{Failure, Place, Refused, of_bootstrap, of_device, of_group};
+use crate::forked::OwnProcess;
 use crate::memory::{Lent, Memory, on_device};
 use crate::tensor::numbers;
 
@@ -80,7 +81,8 @@ impl Group {
             }),
         });
         failed?;
-        let communicator = ViaHost(joined.map_err(|error| of_bootstrap(py, &error))?);
+        let joined = joined.map_err(|error| of_bootstrap(py, &error))?;
+        let communicator = ViaHost(OwnProcess::new(joined));
         let members = if let Some(device) = device {
             Members::Cuda(core::Group::new(communicator), open(py, device)?)
         } else {

@@ -199,19 +199,7 @@ impl Layer {
             })
         };
         self.run(py, Operation::UpdateRunning, read, |queue, args: UpdateRunning| {
-            match (&*self.norm, queue) {
-                (Norm::CpuF32(norm), _) => passes::update_running::<Cpu, f32>(norm, &(), args),
-                (Norm::CpuF64(norm), _) => passes::update_running::<Cpu, f64>(norm, &(), args),
-                (Norm::CudaF32(norm), Queue::Cuda(stream)) => {
-                    on_device(|| passes::update_running::<Cuda, f32>(norm, stream, args))
-                }
-                (Norm::CudaF64(norm), Queue::Cuda(stream)) => {
-                    on_device(|| passes::update_running::<Cuda, f64>(norm, stream, args))
-                }
-                (norm, Queue::Cpu) => {
-                    Err(Refused::Activations { got: Dtype::I64, params: norm.params() }.into())
-                }
-            }
+            pass!(&*self.norm, queue, self.norm.params(), update_running, args)
         })
     }
 

@@ -10,6 +10,7 @@
 
 mod device;
 mod error;
+mod forked;
 mod group;
 mod layer;
 #[allow(unsafe_code)]

@@ -115,8 +115,8 @@ pub(crate) struct UpdateRunning {
     pub(crate) token: SavedToken,
 }
 
-pub(crate) fn update_running<B: Lent + Kernels<P>, P: Param>(
-    norm: &FunctionalBatchNorm<B, P>,
+pub(crate) fn update_running<B: Lent + Kernels<T::Param>, T: Element>(
+    norm: &FunctionalBatchNorm<B, T::Param>,
     queue: &B::Queue,
     mut args: UpdateRunning,
 ) -> Result<(), Failure> {

@@ -123,7 +123,7 @@ fn memory(name: &'static str, tensor: &Bound<'_, PyAny>) -> Result<Memory, Failu
     let dtype = tensor.getattr(intern!(py, "dtype"))?;
     let known = torch.dtypes.iter().find(|(known, _)| known.is(&dtype));
     let Some(&(_, dtype)) = known else {
-        return Err(Refused::Dtype { name, got: dtype.to_string(), expected: "floating point" }.into());
+        return Err(Refused::Dtype { name, got: dtype.to_string() }.into());
     };
     let place = if tensor.getattr(intern!(py, "is_cpu"))?.is_truthy()? {
         Place::Cpu
@@ -136,7 +136,9 @@ fn memory(name: &'static str, tensor: &Bound<'_, PyAny>) -> Result<Memory, Failu
     if is_true(tensor, intern!(py, "is_neg"))? {
         return Err(Refused::Lazy { name }.into());
     }
-    let pointer = tensor.call_method0(intern!(py, "data_ptr"))?.extract()?;
+    // Wrapped tensors (fake ones, those of vmap) raise here.
+    let pointer = tensor.call_method0(intern!(py, "data_ptr")).map_err(|_| Refused::NoMemory { name })?;
+    let pointer = pointer.extract()?;
     Ok(Memory { pointer, len: 0, dtype, place })
 }
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import os
 import time
 from datetime import timedelta
 
@@ -10,8 +13,10 @@ import torch.distributed as dist
 from common import close
 from common_ranks import Ranks
 from torch import nn
+from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
 import syncbn
+from syncbn import groups
 
 
 def parts_of_the_ranks(ranks: Ranks) -> None:
@@ -26,7 +31,27 @@ def parts_of_the_ranks(ranks: Ranks) -> None:
     close(ours(parts[ranks.rank]), expected[offset : offset + parts[ranks.rank].shape[0]], 1e-12)
     if ranks.rank == 0 and group[1] is not None:
         outside = syncbn.SyncBatchNorm(3, process_group=group[1], device=ranks.device)
-        _raises(syncbn.ArgumentError, "not one of the process group's ranks", lambda: outside(parts[0].float()))
+        error = _raises(syncbn.ArgumentError, "not one of the process group's ranks", lambda: outside(parts[0].float()))
+        assert error.layer == "SyncBatchNorm" and "forward of layer `SyncBatchNorm`" in str(error)
+
+
+def a_process_group_with_nothing_for_the_cpu(ranks: Ranks) -> None:
+    """As NCCL's are: tensors on the CPU go over TCP all the same."""
+    layer = syncbn.SyncBatchNorm(3, process_group=dist.new_group(backend="cuda:gloo"))
+    layer(ranks.randn(4, 3, dtype=torch.float32).cpu())
+    ranks.same(layer.running_var, "running_var")
+
+
+def a_rank_that_never_joins(ranks: Ranks) -> None:
+    """The first step of a layer names it, too."""
+    group = dist.new_group(timeout=timedelta(seconds=3))
+    if ranks.world == 1 or ranks.native:
+        return
+    if ranks.rank == 0:
+        layer = syncbn.SyncBatchNorm(3, process_group=group, device=ranks.device)
+        error = _raises(syncbn.GroupError, "did not come", lambda: layer(ranks.randn(4, 3, dtype=torch.float32)))
+        assert error.layer == "SyncBatchNorm" and error.kind == "timeout" and error.ranks == list(range(1, ranks.world))
+    dist.barrier()
 
 
 def several_layers_share_a_group(ranks: Ranks) -> None:
@@ -96,6 +121,43 @@ def a_rank_that_left_out_a_step(ranks: Ranks) -> None:
     syncbn.step(2 if ranks.rank == 0 else 3)
     _raises(syncbn.GroupError, "step", lambda: layer(x))
     syncbn.step(0)
+    dist.barrier()
+
+
+def a_place_in_the_store_that_was_used_before(ranks: Ranks) -> None:
+    """A process group that is destroyed and made again has the names of its predecessor: nobody reads what that one has left."""
+    if ranks.world == 1 or ranks.native:
+        return
+    store = PrefixStore("again", _get_default_store())
+    for time_of in range(3):
+        if ranks.rank == 0:
+            time.sleep(0.5)
+        group = groups._join_tcp(store, "syncbn/0", None, ranks.rank, ranks.world, timedelta(seconds=10))
+        numbers = torch.ones(3, dtype=torch.float64)
+        group.all_reduce("sum", numbers)
+        assert numbers.tolist() == [ranks.world] * 3, time_of
+        dist.barrier()
+
+
+def a_process_forked_from_a_rank(ranks: Ranks) -> None:
+    """It is refused, and its end is not the rank's."""
+    if ranks.world == 1 or ranks.device.type != "cpu":
+        return
+    group = dist.new_group(timeout=timedelta(seconds=20))
+    layer = syncbn.SyncBatchNorm(3, process_group=group)
+    x = ranks.randn(4, 3, dtype=torch.float32)
+    layer(x)
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            _raises(syncbn.GroupError, "was forked", lambda: layer(x))
+            groups._joined.pop(group)
+            del layer
+            gc.collect()
+            os._exit(0)
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    layer(x)
     dist.barrier()
 
 

@@ -10,8 +10,10 @@ from common_ranks import Ranks
 from torch import nn
 from torch.distributed.algorithms.join import Join
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 import syncbn
+from syncbn import eager
 
 
 def ddp_is_one_process(ranks: Ranks) -> None:
@@ -64,15 +66,18 @@ def fsdp(ranks: Ranks) -> None:
 
 def join_with_uneven_inputs(ranks: Ranks) -> None:
     """Ranks that run out of batches answer with zeros: running statistics are those of the samples that there were."""
-    for broadcast in (False, True):
+    for broadcast, checkpointed in [(False, False), (True, False), (False, True)]:
         model = _model(ranks, True)
         whole = _model(ranks, False)
-        ddp = DistributedDataParallel(model, broadcast_buffers=broadcast)
+        ddp = DistributedDataParallel(_Checkpointed(model) if checkpointed else model, broadcast_buffers=broadcast)
         joinable = syncbn.Joinable(ddp)
         batches = [[ranks.randn(3, 3, 6, 6) for _ in range(2 + rank)] for rank in range(ranks.world)]
         with Join([joinable, ddp]):
             for x in batches[ranks.rank]:
                 ddp(x).square().mean().backward()
+                held = [pass_.x.untyped_storage().nbytes() for pass_ in joinable._steps._step if hasattr(pass_, "x")]
+                assert held == [0, 0], "what was noted keeps no activations"
+                assert eager.record is None, "other models' layers are not noted"
         for step in range(2 + ranks.world - 1):
             there = [steps[step] for steps in batches if step < len(steps)]
             whole(torch.cat(there))
@@ -97,6 +102,15 @@ def join_without_ours_is_an_error(ranks: Ranks) -> None:
             assert isinstance(error, syncbn.GroupError) and error.layer == "1", error
     else:
         assert ranks.rank != ranks.world - 1, "no error"
+
+
+class _Checkpointed(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return checkpoint(self.model, x, use_reentrant=False)
 
 
 def _model(ranks: Ranks, synchronised: bool) -> nn.Module:

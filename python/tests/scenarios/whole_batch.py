@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from common import BARS, close
 from common_ranks import Ranks
@@ -151,6 +153,22 @@ def second_derivatives(ranks: Ranks) -> None:
     close(got_x, ranks.part(expected_x), 1e-11)
     close(got_dy, ranks.part(expected_dy), 1e-11)
     close(ranks.sum(got_w), expected_w, 1e-11)
+
+
+def compiled_and_moved_on_one_rank(ranks: Ranks) -> None:
+    """Hooks for saved tensors move what a graph has saved; the layer is used twice before its backward passes."""
+    ours, oracle = ranks.pair(3)
+    torch._dynamo.reset()
+    run = torch.compile(ours, fullgraph=True, backend="aot_eager")
+    moved = torch.autograd.graph.saved_tensors_hooks(torch.clone, torch.clone) if ranks.rank == 0 else contextlib.nullcontext()
+    for _ in range(3):
+        x = ranks.randn(8, 3, 4)
+        whole, part = x.clone().requires_grad_(), ranks.part(x, empty=False).clone().requires_grad_()
+        (oracle(whole).sin() * oracle(whole.cos())).sum().backward()
+        with moved:
+            y = run(part).sin() * run(part.cos())
+        y.sum().backward()
+        close(part.grad, ranks.part(whole.grad, empty=False), 1e-11)
 
 
 def compiled(ranks: Ranks) -> None:
