@@ -17,6 +17,7 @@ pub(crate) struct Capture {
     /// The streams whose work is captured.
     streams: Mutex<Vec<Arc<Stream>>>,
     broken: AtomicBool,
+    ended: AtomicBool,
     mode: u32,
 }
 
@@ -31,8 +32,13 @@ impl Capture {
     pub(crate) fn begin(stream: &Arc<Stream>, mode: u32) {
         GLOBAL.fetch_add(usize::from(mode == 0), Ordering::SeqCst);
         OF_THREAD.set(OF_THREAD.get() + usize::from(mode == 1));
-        let capture =
-            Self { work: Mutex::default(), streams: Mutex::default(), broken: AtomicBool::new(false), mode };
+        let capture = Self {
+            work: Mutex::default(),
+            streams: Mutex::default(),
+            broken: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+            mode,
+        };
         Arc::new(capture).join(stream);
     }
 
@@ -59,10 +65,15 @@ impl Capture {
         self.broken.load(Ordering::SeqCst)
     }
 
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::SeqCst)
+    }
+
     /// What was captured; `None` if the capture is broken.
     pub(crate) fn end(&self) -> Option<Vec<Work>> {
         GLOBAL.fetch_sub(usize::from(self.mode == 0), Ordering::SeqCst);
         OF_THREAD.set(OF_THREAD.get().saturating_sub(usize::from(self.mode == 1)));
+        self.ended.store(true, Ordering::SeqCst);
         let streams = std::mem::take(&mut *self.streams.lock().unwrap_or_else(PoisonError::into_inner));
         for stream in streams {
             stream.set_capture(None);

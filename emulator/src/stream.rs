@@ -164,7 +164,7 @@ impl Event {
             let state = self.lock();
             (state.recorded, state.capture.clone())
         };
-        if let Some(capture) = capture {
+        if let Some(capture) = capture.filter(|capture| !capture.has_ended()) {
             if stream.capture().is_none() {
                 capture.join(stream);
             }
