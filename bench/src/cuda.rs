@@ -2,15 +2,14 @@
 //! several ranks measures in step with the others: a sum lines them up before each repetition.
 
 use std::cell::RefCell;
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use syncbn_core::{CollectiveId, Communicator, Dtype, Element, Numbers, Storage};
+use syncbn_core::{CollectiveId, Communicator, Dtype, Element, Numbers, SingleRank, Storage};
 use syncbn_cuda::cudarc::driver::sys::{CUdevice_attribute, CUevent_flags, CUgraphInstantiate_flags};
 use syncbn_cuda::cudarc::driver::{CudaSlice, CudaStream, sys::CUstreamCaptureMode};
-use syncbn_cuda::nccl::{NcclCommunicator, NcclId};
+use syncbn_cuda::nccl::NcclCommunicator;
 use syncbn_cuda::peers::PeerCommunicator;
 use syncbn_cuda::{Buffer, Cuda, allow_capture};
 
@@ -65,10 +64,9 @@ impl CudaDevice {
 
     fn of(cuda: Cuda) -> Result<Self> {
         let stream = cuda.context().new_stream()?;
-        let alone = NcclCommunicator::new(&cuda, &NcclId::new()?, 0, NonZeroUsize::MIN, TIMEOUT)?;
         let cache = cuda.context().attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?;
         let flushed = stream.alloc_zeros(4 * usize::try_from(cache)?.max(16 << 20))?;
-        Ok(Self { cuda, stream, alone: Arc::new(alone), ranks: None, flushed: RefCell::new(flushed) })
+        Ok(Self { cuda, stream, alone: Arc::new(SingleRank), ranks: None, flushed: RefCell::new(flushed) })
     }
 
     /// Whether this rank's figures are the ones to be written.
