@@ -14,7 +14,7 @@ const ATTRIBUTES: [(i32, i32); 10] = [
     (8, 49152),    // bytes of shared memory of a block
     (10, 32),      // threads of a warp
     (16, 8),       // multiprocessors
-    (38, 1 << 22), // bytes of the second cache
+    (38, 1 << 22), // bytes of L2 cache
     (39, 2048),    // threads of a multiprocessor
     (75, 9),       // compute capability
     (76, 0),
@@ -33,13 +33,38 @@ pub(crate) struct Device {
     pub(crate) failed: OnceLock<String>,
 }
 
-/// All devices.
+/// What the environment asks for.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    devices: usize,
+    /// Whether the last block of a grid starts first.
+    pub(crate) backwards: bool,
+}
+
+/// The settings, or what is wrong with them.
+pub(crate) fn settings() -> Result<&'static Settings, &'static str> {
+    static SETTINGS: OnceLock<Result<Settings, String>> = OnceLock::new();
+    let read = || {
+        let variable = |name: &str, otherwise: &str| env::var(name).unwrap_or_else(|_| otherwise.to_owned());
+        let devices = variable("SYNCBN_EMULATED_DEVICES", "1");
+        let devices = devices.parse().map_err(|_| format!("SYNCBN_EMULATED_DEVICES is `{devices}`"))?;
+        let backwards = match variable("SYNCBN_EMULATED_ORDER", "forwards").as_str() {
+            "forwards" => false,
+            "backwards" => true,
+            other => return Err(format!("SYNCBN_EMULATED_ORDER is `{other}`")),
+        };
+        Ok(Settings { devices, backwards })
+    };
+    SETTINGS.get_or_init(read).as_ref().map_err(String::as_str)
+}
+
+/// All devices; none if the settings are wrong.
 pub(crate) fn devices() -> &'static [Device] {
     static DEVICES: OnceLock<Vec<Device>> = OnceLock::new();
     DEVICES.get_or_init(|| {
         thread::spawn(wake_streams);
-        let asked = env::var("SYNCBN_EMULATED_DEVICES").ok().and_then(|count| count.parse().ok());
-        (0..asked.unwrap_or(1)).filter_map(Device::new).collect()
+        let count = settings().map_or(0, |settings| settings.devices);
+        (0..count).filter_map(Device::new).collect()
     })
 }
 

@@ -59,7 +59,9 @@ static inline float __uint_as_float(unsigned x) { return bits<float>(x); }
 
 template <class T> static inline T min(T a, T b) { return b < a ? b : a; }
 using std::fma, std::isfinite;
-static inline double rsqrt(double x) { return 1 / sqrt(x); }
+// Newer C libraries have one of this name.
+static inline double reciprocal_sqrt(double x) { return 1 / sqrt(x); }
+#define rsqrt reciprocal_sqrt
 // The compiler may not fuse it with an addition.
 static inline double __dmul_rn(double a, double b) {
     volatile double product = a * b;

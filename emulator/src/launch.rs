@@ -1,6 +1,5 @@
 //! Running a kernel: block after block, each thread of a block as a coroutine.
 
-use std::env;
 use std::ffi::c_void;
 use std::sync::{Mutex, PoisonError};
 use std::thread::yield_now;
@@ -8,6 +7,7 @@ use std::thread::yield_now;
 use corosensei::stack::DefaultStack;
 use corosensei::{Coroutine, CoroutineResult, Yielder};
 
+use crate::device::settings;
 use crate::module::Kernel;
 
 /// The most bytes of stack that a kernel's thread uses.
@@ -74,7 +74,7 @@ pub(crate) struct Launch {
 }
 
 impl Launch {
-    /// Runs the grid. The error says which block stands still, and why.
+    /// Runs the grid. The error says which block cannot go on, and why.
     pub(crate) fn run(&self) -> Result<(), String> {
         // Shared by all streams: a process may have only so many mappings.
         static STACKS: Mutex<Vec<DefaultStack>> = Mutex::new(Vec::new());
@@ -84,7 +84,7 @@ impl Launch {
         drop(all);
         let mut shared = vec![0; self.shared.div_ceil(16)];
         let last = self.blocks.saturating_sub(1);
-        let backwards = env::var_os("SYNCBN_EMULATED_ORDER").is_some_and(|order| order == "backwards");
+        let backwards = settings().is_ok_and(|settings| settings.backwards);
         let index = |turn| if backwards { last - turn } else { turn };
         let result =
             (0..self.blocks).try_for_each(|turn| self.run_block(index(turn), &mut stacks, &mut shared));
@@ -117,13 +117,15 @@ impl Launch {
                 shuffles: 0,
             })
             .collect();
+        // From here on the threads are used through this pointer alone.
+        let first = threads.as_mut_ptr();
         let mut coroutines = Vec::with_capacity(count);
-        for thread in &mut threads {
+        for index in 0..count {
             let stack = stacks.pop().map_or_else(|| DefaultStack::new(STACK), Ok);
             let stack = stack.map_err(|error| format!("no memory for a thread's stack: {error}"))?;
-            coroutines.push(self.coroutine(stack, thread));
+            coroutines.push(self.coroutine(stack, first.wrapping_add(index)));
         }
-        let result = self.take_turns(&mut threads, &mut coroutines);
+        let result = self.take_turns(first, &mut coroutines);
         for coroutine in coroutines {
             if coroutine.done() {
                 stacks.push(coroutine.into_stack());
@@ -132,11 +134,11 @@ impl Launch {
                 std::mem::forget(coroutine);
             }
         }
-        result.map_err(|waits| format!("block {index} of {} stands still: {waits}", self.kernel.name()))
+        result.map_err(|waits| format!("block {index} of {} cannot go on: {waits}", self.kernel.name()))
     }
 
-    fn coroutine(&self, stack: DefaultStack, thread: &mut Thread) -> Coroutine<(), Wait, ()> {
-        let (kernel, thread) = (self.kernel, &raw mut *thread);
+    fn coroutine(&self, stack: DefaultStack, thread: *mut Thread) -> Coroutine<(), Wait, ()> {
+        let kernel = self.kernel;
         let base = self.params.as_ptr();
         let mut params: Vec<*mut c_void> =
             self.starts.iter().map(|&start| base.wrapping_add(start).cast_mut().cast()).collect();
@@ -151,21 +153,21 @@ impl Launch {
     /// Gives every thread its turns until all have ended.
     fn take_turns(
         &self,
-        threads: &mut [Thread],
+        first: *mut Thread,
         coroutines: &mut [Coroutine<(), Wait, ()>],
     ) -> Result<(), String> {
-        let mut waits = vec![Wait::Turn; threads.len()];
+        let mut waits = vec![Wait::Turn; coroutines.len()];
         while waits.iter().any(|wait| *wait != Wait::Ended) {
-            let (mut turns, mut ended) = (0, 0);
-            for ((thread, coroutine), wait) in threads.iter_mut().zip(&mut *coroutines).zip(&mut waits) {
+            let (mut turns, mut stopped) = (0, 0);
+            for (index, (coroutine, wait)) in coroutines.iter_mut().zip(&mut waits).enumerate() {
                 if *wait == Wait::Turn {
-                    self.kernel.set_current(thread);
+                    self.kernel.set_current(first.wrapping_add(index));
                     *wait = match coroutine.resume(()) {
                         CoroutineResult::Yield(wait) => wait,
                         CoroutineResult::Return(()) => Wait::Ended,
                     };
                     turns += 1;
-                    ended += usize::from(*wait != Wait::Turn);
+                    stopped += usize::from(*wait != Wait::Turn);
                 }
             }
             let warps = waits.chunks_mut(WARP).filter(|warp| all_wait_for(warp, Wait::Warp));
@@ -179,7 +181,7 @@ impl Launch {
                 let [warp, block, ended] = [Wait::Warp, Wait::Block, Wait::Ended].map(count);
                 return Err(format!("{warp} threads at a shuffle, {block} at a barrier, {ended} ended"));
             }
-            if ended == 0 {
+            if stopped == 0 {
                 // All wait for memory that another device or process writes.
                 yield_now();
             }

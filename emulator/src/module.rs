@@ -83,11 +83,11 @@ impl Kernel {
     }
 
     /// The kernel's thread that runs next on this thread of the processor.
-    pub(crate) fn set_current<T>(self, thread: &mut T) {
+    pub(crate) fn set_current<T>(self, thread: *mut T) {
         // SAFETY: the function only returns an address of this thread of the processor.
         let current = unsafe { (self.current)() };
         // SAFETY: the address is that of one pointer, which only this thread uses.
-        unsafe { *current = (&raw mut *thread).cast() };
+        unsafe { *current = thread.cast() };
     }
 }
 

@@ -40,7 +40,7 @@ impl Program {
         let folder = tempfile::tempdir().map_err(text)?;
         let [source, library] = ["kernel.cpp", "kernel.so"].map(|name| folder.path().join(name));
         fs::write(&source, to_cpp(&self.source)?).map_err(text)?;
-        let mut command = Command::new(env::var_os("CXX").unwrap_or_else(|| "c++".into()));
+        let mut command = compiler();
         command.args(OPTIONS).arg("-D__CUDA_ARCH__=900");
         command.args(options.iter().filter(|option| option.starts_with("-D")));
         let output = command.arg(&source).arg("-o").arg(&library).output();
@@ -52,13 +52,22 @@ impl Program {
     }
 }
 
-/// The first number marks the emulator, the second changes with what kernels are made of here: caches of compiled kernels depend on both.
+/// The C++ compiler.
+fn compiler() -> Command {
+    Command::new(env::var_os("CXX").unwrap_or_else(|| "c++".into()))
+}
+
+/// The first number marks the emulator. The second changes with what kernels are made of here: this crate, the compiler and the processor
+/// that it compiles for. Caches of compiled kernels depend on both.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn nvrtcVersion(major: *mut c_int, minor: *mut c_int) -> c_int {
-    let parts = [include_str!("kernel.h"), include_str!("source.rs"), include_str!("nvrtc.rs")];
-    let bytes = parts.iter().flat_map(|part| part.bytes());
+    let mut parts: Vec<u8> =
+        [include_str!("kernel.h"), include_str!("source.rs"), include_str!("nvrtc.rs")].concat().into();
+    let macros = compiler().args(["-march=native", "-dM", "-E", "-x", "c++", "/dev/null"]).output();
+    parts.extend(macros.map(|output| output.stdout).unwrap_or_default());
+    let add = |hash: i32, byte: u8| hash.wrapping_mul(31).wrapping_add(byte.into());
     *major = 0;
-    *minor = bytes.fold(0_i32, |hash, byte| hash.wrapping_mul(31).wrapping_add(byte.into())) & i32::MAX;
+    *minor = parts.into_iter().fold(0, add) & i32::MAX;
     SUCCESS
 }
 

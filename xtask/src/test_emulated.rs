@@ -16,15 +16,17 @@ use crate::cargo::{cargo, metadata, run};
 /// Tests, an option of theirs, and the order in which blocks start.
 type Run = (&'static [&'static str], Option<&'static str>, &'static str);
 const CUDA: &str = "--package=syncbn-cuda";
-const RUNS: [Run; 4] = [
-    (&["--package=cuda-emulator", "--features=faults", "--test=faults"], None, "forwards"),
+const FAULTS: &[&str] = &["--package=cuda-emulator", "--features=faults", "--test=faults"];
+const RUNS: [Run; 5] = [
+    (FAULTS, None, "forwards"),
+    (FAULTS, None, "backwards"),
     (&[CUDA, "--test=conformance", "--test=errors", "--test=graph", "--test=memory"], None, "forwards"),
     (&[CUDA, "--test=conformance"], None, "backwards"),
     // Each of these groups needs all devices.
     (&[CUDA, "--test=peers", "--test=processes"], Some("--test-threads=1"), "forwards"),
 ];
 /// The emulator's own tests have a device each.
-const FAULTS: usize = 4;
+const DEVICES_OF_FAULTS: usize = 4;
 /// Enough for ranks that meet inside their kernels.
 const DEVICES: usize = 2;
 /// Cases of a law, where `SYNCBN_CASES` does not say: a processor is slower than a GPU.
@@ -55,18 +57,21 @@ pub(crate) fn run_tests(args: &Args) -> Result<()> {
     fs::create_dir_all(&cache)?;
     // The crate trusts no folder that others could write to.
     fs::set_permissions(&cache, fs::Permissions::from_mode(0o700))?;
-    let library = folder.join("libcuda.so.1");
-    link(&target.join("debug/libcuda_emulator.so"), &library)?;
+    let library = folder.join("libcuda.so");
+    for name in ["libcuda.so", "libcuda.so.1"] {
+        link(&target.join("debug/libcuda_emulator.so"), &folder.join(name))?;
+    }
     let others = env::var("LD_LIBRARY_PATH").map(|others| format!(":{others}")).unwrap_or_default();
     for (tests, option, order) in RUNS {
-        let devices = if tests.contains(&CUDA) { args.devices } else { FAULTS };
+        let devices = if tests.contains(&CUDA) { args.devices } else { DEVICES_OF_FAULTS };
         let common = ["test", "--locked"].into_iter().chain(tests.iter().copied());
         let filters = args.filters.iter().map(String::as_str);
         let mut command = cargo(common.chain(["--"]).chain(option).chain(filters));
         command.env("LD_LIBRARY_PATH", format!("{folder}{others}"));
         command.env("SYNCBN_NVRTC", &library).env("SYNCBN_CACHE_DIR", &cache);
         command.env("SYNCBN_EMULATED_DEVICES", devices.to_string()).env("SYNCBN_EMULATED_ORDER", order);
-        command.env("SYNCBN_REQUIRE", "cuda");
+        // NCCL would look for devices of its own.
+        command.env("SYNCBN_REQUIRE", "cuda").env("SYNCBN_NCCL", "/none");
         command.env("SYNCBN_CASES", env::var("SYNCBN_CASES").unwrap_or_else(|_| CASES.into()));
         run(&mut command)?;
     }

@@ -1,6 +1,6 @@
 //! Sums of products in twice the precision of `f64`: a number and its rounding error, whose sum is not evaluated.
 //!
-//! The error-free transformations are Knuth's (`two_sum`) and Dekker's with a fused multiply (`two_product`); see T. Ogita,
+//! The error-free transformations are Knuth's (`two_sum`) and Dekker's (`two_product`); see T. Ogita,
 //! S. Rump, S. Oishi, "Accurate sum and dot product", 2005.
 
 /// `high + low`, of which `high` is the rounded value.

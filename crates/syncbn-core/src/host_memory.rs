@@ -28,7 +28,7 @@ fn put_parts<const K: usize>(moments: &[Moments], message: &mut [f64]) {
 }
 
 /// Reads the statistics of each channel from a forward message of the group. `params` is the type of the parameters; `message` has
-/// [`Pass::message_len`] numbers, otherwise nothing is read.
+/// [`Pass::message_len`] numbers; from a message of another length, all statistics become NaN.
 pub fn message_to_batches(message: &[f64], params: Dtype, batches: &mut [Batch]) {
     match Pass::Forward.per_channel(params) {
         6 => take_parts::<6>(message, batches),
@@ -39,7 +39,7 @@ pub fn message_to_batches(message: &[f64], params: Dtype, batches: &mut [Batch])
 fn take_parts<const K: usize>(message: &[f64], batches: &mut [Batch]) {
     let ([count, numbers @ ..], channels) = (message, batches.len()) else { return };
     if numbers.len() != K * channels {
-        return;
+        return batches.fill(Batch { count: *count, mean: f64::NAN, var: f64::NAN });
     }
     let parts: [&[f64]; K] = array::from_fn(|k| &numbers[k * channels..][..channels]);
     for (c, batch) in batches.iter_mut().enumerate() {

@@ -9,19 +9,19 @@
 // dx = dy scale + (x - mean) slope + shift for the channels of a block. mean is rounded to Math, and shift corrects the rounding.
 struct Coefficients : ChannelTable {
     Math mean[SIZE], scale[SIZE], slope[SIZE], shift[SIZE];
-    f64 exact_mean[SIZE], per_dy[SIZE], per_dy_xmu[SIZE]; // factors of the sums
+    f64 exact_mean[SIZE], per_dy[SIZE], invstd[SIZE]; // factors of the sums
 
     // The part that does not depend on the sums, and may be read while the previous kernel runs.
     __device__ void begin(const GradInputParams& params, const Position& position) {
         const f64 *saved_mean = params.saved, *saved_invstd = params.saved + 2 * params.walk.channels;
         for_channels(params.walk, position, [&](int at, long long channel) {
-            f64 count = params.saved[3 * params.walk.channels], invstd = saved_invstd[channel];
-            f64 factor = params.weight ? params.weight[channel] * invstd : invstd;
+            f64 count = params.saved[3 * params.walk.channels];
+            invstd[at] = saved_invstd[channel];
+            f64 factor = params.weight ? params.weight[channel] * invstd[at] : invstd[at];
             exact_mean[at] = saved_mean[channel];
             mean[at] = (Math)exact_mean[at];
             scale[at] = (Math)factor;
             per_dy[at] = count > 0 ? -factor / count : 0;
-            per_dy_xmu[at] = per_dy[at] * invstd * invstd;
         });
     }
 
@@ -29,7 +29,8 @@ struct Coefficients : ChannelTable {
     template <class Sums> __device__ void finish(const GradInputParams& params, const Position& position, Sums sums) {
         for_channels(params.walk, position, [&](int at, long long channel) {
             auto [sum_dy, sum_dy_xmu] = sums(channel);
-            f64 tilt = per_dy_xmu[at] * sum_dy_xmu;
+            // In this order: the square of invstd may be infinite where the slope is not.
+            f64 tilt = per_dy[at] * (invstd[at] * (invstd[at] * sum_dy_xmu));
             slope[at] = (Math)tilt;
             shift[at] = (Math)(per_dy[at] * sum_dy - (exact_mean[at] - (f64)mean[at]) * tilt);
         });

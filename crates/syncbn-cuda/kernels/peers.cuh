@@ -221,8 +221,8 @@ struct Receiver {
             first = __longlong_as_double(a.bits());
             second = __longlong_as_double(b.bits());
             if (a.is_of(number) && b.is_of(number)) return true;
-            // Whoever publishes gives up in time. This one does only if that block never started.
-            if (look % 256 == 0 && (is_over(peers) || is_late(peers, since, 2 * peers.timeout))) return false;
+            // Whoever publishes waits for one time-out for each pair of ranks, at most. This one gives up only if that block never started.
+            if (look % 256 == 0 && (is_over(peers) || is_late(peers, since, peers.ranks * peers.timeout))) return false;
         }
     }
 };

@@ -21,7 +21,7 @@
 //!
 //! Within a grid, the blocks of `normalize` that walk planes wait for its first blocks, which receive for them. Devices start blocks in
 //! the order of their numbers, which CUDA does not promise, but which scans with look-back (CUB's) rely on, too. If it did not hold,
-//! the wait would end as an error after twice the group's time-out.
+//! the wait would end as an error, after as many time-outs as there are ranks.
 //!
 //! Kernels of another library that wait for their peers, such as NCCL's on a stream of its own, use few of a device's multiprocessors.
 //! Kernels that send run at the same time and end, so kernels that wait for them end, too.

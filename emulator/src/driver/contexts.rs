@@ -4,11 +4,15 @@ use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::ptr::{null, null_mut};
 
 use super::{CURRENT, Code, code, current};
-use crate::device::{Device, devices};
+use crate::device::{Device, devices, settings};
 use crate::memory::SIZE;
 
 #[unsafe(no_mangle)]
 extern "C" fn cuInit(_flags: c_uint) -> Code {
+    if let Err(error) = settings() {
+        eprintln!("emulated devices: {error}");
+        return Code::InvalidValue;
+    }
     Code::Success
 }
 

@@ -9,6 +9,10 @@ use crate::launch::Launch;
 use crate::module::Kernel;
 use crate::stream::Stream;
 
+/// Bytes of static shared memory that a kernel counts as having, and the most dynamic ones.
+const STATIC_SHARED: c_uint = 16 << 10;
+const MOST_SHARED: c_uint = 232_448 - STATIC_SHARED;
+
 /// `CUlaunchConfig`.
 #[repr(C)]
 struct Config {
@@ -53,10 +57,10 @@ unsafe extern "C" fn cuModuleGetFunction(
     Code::Success
 }
 
-/// Of a kernel, only its static shared memory is asked for. It counts as little, so that plans use shared memory as on a device.
+/// Of a kernel, only its static shared memory is asked for.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuFuncGetAttribute(value: *mut c_int, _which: c_int, _function: *const Kernel) -> Code {
-    *value = 16 << 10;
+    *value = STATIC_SHARED as c_int;
     Code::Success
 }
 
@@ -74,7 +78,9 @@ unsafe extern "C" fn cuLaunchKernelEx(
 ) -> Code {
     let (config, kernel) = (&*config, *function);
     code(current().and_then(|device| {
-        if config.block[0] > 1024 || config.block[0] == 0 || config.grid[0] == 0 {
+        let [blocks, threads] = [config.grid[0], config.block[0]];
+        let line = config.grid[1..] == [1, 1] && config.block[1..] == [1, 1];
+        if !line || blocks == 0 || !(1..=1024).contains(&threads) || config.shared > MOST_SHARED {
             return Err(Code::InvalidValue);
         }
         let (mut words, mut starts) = (Vec::new(), Vec::new());
@@ -84,7 +90,6 @@ unsafe extern "C" fn cuLaunchKernelEx(
             let target = words.as_mut_ptr().add(starts[index]).cast::<u8>();
             slice::from_raw_parts(*params.add(index), size).as_ptr().copy_to(target, size);
         }
-        let [blocks, threads] = [config.grid[0], config.block[0]];
         let launch =
             Launch { kernel, blocks, threads, shared: config.shared as usize, params: words, starts };
         stream(device, config.stream).enqueue(move || launch.run());

@@ -11,7 +11,7 @@ use crate::capture::Capture;
 use crate::memory::{Handle, SIZE};
 use crate::stream::Stream;
 
-/// The address of an object of the driver's, as a handle of 64 bytes.
+/// `CUipcMemHandle`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct IpcHandle {

@@ -101,7 +101,10 @@ impl Direct {
             report: self.report.pointer,
             hash: mix(call),
             call,
-            timeout: u64::try_from(self.timeout.as_nanos()).unwrap_or(u64::MAX),
+            // Kernels multiply it by the number of ranks.
+            timeout: u64::try_from(self.timeout.as_nanos())
+                .unwrap_or(u64::MAX)
+                .min(u64::MAX / MOST_RANKS as u64),
             rank: self.rank as i32,
             ranks: self.links.len() as i32,
             packets_per_slot: PACKETS_PER_SLOT as i32,
