@@ -77,9 +77,6 @@ pub fn update_running<P: Param>(
     let Some(next) = Running::next(first.count, *tracked, momentum, non_finite) else { return };
     *tracked = next.num_batches_tracked;
     for (batch, (mean, var)) in batches.zip(mean.iter_mut().zip(var)) {
-        let moved = [next.mean(mean.to_f64(), batch), next.var(var.to_f64(), batch)].map(P::from_f64);
-        if non_finite == NonFinite::Propagate || moved.iter().all(|value| value.to_f64().is_finite()) {
-            [*mean, *var] = moved;
-        }
+        [*mean, *var] = next.moved([*mean, *var], batch);
     }
 }

@@ -23,6 +23,7 @@
 //! - batch normalisation and its gradient: S. Ioffe, C. Szegedy, "Batch Normalization", 2015, algorithm 1.
 
 use crate::double::{Double, two_product};
+use crate::scalar::Param;
 
 /// The count, mean and sum of squared deviations (M2) of a set of numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -211,6 +212,14 @@ impl Running {
             return if batch.var.is_finite() { var } else { f64::NAN };
         }
         self.blend(var, batch.var * (batch.count / (batch.count - 1.0)))
+    }
+
+    /// The running mean and variance after the batch, in the type that holds them.
+    #[must_use]
+    pub fn moved<P: Param>(self, [mean, var]: [P; 2], batch: Batch) -> [P; 2] {
+        let moved = [self.mean(mean.to_f64(), batch), self.var(var.to_f64(), batch)].map(P::from_f64);
+        let finite = moved.iter().all(|value| value.to_f64().is_finite());
+        if finite || self.non_finite == NonFinite::Propagate { moved } else { [mean, var] }
     }
 
     fn skips(self, batch: Batch) -> bool {

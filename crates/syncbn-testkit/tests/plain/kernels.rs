@@ -302,8 +302,11 @@ impl Plain {
     fn batch(&self, workspace: &Workspace, group: bool, c: usize) -> Batch {
         let moments = workspace.moments[c];
         if !group || self.flaw == Flaw::IgnoresGroup {
-            let less = if self.flaw == Flaw::BesselInTheBatch { 1.0 } else { 0.0 };
-            return Batch { var: moments.m2 / (moments.count - less).max(1.0), ..moments.batch() };
+            let batch = moments.batch();
+            return match self.flaw {
+                Flaw::BesselInTheBatch => Batch { var: moments.m2 / (moments.count - 1.0).max(1.0), ..batch },
+                _ => batch,
+            };
         }
         let batch = workspace.group[c];
         match self.flaw {
@@ -335,8 +338,7 @@ impl Plain {
                 Flaw::BiasedRunningVariance => batch.count *= 1e9,
                 _ => {}
             }
-            mean[c] = P::from_f64(next.mean(mean[c].to_f64(), batch));
-            var[c] = P::from_f64(next.var(var[c].to_f64(), batch));
+            [mean[c], var[c]] = next.moved([mean[c], var[c]], batch);
         }
     }
 
