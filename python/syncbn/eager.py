@@ -13,17 +13,16 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from . import double_backward
+from . import double_backward, half_precision
 from ._syncbn import Layer, Token
 from .checkpoint import Uses, may_be_in_region, running_regions
 from .errors import Error
+from .half_precision import Running
 
 _is_grad_enabled = torch.is_grad_enabled
 _empty, _empty_like = torch.empty, torch.empty_like
 
 _MOST_TOKENS = 256
-
-Running = tuple[Tensor, Tensor, Tensor]
 
 
 class Noted(NamedTuple):
@@ -81,7 +80,7 @@ class Record:
                 continue
             passes, x, (weight, bias, running) = noted.passes, noted.x, noted.parameters
             saved = _empty(3 * passes.channels + 1, dtype=torch.float64, device=x.device)
-            token = passes.layer.forward(x, _empty_like(x), weight, bias, running, saved, group=True)
+            token = half_precision.forward(passes.layer, x, _empty_like(x), weight, bias, running, saved)
             uses[id(noted)] = (saved, token)
 
 
@@ -184,7 +183,7 @@ class _Norm(Function):
             passes.layer.recompute(x, y, weight, bias, saved, token)
         else:
             saved = _empty(3 * passes.channels + 1, dtype=torch.float64, device=x.device)
-            token = passes.layer.forward(x, y, weight, bias, running, saved, group=True)
+            token = half_precision.forward(passes.layer, x, y, weight, bias, running, saved)
             noted = None if record is None else record.forward(passes, x, weight, bias, running)
             if again is not None:
                 again[1].append(Use(saved, token, noted))
@@ -215,7 +214,7 @@ class _TransformedNorm(Function):
     ) -> tuple[Tensor, Tensor]:
         y = _empty_like(x)
         saved = _empty(3 * passes.channels + 1, dtype=torch.float64, device=x.device)
-        passes.latest = passes.layer.forward(x, y, weight, bias, running, saved, group=True)
+        passes.latest = half_precision.forward(passes.layer, x, y, weight, bias, running, saved)
         return y, saved
 
     @staticmethod

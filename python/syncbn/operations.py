@@ -18,6 +18,7 @@ from torch import Tensor
 
 from . import double_backward
 from .eager import Passes, dense, gradients
+from .half_precision import wide
 
 if TYPE_CHECKING:
     from .batchnorm import SyncBatchNorm
@@ -28,8 +29,6 @@ _made = 0
 
 _KEYS = torch._C._TorchDispatchModeKey
 _TRACERS = (_KEYS.FAKE, _KEYS.PROXY, _KEYS.FUNCTIONAL)
-
-NARROW = (torch.float16, torch.bfloat16)
 
 _library.define("forward(Tensor x, Tensor? weight, Tensor? bias, str layer) -> (Tensor, Tensor)")
 _library.define(
@@ -59,8 +58,7 @@ def training_step(module: SyncBatchNorm, x: Tensor, weight: Tensor | None, bias:
     y, saved = torch.ops.syncbn.forward(x, weight, bias, module.key)
     mean, var, count = module.running_mean, module.running_var, module.num_batches_tracked
     if mean is not None and module.track_running_stats:
-        wide = torch.float32 if mean.dtype in NARROW else mean.dtype
-        wide_mean, wide_var = mean.to(wide), var.to(wide)
+        wide_mean, wide_var = wide(mean), wide(var)
         torch.ops.syncbn.update_running(wide_mean, wide_var, count, saved.detach(), x.detach(), module.key)
         if wide_mean is not mean:
             mean.copy_(wide_mean)
