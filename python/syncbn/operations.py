@@ -17,6 +17,7 @@ import torch.utils.checkpoint
 from torch import Tensor
 
 from . import double_backward
+from .checkpoint import is_second_run
 from .eager import Passes, dense, gradients
 from .half_precision import wide
 
@@ -87,8 +88,8 @@ def _forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, layer: str) 
 
 
 def _update_running(mean: Tensor, var: Tensor, count: Tensor, saved: Tensor, x: Tensor, layer: str) -> None:
-    if torch._C._current_graph_task_id() != -1:
-        # In a backward pass: a checkpointed region runs again, and its first run has moved them.
+    if is_second_run():
+        # The first run has moved them.
         return
     passes = _passes(layer, x)
     passes.layer.update_running((mean, var, count), saved, passes.token_of(saved, x))
