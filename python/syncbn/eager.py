@@ -6,6 +6,7 @@ A small layer's step is bound by this path, so nothing is computed twice here, a
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -50,6 +51,16 @@ class Use(NamedTuple):
     saved: Tensor
     token: Token
     noted: Noted | None
+
+
+@dataclass(slots=True)
+class Kept:
+    """The token of a forward pass in a graph."""
+
+    storage: StorageWeakRef
+    token: Token
+    ran: bool = False
+    """Whether its backward pass has run."""
 
 
 class Record:
@@ -99,24 +110,26 @@ class Passes:
         self.group = group
         self.uses = Uses()
         self.latest: Token | None = None
-        self.tokens: OrderedDict[int, tuple[StorageWeakRef, Token]] = OrderedDict()
+        self.tokens: OrderedDict[int, Kept] = OrderedDict()
 
     def note(self, saved: Tensor, token: Token) -> None:
         """For operations in a graph, which keep tensors alone: the token of what was saved, found again by its memory."""
         address = saved.data_ptr()
         self.tokens.pop(address, None)
-        self.tokens[address] = (StorageWeakRef(saved.untyped_storage()), token)
+        self.tokens[address] = Kept(StorageWeakRef(saved.untyped_storage()), token)
         self.latest = token
         if len(self.tokens) > _MOST_TOKENS:
             self.tokens.popitem(last=False)
 
-    def token_of(self, saved: Tensor, x: Tensor) -> Token:
-        """What was noted. A tensor that was moved since, as by hooks for saved tensors, is the latest one whose memory is gone:
-        backward passes come in the opposite order."""
-        storage, token = self.tokens.get(saved.data_ptr(), (None, None))
-        if storage is None or storage.expired():
-            moved = next((address for address in reversed(self.tokens) if self.tokens[address][0].expired()), None)
-            token = self.latest if moved is None else self.tokens.pop(moved)[1]
+    def token_of(self, saved: Tensor, x: Tensor, backward: bool = False) -> Token:
+        """What was noted. A tensor that was moved since, as by hooks for saved tensors, is the latest one whose memory is gone
+        and whose backward pass has not run: backward passes come in the opposite order."""
+        kept = self.tokens.get(saved.data_ptr())
+        if kept is None or kept.storage.expired():
+            kept = next((kept for kept in reversed(self.tokens.values()) if kept.storage.expired() and not kept.ran), None)
+        if kept is not None and backward:
+            kept.ran = True
+        token = self.latest if kept is None else kept.token
         if token is None:
             raise Error(f"backward of layer `{self.layer.name}`: there was no forward pass", layer=self.layer.name)
         return token.with_input(x)

@@ -99,7 +99,7 @@ def _backward(
     dy: Tensor, x: Tensor, weight: Tensor | None, saved: Tensor, layer: str, wanted: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
     passes = _passes(layer, x)
-    made = gradients(dy, x, weight, saved, passes.layer, passes.token_of(saved, x), tuple(wanted))
+    made = gradients(dy, x, weight, saved, passes.layer, passes.token_of(saved, x, backward=True), tuple(wanted))
     return tuple(x.new_empty(0) if gradient is None else gradient for gradient in made)
 
 
