@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,15 +11,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import groups, operations
 from ._syncbn import Layer
-from .eager import Passes, Running
+from .eager import Passes
 from .errors import ArgumentError, Error
+from .half_precision import NARROW, wide
 
 _is_compiling = torch.compiler.is_compiling
 _is_jit_tracing = torch._C._is_tracing
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _is_transformed = torch._C._are_functorch_transforms_active
 _default_group = groups.default_group
-_NARROW = operations.NARROW
 # Settings that the native half compares between ranks: a change makes another layer of it.
 _SETTINGS = frozenset({"num_features", "eps", "momentum", "affine", "track_running_stats", "process_group", "name"})
 
@@ -72,8 +71,8 @@ class SyncBatchNorm(_BatchNorm):
             running = (buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"])
         passes = self.passes(input)
         run = passes.forward if not _is_transformed() else passes.forward_transformed
-        if weight is not None and weight.dtype in _NARROW or running is not None and running[0].dtype in _NARROW:
-            return _run_wide(run, input, weight, bias, running)
+        if weight is not None and weight.dtype in NARROW:
+            weight, bias = wide(weight), wide(bias)
         return run(input, weight, bias, running)
 
     def passes(self, x: Tensor) -> Passes:
@@ -114,7 +113,7 @@ class SyncBatchNorm(_BatchNorm):
         return passes
 
     def _forward_traced(self, x: Tensor) -> Tensor:
-        return operations.training_step(self, x, _wide(self.weight), _wide(self.bias))
+        return operations.training_step(self, x, wide(self.weight), wide(self.bias))
 
     def _evaluate(self, x: Tensor) -> Tensor:
         """Torch's own batch norm: with running statistics nothing is left to synchronise. Without them, the batch is this rank's."""
@@ -154,24 +153,6 @@ class SyncBatchNorm(_BatchNorm):
         # Not by __getstate__, which torch's parametrizations forbid.
         copy.__setstate__(deepcopy(SyncBatchNorm.__getstate__(self), memo))
         return copy
-
-
-def _run_wide(
-    run: Callable[..., Tensor], x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running | None
-) -> Tensor:
-    """With tensors of half precision (`model.half()`, FSDP's mixed precision): the passes get them as float32."""
-    wide = None if running is None else (_wide(running[0]), _wide(running[1]), running[2])
-    y = run(x, _wide(weight), _wide(bias), wide)
-    if running is not None:
-        with torch.no_grad():
-            for narrow, moved in zip(running[:2], wide[:2], strict=True):
-                if moved is not narrow:
-                    narrow.copy_(moved)
-    return y
-
-
-def _wide(tensor: Tensor | None) -> Tensor | None:
-    return tensor.float() if tensor is not None and tensor.dtype in _NARROW else tensor
 
 
 def name_layers(model: nn.Module) -> None:

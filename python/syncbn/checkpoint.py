@@ -43,6 +43,11 @@ def _no_hooks() -> bool:
     return _top_hooks is not None and _top_hooks(True) is None
 
 
+def is_second_run() -> bool:
+    """Whether this thread is in a checkpointed region's second run."""
+    return may_be_in_region() and _innermost_again(running_regions()) is not None
+
+
 @dataclass(frozen=True)
 class Region:
     """A checkpointed region that is running."""

@@ -6,6 +6,7 @@ A small layer's step is bound by this path, so nothing is computed twice here, a
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -13,17 +14,16 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from . import double_backward
+from . import double_backward, half_precision
 from ._syncbn import Layer, Token
 from .checkpoint import Uses, may_be_in_region, running_regions
 from .errors import Error
+from .half_precision import Running
 
 _is_grad_enabled = torch.is_grad_enabled
 _empty, _empty_like = torch.empty, torch.empty_like
 
 _MOST_TOKENS = 256
-
-Running = tuple[Tensor, Tensor, Tensor]
 
 
 class Noted(NamedTuple):
@@ -51,6 +51,16 @@ class Use(NamedTuple):
     saved: Tensor
     token: Token
     noted: Noted | None
+
+
+@dataclass(slots=True)
+class Kept:
+    """The token of a forward pass in a graph."""
+
+    storage: StorageWeakRef
+    token: Token
+    ran: bool = False
+    """Whether its backward pass has run."""
 
 
 class Record:
@@ -81,7 +91,7 @@ class Record:
                 continue
             passes, x, (weight, bias, running) = noted.passes, noted.x, noted.parameters
             saved = _empty(3 * passes.channels + 1, dtype=torch.float64, device=x.device)
-            token = passes.layer.forward(x, _empty_like(x), weight, bias, running, saved, group=True)
+            token = half_precision.forward(passes.layer, x, _empty_like(x), weight, bias, running, saved)
             uses[id(noted)] = (saved, token)
 
 
@@ -100,24 +110,26 @@ class Passes:
         self.group = group
         self.uses = Uses()
         self.latest: Token | None = None
-        self.tokens: OrderedDict[int, tuple[StorageWeakRef, Token]] = OrderedDict()
+        self.tokens: OrderedDict[int, Kept] = OrderedDict()
 
     def note(self, saved: Tensor, token: Token) -> None:
         """For operations in a graph, which keep tensors alone: the token of what was saved, found again by its memory."""
         address = saved.data_ptr()
         self.tokens.pop(address, None)
-        self.tokens[address] = (StorageWeakRef(saved.untyped_storage()), token)
+        self.tokens[address] = Kept(StorageWeakRef(saved.untyped_storage()), token)
         self.latest = token
         if len(self.tokens) > _MOST_TOKENS:
             self.tokens.popitem(last=False)
 
-    def token_of(self, saved: Tensor, x: Tensor) -> Token:
-        """What was noted. A tensor that was moved since, as by hooks for saved tensors, is the latest one whose memory is gone:
-        backward passes come in the opposite order."""
-        storage, token = self.tokens.get(saved.data_ptr(), (None, None))
-        if storage is None or storage.expired():
-            moved = next((address for address in reversed(self.tokens) if self.tokens[address][0].expired()), None)
-            token = self.latest if moved is None else self.tokens.pop(moved)[1]
+    def token_of(self, saved: Tensor, x: Tensor, backward: bool = False) -> Token:
+        """What was noted. A tensor that was moved since, as by hooks for saved tensors, is the latest one whose memory is gone
+        and whose backward pass has not run: backward passes come in the opposite order."""
+        kept = self.tokens.get(saved.data_ptr())
+        if kept is None or kept.storage.expired():
+            kept = next((kept for kept in reversed(self.tokens.values()) if kept.storage.expired() and not kept.ran), None)
+        if kept is not None and backward:
+            kept.ran = True
+        token = self.latest if kept is None else kept.token
         if token is None:
             raise Error(f"backward of layer `{self.layer.name}`: there was no forward pass", layer=self.layer.name)
         return token.with_input(x)
@@ -184,7 +196,7 @@ class _Norm(Function):
             passes.layer.recompute(x, y, weight, bias, saved, token)
         else:
             saved = _empty(3 * passes.channels + 1, dtype=torch.float64, device=x.device)
-            token = passes.layer.forward(x, y, weight, bias, running, saved, group=True)
+            token = half_precision.forward(passes.layer, x, y, weight, bias, running, saved)
             noted = None if record is None else record.forward(passes, x, weight, bias, running)
             if again is not None:
                 again[1].append(Use(saved, token, noted))
@@ -215,7 +227,7 @@ class _TransformedNorm(Function):
     ) -> tuple[Tensor, Tensor]:
         y = _empty_like(x)
         saved = _empty(3 * passes.channels + 1, dtype=torch.float64, device=x.device)
-        passes.latest = passes.layer.forward(x, y, weight, bias, running, saved, group=True)
+        passes.latest = half_precision.forward(passes.layer, x, y, weight, bias, running, saved)
         return y, saved
 
     @staticmethod

@@ -10,6 +10,8 @@ import os
 import secrets
 import socket
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -128,27 +130,30 @@ def _join_tcp(store: Any, place: str, device: int | None, rank: int, size: int, 
         def announce(port: int) -> None:
             store.set(place, f"{secret} {_own_address()} {port}")
 
-        try:
+        with _forgotten(store, place):
             return _syncbn.Group.tcp(device, rank, size, secret=secret, seconds=seconds, announce=announce)
-        finally:
-            _forget(store, place)
     secret, host, port = _read(store, place, rank, size, timeout).decode().split()
     return _syncbn.Group.tcp(device, rank, size, secret=secret, seconds=seconds, address=(host, int(port)))
 
 
 def _join_nccl(store: Any, place: str, device: int, rank: int, size: int, timeout: timedelta) -> _syncbn.Group:
-    if rank == 0:
-        store.set(place, bytes(_syncbn.nccl_id()).hex())
-    unique = bytes.fromhex(_read(store, place, rank, size, timeout).decode())
-    try:
-        return _syncbn.Group.nccl(device, unique, rank, size, timeout.total_seconds())
-    finally:
+    with _forgotten(store, place) if rank == 0 else nullcontext():
         if rank == 0:
-            _forget(store, place)
+            store.set(place, bytes(_syncbn.nccl_id()).hex())
+        unique = bytes.fromhex(_read(store, place, rank, size, timeout).decode())
+        return _syncbn.Group.nccl(device, unique, rank, size, timeout.total_seconds())
 
 
-def _forget(store: Any, place: str) -> None:
-    """All ranks have read it, or rank 0 has given up. A later process group may have the same store and name."""
+@contextmanager
+def _forgotten(store: Any, place: str) -> Iterator[None]:
+    """What rank 0 announces is gone afterwards: a later process group may have the same store and name."""
+    try:
+        yield
+    except BaseException:
+        # The store may have failed with the group. The group's error says more.
+        with suppress(Exception):
+            store.delete_key(place)
+        raise
     store.delete_key(place)
 
 

@@ -17,7 +17,9 @@ import torch.utils.checkpoint
 from torch import Tensor
 
 from . import double_backward
+from .checkpoint import is_second_run
 from .eager import Passes, dense, gradients
+from .half_precision import wide
 
 if TYPE_CHECKING:
     from .batchnorm import SyncBatchNorm
@@ -28,8 +30,6 @@ _made = 0
 
 _KEYS = torch._C._TorchDispatchModeKey
 _TRACERS = (_KEYS.FAKE, _KEYS.PROXY, _KEYS.FUNCTIONAL)
-
-NARROW = (torch.float16, torch.bfloat16)
 
 _library.define("forward(Tensor x, Tensor? weight, Tensor? bias, str layer) -> (Tensor, Tensor)")
 _library.define(
@@ -59,8 +59,7 @@ def training_step(module: SyncBatchNorm, x: Tensor, weight: Tensor | None, bias:
     y, saved = torch.ops.syncbn.forward(x, weight, bias, module.key)
     mean, var, count = module.running_mean, module.running_var, module.num_batches_tracked
     if mean is not None and module.track_running_stats:
-        wide = torch.float32 if mean.dtype in NARROW else mean.dtype
-        wide_mean, wide_var = mean.to(wide), var.to(wide)
+        wide_mean, wide_var = wide(mean), wide(var)
         torch.ops.syncbn.update_running(wide_mean, wide_var, count, saved.detach(), x.detach(), module.key)
         if wide_mean is not mean:
             mean.copy_(wide_mean)
@@ -89,8 +88,8 @@ def _forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, layer: str) 
 
 
 def _update_running(mean: Tensor, var: Tensor, count: Tensor, saved: Tensor, x: Tensor, layer: str) -> None:
-    if torch._C._current_graph_task_id() != -1:
-        # In a backward pass: a checkpointed region runs again, and its first run has moved them.
+    if is_second_run():
+        # The first run has moved them.
         return
     passes = _passes(layer, x)
     passes.layer.update_running((mean, var, count), saved, passes.token_of(saved, x))
@@ -100,7 +99,7 @@ def _backward(
     dy: Tensor, x: Tensor, weight: Tensor | None, saved: Tensor, layer: str, wanted: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
     passes = _passes(layer, x)
-    made = gradients(dy, x, weight, saved, passes.layer, passes.token_of(saved, x), tuple(wanted))
+    made = gradients(dy, x, weight, saved, passes.layer, passes.token_of(saved, x, backward=True), tuple(wanted))
     return tuple(x.new_empty(0) if gradient is None else gradient for gradient in made)
 
 

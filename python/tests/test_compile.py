@@ -109,18 +109,31 @@ def test_evaluation_and_half_precision(device):
     close(compiled.eval()(x), expected.eval()(x), 0.1)
 
 
-def test_a_compiled_part_of_a_checkpointed_region_moves_statistics_once(device):
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_compiled_part_of_a_checkpointed_region_moves_statistics_once(device, reentrant):
     torch._dynamo.reset()
     net = syncbn.convert_sync_batchnorm(_model(device))
     expected = copy.deepcopy(net)
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
     x = torch.randn(4, 3, 5, 5, dtype=torch.float64, device=device)
     mine, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
-    checkpoint(compiled, mine, use_reentrant=False).pow(2).sum().backward()
+    checkpoint(compiled, mine, use_reentrant=reentrant).pow(2).sum().backward()
     expected(theirs).pow(2).sum().backward()
     close(mine.grad, theirs.grad, 1e-10)
     for got, other in zip(net.buffers(), expected.buffers(), strict=True):
         close(got, other, 1e-12)
+
+
+def test_a_training_step_in_a_backward_pass_moves_statistics(device):
+    torch._dynamo.reset()
+    net = syncbn.convert_sync_batchnorm(_model(device))
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    x = torch.randn(4, 3, 5, 5, dtype=torch.float64, device=device)
+    compiled(x)
+    leaf = torch.ones((), device=device, requires_grad=True)
+    leaf.register_hook(lambda _: (compiled(x), None)[1])
+    leaf.square().backward()
+    assert net[1].num_batches_tracked.item() == net[4].num_batches_tracked.item() == 2
 
 
 def test_what_make_fx_writes_down_is_the_pass():

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
+from torch.distributed import HashStore
 
 import syncbn
-from syncbn import _syncbn
+from syncbn import _syncbn, groups
 
 
 @pytest.mark.parametrize(("x", "text"), [
@@ -85,6 +89,35 @@ def test_the_native_half_trusts_nobody():
             refused()
     with pytest.raises(syncbn.Error, match="another layer"):
         _layer().backward(x, y, None, None, None, None, saved, token)
+
+
+class _Gone(HashStore):
+    """A store whose server ends before the group is there."""
+
+    def delete_key(self, key):
+        raise RuntimeError("the store is gone")
+
+
+def test_the_groups_error_comes_before_the_stores(monkeypatch):
+    second = timedelta(seconds=1)
+    with pytest.raises(syncbn.GroupError, match="did not come"):
+        groups._join_tcp(_Gone(), "place", None, 0, 2, second)
+    monkeypatch.setattr(groups, "_syncbn", SimpleNamespace(nccl_id=lambda: [1, 2], Group=SimpleNamespace(nccl=_fail)))
+    with pytest.raises(syncbn.GroupError, match="nobody came"):
+        groups._join_nccl(_Gone(), "place", 0, 0, 2, second)
+
+
+def _fail(*_):
+    raise syncbn.GroupError("nobody came", operation="joining the group", kind="timeout", ranks=[1])
+
+
+def test_the_store_forgets_a_group_that_is_made(monkeypatch):
+    made = SimpleNamespace(nccl=lambda *_: "made")
+    monkeypatch.setattr(groups, "_syncbn", SimpleNamespace(nccl_id=lambda: [1, 2], Group=made))
+    store = HashStore()
+    assert groups._join_nccl(store, "place", 0, 0, 2, timedelta(seconds=5)) == "made" and not store.check(["place"])
+    with pytest.raises(RuntimeError, match="the store is gone"):
+        groups._join_nccl(_Gone(), "place", 0, 0, 2, timedelta(seconds=5))
 
 
 def test_steps_are_counted_from_zero():

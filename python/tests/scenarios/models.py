@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import torch
-from common import close
+from common import BARS, close
 from common_ranks import Ranks
 from torch import nn
 from torch.distributed.algorithms.join import Join
@@ -66,15 +66,18 @@ def fsdp(ranks: Ranks) -> None:
 
 def join_with_uneven_inputs(ranks: Ranks) -> None:
     """Ranks that run out of batches answer with zeros: running statistics are those of the samples that there were."""
-    for broadcast, checkpointed in [(False, False), (True, False), (False, True)]:
-        model = _model(ranks, True)
+    for broadcast, checkpointed, narrow in [(False,) * 3, (True, False, False), (False, True, False), (False, False, True)]:
+        dtype = torch.float32 if narrow else torch.float64
+        model = _model(ranks, True).to(dtype)
         whole = _model(ranks, False)
         ddp = DistributedDataParallel(_Checkpointed(model) if checkpointed else model, broadcast_buffers=broadcast)
+        if narrow:
+            _narrow_running_statistics(model)
         joinable = syncbn.Joinable(ddp)
         batches = [[ranks.randn(3, 3, 6, 6) for _ in range(2 + rank)] for rank in range(ranks.world)]
         with Join([joinable, ddp]):
             for x in batches[ranks.rank]:
-                ddp(x).square().mean().backward()
+                ddp(x.to(dtype)).square().mean().backward()
                 held = [pass_.x.untyped_storage().nbytes() for pass_ in joinable._steps._step if hasattr(pass_, "x")]
                 assert held == [0, 0], "what was noted keeps no activations"
                 assert eager.record is None, "other models' layers are not noted"
@@ -82,7 +85,8 @@ def join_with_uneven_inputs(ranks: Ranks) -> None:
             there = [steps[step] for steps in batches if step < len(steps)]
             whole(torch.cat(there))
         for name, buffer in model.named_buffers():
-            close(buffer, whole.get_buffer(name), 1e-11, name)
+            close(buffer, whole.get_buffer(name), BARS[torch.bfloat16] if narrow else 1e-11, name)
+            ranks.same(buffer.double(), name)
         assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
 
 
@@ -111,6 +115,12 @@ class _Checkpointed(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return checkpoint(self.model, x, use_reentrant=False)
+
+
+def _narrow_running_statistics(model: nn.Module) -> None:
+    for name, buffer in model.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            buffer.data = buffer.data.bfloat16()
 
 
 def _model(ranks: Ranks, synchronised: bool) -> nn.Module:

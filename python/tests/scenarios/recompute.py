@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 from common import close
 from common_ranks import Ranks
 from test_checkpoint import FORMS, model
 
 import torch
+from syncbn import operations
 
 
 def _models(ranks: Ranks):
@@ -34,8 +37,6 @@ def one_rank_checkpoints(ranks: Ranks) -> None:
 
 
 def one_rank_checkpoints_and_compiles(ranks: Ranks) -> None:
-    from syncbn import operations
-
     if not operations.HAS_EFFECTS:
         return
     torch._dynamo.reset()
@@ -48,3 +49,22 @@ def one_rank_checkpoints_and_compiles(ranks: Ranks) -> None:
     FORMS["nested"]("plain", whole)(every).pow(3).sum().backward()
     close(part.grad, every.grad.chunk(ranks.world)[ranks.rank], 1e-10)
     close(net[4].running_var, whole[4].running_var, 1e-12)
+
+
+def one_rank_moves_what_one_use_saves(ranks: Ranks) -> None:
+    """As save_on_cpu does. In a graph a use is known by its saved memory: the other use's is gone by then, too."""
+    net, whole = _models(ranks)
+    x = ranks.randn(4 * ranks.world, 3)
+    own = x.chunk(ranks.world)[ranks.rank]
+    part, every = own.clone().requires_grad_(), x.clone().requires_grad_()
+    moved = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.clone(), lambda tensor: tensor)
+    with moved if ranks.rank == 0 else nullcontext():
+        y = _in_a_graph(net[1], part)
+    _in_a_graph(net[1], y.tanh()).pow(3).sum().backward()
+    whole[1](whole[1](every).tanh()).pow(3).sum().backward()
+    close(part.grad, every.grad.chunk(ranks.world)[ranks.rank], 1e-10)
+
+
+def _in_a_graph(layer: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """The operations that torch.compile puts there."""
+    return operations.training_step(layer, x, layer.weight, layer.bias)
