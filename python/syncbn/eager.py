@@ -5,25 +5,21 @@ A small layer's step is bound by this path, so nothing is computed twice here, a
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.multiprocessing.reductions import StorageWeakRef
 
 from . import double_backward, half_precision
 from ._syncbn import Layer, Token
 from .checkpoint import Uses, may_be_in_region, running_regions
 from .errors import Error
 from .half_precision import Running
+from .tokens import Tokens
 
 _is_grad_enabled = torch.is_grad_enabled
 _empty, _empty_like = torch.empty, torch.empty_like
-
-_MOST_TOKENS = 256
 
 
 class Noted(NamedTuple):
@@ -51,16 +47,6 @@ class Use(NamedTuple):
     saved: Tensor
     token: Token
     noted: Noted | None
-
-
-@dataclass(slots=True)
-class Kept:
-    """The token of a forward pass in a graph."""
-
-    storage: StorageWeakRef
-    token: Token
-    ran: bool = False
-    """Whether its backward pass has run."""
 
 
 class Record:
@@ -102,34 +88,18 @@ record: Record | None = None
 class Passes:
     """A layer's passes on one device, in one group."""
 
-    __slots__ = ("channels", "group", "latest", "layer", "tokens", "uses")
+    __slots__ = ("channels", "group", "layer", "tokens", "uses")
 
     def __init__(self, layer: Layer, channels: int, group: Any) -> None:
         self.layer = layer
         self.channels = channels
         self.group = group
         self.uses = Uses()
-        self.latest: Token | None = None
-        self.tokens: OrderedDict[int, Kept] = OrderedDict()
-
-    def note(self, saved: Tensor, token: Token) -> None:
-        """For operations in a graph, which keep tensors alone: the token of what was saved, found again by its memory."""
-        address = saved.data_ptr()
-        self.tokens.pop(address, None)
-        self.tokens[address] = Kept(StorageWeakRef(saved.untyped_storage()), token)
-        self.latest = token
-        if len(self.tokens) > _MOST_TOKENS:
-            self.tokens.popitem(last=False)
+        self.tokens = Tokens()
 
     def token_of(self, saved: Tensor, x: Tensor, backward: bool = False) -> Token:
-        """What was noted. A tensor that was moved since, as by hooks for saved tensors, is the latest one whose memory is gone
-        and whose backward pass has not run: backward passes come in the opposite order."""
-        kept = self.tokens.get(saved.data_ptr())
-        if kept is None or kept.storage.expired():
-            kept = next((kept for kept in reversed(self.tokens.values()) if kept.storage.expired() and not kept.ran), None)
-        if kept is not None and backward:
-            kept.ran = True
-        token = self.latest if kept is None else kept.token
+        """The token of the forward pass in a graph that has saved this, for `x` in the memory order that it has now."""
+        token = self.tokens.find(saved, backward)
         if token is None:
             raise Error(f"backward of layer `{self.layer.name}`: there was no forward pass", layer=self.layer.name)
         return token.with_input(x)
@@ -227,7 +197,7 @@ class _TransformedNorm(Function):
     ) -> tuple[Tensor, Tensor]:
         y = _empty_like(x)
         saved = _empty(3 * passes.channels + 1, dtype=torch.float64, device=x.device)
-        passes.latest = half_precision.forward(passes.layer, x, y, weight, bias, running, saved)
+        passes.tokens.latest = half_precision.forward(passes.layer, x, y, weight, bias, running, saved)
         return y, saved
 
     @staticmethod
@@ -235,7 +205,7 @@ class _TransformedNorm(Function):
         x, weight, _, passes, _ = inputs
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(x, weight, output[1])
-        ctx.passes, ctx.token = passes, passes.latest
+        ctx.passes, ctx.token = passes, passes.tokens.latest
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, _saved: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -83,7 +83,7 @@ def _forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, layer: str) 
     passes = _passes(layer, x)
     y = torch.empty_like(x)
     saved = _new_saved(x)
-    passes.note(saved, passes.layer.forward(x, y, weight, bias, None, saved, group=True))
+    passes.tokens.note(saved, passes.layer.forward(x, y, weight, bias, None, saved, group=True))
     return y, saved
 
 
