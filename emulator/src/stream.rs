@@ -1,4 +1,4 @@
-//! Streams and events. A stream is a thread that does what is enqueued, in order.
+//! Streams and events. What a stream was given is done in order, by the stream's thread or by a caller that waits for it.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
