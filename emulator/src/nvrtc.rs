@@ -15,12 +15,14 @@ const SUCCESS: c_int = 0;
 const COMPILATION_FAILED: c_int = 6;
 
 /// What every kernel is compiled with. As on a device, products may be fused with additions.
-const OPTIONS: [&str; 9] = [
+const OPTIONS: [&str; 10] = [
     "-std=c++17",
     "-O1",
     "-w",
     "-shared",
     "-fPIC",
+    // A function of two kernels has the shared memory of each: the loader is not to join what has one name.
+    "-fno-gnu-unique",
     "-march=native",
     "-fno-strict-aliasing",
     "-fno-exceptions",
