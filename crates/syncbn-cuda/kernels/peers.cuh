@@ -124,14 +124,22 @@ struct Receiver {
                 values[n] = __longlong_as_double(packet.bits());
             }
             if (all) return true;
-            if (look % 256 != 0) continue;
-            if (is_over(peers) || (COMPARES && !compare(peers)) || is_late(peers, since, peers.timeout)) return false;
+            if (look % LOOKS != 0) continue;
+            if (is_over(peers, look) || (COMPARES && !compare(peers)) || is_late(peers, since, peers.timeout)) return false;
         }
     }
 
-    // Whether this rank has failed, or the host has told it to stop.
-    __device__ static bool is_over(const PeersParams& peers) {
-        return load_control(peers).failed != 0 || *(volatile unsigned*)&peers.report->stop != 0;
+    // What else may end a wait is looked at once in so many looks at the packets; the host's word, once in so many times as often. It
+    // lies in the host's memory, and thousands of threads wait: if all of them read it all the time, those reads alone would take
+    // half a millisecond of a pass.
+    static const unsigned LOOKS = 256, LOOKS_AT_HOST = 32 * LOOKS;
+
+    // Whether this rank has failed, or the host has told it to stop: then it has failed, too, and the other threads see that.
+    __device__ static bool is_over(const PeersParams& peers, unsigned look) {
+        if (load_control(peers).failed != 0) return true;
+        if (look % LOOKS_AT_HOST != 0 || *(volatile unsigned*)&peers.report->stop == 0) return false;
+        fails_first(peers);
+        return true;
     }
 
     // Whether the time has passed since the first call with this `since`, which was 0; then the group has failed.
@@ -222,7 +230,7 @@ struct Receiver {
             second = __longlong_as_double(b.bits());
             if (a.is_of(number) && b.is_of(number)) return true;
             // Whoever publishes waits for one time-out for each pair of ranks, at most. This one gives up only if that block never started.
-            if (look % 256 == 0 && (is_over(peers) || is_late(peers, since, peers.ranks * peers.timeout))) return false;
+            if (look % LOOKS == 0 && (is_over(peers, look) || is_late(peers, since, peers.ranks * peers.timeout))) return false;
         }
     }
 };
