@@ -11,6 +11,7 @@ statistics are those of the ranks that still have samples, and its running stati
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -72,15 +73,19 @@ class Joinable(_Joinable):
 
 
 class _Hook(JoinHook):
-    """Replays the last step's passes, in a thread of its own: the gradients' sums, which are another hook's, run meanwhile."""
+    """Replays the last step's passes in a thread of its own, and on CUDA on a stream of its own: the sums of another hook, of buffers and
+    of gradients, run meanwhile."""
 
     def __init__(self, steps: eager.Record, device: torch.device) -> None:
-        self._steps, self._device = steps, device
+        self._steps = steps
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
     def main_hook(self) -> None:
         self._wait()
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
         self._thread = threading.Thread(target=self._replay, name="syncbn-join", daemon=True)
         self._thread.start()
 
@@ -91,13 +96,14 @@ class _Hook(JoinHook):
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+            if self._stream is not None:
+                torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
         if self._error is not None:
             raise self._error
 
     def _replay(self) -> None:
         try:
-            if self._device.type == "cuda":
-                torch.cuda.set_device(self._device)
-            self._steps.replay()
+            with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
+                self._steps.replay()
         except BaseException as error:
             self._error = error

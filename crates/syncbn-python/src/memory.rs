@@ -5,7 +5,7 @@
 //! may change a tensor in another thread while an operation reads it.
 
 use std::cell::RefCell;
-use std::ptr::NonNull;
+use std::ptr::{NonNull, null_mut};
 use std::slice;
 use std::sync::Arc;
 
@@ -164,9 +164,10 @@ pub(crate) fn on_device<R>(pass: impl FnOnce() -> R) -> R {
     // has used them (`Layer::keep`); replays are ordered by torch's user, as with every operation of torch's.
     let result = unsafe { allow_capture(pass) };
     let after = ctx::get_current().ok().flatten();
-    if let Some(before) = before.filter(|_| before != after) {
-        // SAFETY: it was this thread's current context a moment ago.
-        let restored = unsafe { ctx::set_current(before) };
+    if before != after {
+        // None: torch makes a device's context current at its first use, and until then its own number of the device counts.
+        // SAFETY: it was this thread's current context a moment ago, or there was none.
+        let restored = unsafe { ctx::set_current(before.unwrap_or(null_mut())) };
         debug_assert!(restored.is_ok());
     }
     result

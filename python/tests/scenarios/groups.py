@@ -75,7 +75,8 @@ def a_rank_that_does_not_come(ranks: Ranks) -> None:
         began = time.monotonic()
         error = _raises(syncbn.GroupError, "forward of layer `1` on rank", lambda: _until_it_fails(model, x))
         assert time.monotonic() - began < 30 and error.layer == "1" and error.rank == ranks.rank
-        assert error.kind in ("timeout", "unfinished"), error.kind
+        # On a GPU the failure is found by the call after it.
+        assert error.kind in ("timeout", "unfinished") or (ranks.native and error.kind == "poisoned" and error.late), error.kind
         if not ranks.native:
             assert error.ranks == [last] and torch.equal(before, model[1].running_mean)
         again = _raises(syncbn.GroupError, "poisoned", lambda: model(x))
