@@ -48,7 +48,9 @@ pub fn all_reduce_gradients(
     }
     let name = name(grads, vars);
     let mut seen = HashSet::new();
-    let to_sum = |var: &&Var| grads.get(var).is_some() && seen.insert(Tensor::id(var));
+    // Candle's CUDA cannot cast what has no elements, and there is nothing to sum.
+    let has_numbers = |var: &Var| var.elem_count() > 0 && grads.get(var).is_some();
+    let to_sum = |var: &&Var| has_numbers(var) && seen.insert(Tensor::id(var));
     let (wide, narrow): (Vec<&Var>, Vec<&Var>) =
         vars.iter().filter(to_sum).partition(|var| var.dtype() == DType::F64);
     if wide.is_empty() && narrow.is_empty() {

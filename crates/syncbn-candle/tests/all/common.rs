@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use syncbn_candle::{Group, SyncBatchNorm, SyncBatchNormConfig, sync_batch_norm};
 use syncbn_comm::threads;
@@ -35,11 +35,19 @@ pub(crate) fn layer(
 pub(crate) fn drawn(shape: &[usize], dtype: DType, seed: u64) -> Tensor {
     let mut rng = fastrand::Rng::with_seed(seed);
     let values = (0..shape.iter().product()).map(|_| 6.0 * rng.f64() - 2.5).collect::<Vec<f64>>();
-    Tensor::from_vec(values, shape, &device()).unwrap().to_dtype(dtype).unwrap()
+    there(&Tensor::from_vec(values, shape, &Device::Cpu).unwrap(), dtype)
 }
 
 pub(crate) fn wide(tensor: &Tensor) -> Tensor {
+    if tensor.elem_count() == 0 {
+        return Tensor::zeros(tensor.shape(), DType::F64, tensor.device()).unwrap();
+    }
     tensor.to_dtype(DType::F64).unwrap()
+}
+
+/// These values on the device. They are cast here: candle's CUDA casts to few types, and nothing that has no elements.
+pub(crate) fn there(values: &Tensor, dtype: DType) -> Tensor {
+    values.to_dtype(dtype).unwrap().to_device(&device()).unwrap()
 }
 
 pub(crate) fn values(tensor: &Tensor) -> Vec<f64> {

@@ -1,8 +1,8 @@
 //! What a data-parallel trainer needs besides the layer: gradients and variables over ranks.
 
-use crate::common::{drawn, ranks, values};
+use crate::common::{drawn, ranks, there, values};
 use crate::place::{available, device};
-use candle_core::{DType, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{Init, VarMap};
 use syncbn_candle::{
     Difference, Error, Group, Reduction, all_reduce_gradients, broadcast_state, check_state, sorted_vars,
@@ -19,8 +19,8 @@ fn vars(rank: usize) -> VarMap {
         vars.clone().set_one(name, drawn(&[3, 2 + at], dtype, (7 * rank + at) as u64)).unwrap();
     }
     for (name, dtype) in [("e", DType::U8), ("f", DType::I16), ("g", DType::I32)] {
-        let value = Tensor::new(rank as i64 - if dtype == DType::U8 { 0 } else { 300 }, &device()).unwrap();
-        let var = Var::from_tensor(&value.to_dtype(dtype).unwrap()).unwrap();
+        let value = rank as f64 - if dtype == DType::U8 { 0.0 } else { 300.0 };
+        let var = Var::from_tensor(&there(&Tensor::new(value, &Device::Cpu).unwrap(), dtype)).unwrap();
         vars.data().lock().unwrap().insert(name.into(), var);
     }
     vars.get((), "count", Init::Const(0.0), DType::I64, &device()).unwrap();
@@ -119,7 +119,7 @@ fn a_variable_of_a_type_that_cannot_travel_is_named_with_the_operation() {
         return;
     }
     let vars = VarMap::new();
-    let var = Var::from_tensor(&Tensor::new(1.0_f32, &device()).unwrap().to_dtype(DType::F8E4M3).unwrap());
+    let var = Var::from_tensor(&there(&Tensor::new(1.0, &Device::Cpu).unwrap(), DType::F8E4M3));
     vars.data().lock().unwrap().insert("scales".into(), var.unwrap());
     for operation in ["check_state", "broadcast_state"] {
         let group = Group::single_rank();
