@@ -6,37 +6,6 @@
 //
 // Where the ranks meet inside the kernel, the first block of the grid has no part of the tensor: it compares the ranks' calls.
 
-// dx = dy scale + (x - mean) slope + shift for the channels of a block. mean is rounded to Math, and shift corrects the rounding.
-struct Coefficients : ChannelTable {
-    Math mean[SIZE], scale[SIZE], slope[SIZE], shift[SIZE];
-    f64 exact_mean[SIZE], per_dy[SIZE], invstd[SIZE]; // factors of the sums
-
-    // The part that does not depend on the sums, and may be read while the previous kernel runs.
-    __device__ void begin(const GradInputParams& params, const Position& position) {
-        const f64 *saved_mean = params.saved, *saved_invstd = params.saved + 2 * params.walk.channels;
-        for_channels(params.walk, position, [&](int at, long long channel) {
-            f64 count = params.saved[3 * params.walk.channels];
-            invstd[at] = saved_invstd[channel];
-            f64 factor = params.weight ? params.weight[channel] * invstd[at] : invstd[at];
-            exact_mean[at] = saved_mean[channel];
-            mean[at] = (Math)exact_mean[at];
-            scale[at] = (Math)factor;
-            per_dy[at] = count > 0 ? -factor / count : 0;
-        });
-    }
-
-    // The rest, by the same threads.
-    template <class Sums> __device__ void finish(const GradInputParams& params, const Position& position, Sums sums) {
-        for_channels(params.walk, position, [&](int at, long long channel) {
-            auto [sum_dy, sum_dy_xmu] = sums(channel);
-            // In this order: the square of invstd may be infinite where the slope is not.
-            f64 tilt = per_dy[at] * (invstd[at] * (invstd[at] * sum_dy_xmu));
-            slope[at] = (Math)tilt;
-            shift[at] = (Math)(per_dy[at] * sum_dy - (exact_mean[at] - (f64)mean[at]) * tilt);
-        });
-    }
-};
-
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     grad_input(const __grid_constant__ GradInputParams params PEERS_PARAMETER) {
 #if PEERS
@@ -91,42 +60,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     });
 #endif
     __syncthreads();
-    Math mean[VECTOR_COLUMNS], scale[VECTOR_COLUMNS], slope[VECTOR_COLUMNS], shift[VECTOR_COLUMNS];
-#pragma unroll
-    for (int w = 0; w < VECTOR_COLUMNS; w++) {
-        mean[w] = coefficients.mean[at[w]];
-        scale[w] = coefficients.scale[at[w]];
-        slope[w] = coefficients.slope[at[w]];
-        shift[w] = coefficients.shift[at[w]];
-    }
-    auto write = [&](const Vector& x, Vector& dy, long long index) {
-        Math dx[VEC];
-#pragma unroll
-        for (int j = 0; j < VEC; j++) {
-            int w = COLUMNS ? j : 0;
-            Math rest = frozen ? 0 : (widen(x.element[j]) - mean[w]) * slope[w] + shift[w];
-            dx[j] = widen(dy.element[j]) * scale[w] + rest;
-        }
-        narrow(dx, dy);
-        store((Raw*)params.dx + index, dy.raw, policy);
-    };
+    Slopes slopes(coefficients, at);
 #pragma unroll 2
     for (int vector = 0; vector < params.prefetch_rounds * UNROLL && prefetched.left > 0; vector++) {
         Vector x, dy;
         dy.raw = prefetch_dy.at(vector);
         x.raw = prefetch_x.at(vector);
-        write(x, dy, prefetched.next());
+        slopes.write(x, dy, params.dx, prefetched.next(), frozen, policy);
     }
     for (; taken > 0; taken = load_next()) {
-        for_taken(taken, [&](int u) { write(x[u], dy[u], indices[u]); });
+        for_taken(taken, [&](int u) { slopes.write(x[u], dy[u], params.dx, indices[u], frozen, policy); });
     }
-#pragma unroll 1
-    for (unsigned e = position.block_of_channel * blockDim.x + threadIdx.x; e < walk.tail;
-         e += walk.blocks_per_channel * blockDim.x) {
-        int c = coefficients.at(e % (unsigned)walk.channels_per_block);
-        long long index = walk.runs * walk.lanes_per_block * VEC + e;
-        Math rest = frozen ? 0 : (element_at(params.x, index) - coefficients.mean[c]) * coefficients.slope[c] +
-                                     coefficients.shift[c];
-        narrow(element_at(params.dy, index) * coefficients.scale[c] + rest, ((Element*)params.dx)[index]);
-    }
+    grad_input_tail(params, position, coefficients, frozen);
 }

@@ -16,19 +16,22 @@ use crate::kernel::Kernel;
 use crate::meet::{self, Meet};
 use crate::memory::Buffer;
 use crate::moments::Wanted;
+use crate::one_launch::OneLaunch;
 use crate::peers::Peers;
 use crate::plan::LaunchPlan;
 use crate::raw::memory::{Mem, MemMut};
 use crate::raw::transfer;
 use crate::workspace::{Saved, Workspace};
-use crate::{grad_input, grad_sums, module, moments, normalize};
+use crate::{backward, forward, grad_input, grad_sums, module, moments, normalize};
 
 const KERNELS: [&Kernel; 4] = [&moments::KERNEL, &normalize::KERNEL, &grad_sums::KERNEL, &grad_input::KERNEL];
+/// Whole passes in one launch.
+const PASSES: [&Kernel; 2] = [&forward::KERNEL, &backward::KERNEL];
 
 /// Compiles every specialization of every kernel for an architecture such as `sm_90`. No device is needed. Returns the number of
 /// specializations.
 pub fn compile_all(architecture: &str) -> Result<usize, CudaError> {
-    module::compile_all(&KERNELS, meet::SPECIALIZATION, architecture)
+    module::compile_all(&[&KERNELS[..], &PASSES].concat(), meet::SPECIALIZATION, architecture)
 }
 
 impl Backend for Cuda {
@@ -137,11 +140,14 @@ impl Storage for Cuda {
 }
 
 impl<T: Element> Kernels<T> for Cuda {
-    /// Compiles the four kernels for fully aligned memory, and allocates one set of saved statistics.
+    /// Compiles the kernels for fully aligned memory, and allocates one set of saved statistics.
     fn prepare(&self, queue: &Arc<CudaStream>, geometry: &Geometry) -> Result<(), CudaError> {
         for kernel in KERNELS {
             let plan = LaunchPlan::new(geometry, size_of::<T>(), &[0], self.multiprocessors(), kernel)?;
             self.kernel::<T>(kernel, &plan, false)?;
+        }
+        for kernel in PASSES {
+            OneLaunch::find::<T>(self, geometry, &[0], kernel)?;
         }
         self.saved(queue, geometry.channels()).map(drop)
     }
@@ -159,7 +165,7 @@ impl<T: Element> Kernels<T> for Cuda {
         grad_input::enqueue(self, self.open_queue(queue)?, args, None)
     }
 
-    /// A rank alone needs no message.
+    /// A rank alone needs no message, and one launch for a small tensor.
     fn forward(
         &self,
         queue: &Arc<CudaStream>,
@@ -167,6 +173,11 @@ impl<T: Element> Kernels<T> for Cuda {
         meeting: Meeting<'_, Self>,
     ) -> Result<(), PassError<CudaError>> {
         let queue = self.open_queue(queue).map_err(PassError::at(Stage::Moments))?;
+        if matches!(meeting, Meeting::Alone)
+            && let Some(one) = forward::find(self, &args).map_err(PassError::at(Stage::Moments))?
+        {
+            return forward::enqueue(queue, args, &one).map_err(PassError::at(Stage::Moments));
+        }
         let ForwardArgs { x, y, weight, bias, eps, running, saved, workspace } = args;
         let wanted = match &meeting {
             Meeting::Alone => Wanted::Own,
@@ -192,6 +203,11 @@ impl<T: Element> Kernels<T> for Cuda {
         meeting: Meeting<'_, Self>,
     ) -> Result<(), PassError<CudaError>> {
         let queue = self.open_queue(queue).map_err(PassError::at(Stage::GradSums))?;
+        if matches!(meeting, Meeting::Alone)
+            && let Some(one) = backward::find(self, &args).map_err(PassError::at(Stage::GradSums))?
+        {
+            return backward::enqueue(queue, args, &one).map_err(PassError::at(Stage::GradSums));
+        }
         let BackwardArgs { x, mut gradients, saved, weight, mut d_weight, mut d_bias, workspace } = args;
         let (sum, peers) = match meeting {
             Meeting::Alone => (None, None),

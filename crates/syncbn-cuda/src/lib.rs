@@ -25,9 +25,11 @@
 
 mod access;
 mod backend;
+mod backward;
 mod cache;
 mod device;
 pub mod error;
+mod forward;
 mod grad_input;
 mod grad_sums;
 mod kernel;
@@ -37,6 +39,7 @@ mod module;
 mod moments;
 pub mod nccl;
 mod normalize;
+mod one_launch;
 pub mod peers;
 mod plan;
 #[allow(unsafe_code)]

@@ -13,8 +13,9 @@ use crate::raw::params::MomentsParams;
 
 pub(crate) const KERNEL: Kernel = Kernel {
     name: "moments",
-    source: include_str!("../kernels/moments.cu"),
+    source: concat!(include_str!("../kernels/moments.cuh"), include_str!("../kernels/moments.cu")),
     writes: false,
+    meets: true,
     reads: 1,
     scalar_up_to: 1 << 18,
     rows: Tuning::new(512, 2, 4),

@@ -14,8 +14,9 @@ use crate::raw::params::{NormalizeParams, StatisticsSource};
 
 pub(crate) const KERNEL: Kernel = Kernel {
     name: "normalize",
-    source: include_str!("../kernels/normalize.cu"),
+    source: concat!(include_str!("../kernels/normalize.cuh"), include_str!("../kernels/normalize.cu")),
     writes: true,
+    meets: true,
     reads: 1,
     scalar_up_to: 0,
     rows: Tuning::new(256, 4, 4),
@@ -29,18 +30,41 @@ pub(crate) fn enqueue<T: Element>(
     args: NormalizeArgs<'_, Cuda, T>,
     peers: Option<&Peers>,
 ) -> Result<(), CudaError> {
+    let pointers = [args.x.mem().region.pointer, args.y.as_view().mem().region.pointer];
+    let geometry = args.x.geometry();
+    let plan = LaunchPlan::new(geometry, size_of::<T>(), &pointers, cuda.multiprocessors(), &KERNEL)?;
+    let mut access = Access::begin(queue);
+    let mut params = params(&mut access, &plan, args)?;
+    let blocks = plan.blocks + params.state_blocks.unsigned_abs();
+    if blocks == 0 {
+        return Ok(());
+    }
+    let peers = peers.map(|peers| peers.params(&access)).transpose()?;
+    let kernel = cuda.kernel::<T>(&KERNEL, &plan, peers.is_some())?;
+    let mut launched = Launch { blocks, ..plan.launch() };
+    // Only here is the previous kernel known: `moments`, or the sum over the ranks. It does not write x.
+    if matches!(params.source, StatisticsSource::Group | StatisticsSource::Local) && cuda.can_overlap() {
+        let prefetch = plan.prefetch(&KERNEL, size_of::<T>(), cuda.shared_memory(), kernel.shared);
+        params.prefetch_rounds = prefetch.rounds;
+        launched = Launch { overlaps: cuda.may_overlap(), shared: prefetch.bytes, ..launched };
+    }
+    access.launch(kernel, launched, params, peers)
+}
+
+/// What the kernel is told.
+pub(crate) fn params<'a, T: Element>(
+    access: &mut Access<'_, 'a>,
+    plan: &LaunchPlan,
+    args: NormalizeArgs<'a, Cuda, T>,
+) -> Result<NormalizeParams, CudaError> {
     let NormalizeArgs { x, mut y, source, weight, bias, eps } = args;
     let geometry = *x.geometry();
     let channels = geometry.channels();
     same_geometry("y", &geometry, y.geometry())?;
-    let mut access = Access::begin(queue);
-    let x = access.read("x", x.mem().region, geometry.len())?;
-    let y = access.write("y", y.mem_mut().region, geometry.len())?;
-    let plan = LaunchPlan::new(&geometry, size_of::<T>(), &[x, y], cuda.multiprocessors(), &KERNEL)?;
     let mut params = NormalizeParams {
         walk: plan.walk,
-        x,
-        y,
+        x: access.read("x", x.mem().region, geometry.len())?,
+        y: access.write("y", y.mem_mut().region, geometry.len())?,
         weight: weight.map_or(Ok(0), |mem| access.read("weight", mem.region, channels))?,
         bias: bias.map_or(Ok(0), |mem| access.read("bias", mem.region, channels))?,
         message: 0,
@@ -59,21 +83,8 @@ pub(crate) fn enqueue<T: Element>(
         state_blocks: channels.div_ceil(plan.threads as usize) as i32,
         prefetch_rounds: 0,
     };
-    fill_source::<T>(&mut params, &mut access, &geometry, source)?;
-    let blocks = plan.blocks + params.state_blocks.unsigned_abs();
-    if blocks == 0 {
-        return Ok(());
-    }
-    let peers = peers.map(|peers| peers.params(&access)).transpose()?;
-    let kernel = cuda.kernel::<T>(&KERNEL, &plan, peers.is_some())?;
-    let mut launched = Launch { blocks, ..plan.launch() };
-    // Only here is the previous kernel known: `moments`, or the sum over the ranks. It does not write x.
-    if matches!(params.source, StatisticsSource::Group | StatisticsSource::Local) && cuda.can_overlap() {
-        let prefetch = plan.prefetch(&KERNEL, size_of::<T>(), cuda.shared_memory(), kernel.shared);
-        params.prefetch_rounds = prefetch.rounds;
-        launched = Launch { overlaps: cuda.may_overlap(), shared: prefetch.bytes, ..launched };
-    }
-    access.launch(kernel, launched, params, peers)
+    fill_source::<T>(&mut params, access, &geometry, source)?;
+    Ok(params)
 }
 
 fn fill_source<'a, T: Element>(

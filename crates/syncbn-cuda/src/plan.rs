@@ -26,10 +26,10 @@ use matrix::Matrix;
 /// Bytes of shared memory that the driver reserves in each block.
 const RESERVED: usize = 1024;
 
-/// How much a kernel that may start early reads into shared memory before it waits.
+/// How much of its input a block keeps in shared memory: what a kernel that may start early reads before it waits, or all of it.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Prefetch {
-    /// Rounds of a thread's loads, besides one that stays in registers.
+    /// Rounds of a thread's loads.
     pub(crate) rounds: i32,
     /// Bytes of shared memory of a block.
     pub(crate) bytes: u32,
@@ -98,14 +98,40 @@ impl LaunchPlan {
     /// runs, and each of them has `taken` bytes already.
     pub(crate) fn prefetch(&self, kernel: &Kernel, size: usize, room: usize, taken: usize) -> Prefetch {
         let tuning = kernel.tuning(self.columns, size);
-        let threads = self.threads as usize;
-        let blocks = (tuning.blocks * tuning.threads / threads).max(1);
-        let round_bytes = kernel.reads * tuning.unroll * threads * self.vec * size;
+        let blocks = (tuning.blocks * tuning.threads / self.threads as usize).max(1);
+        let most = (room / blocks).saturating_sub(taken + RESERVED) / self.round_bytes(kernel, size);
+        self.prefetched(kernel, size, self.rounds(kernel, size).saturating_sub(1).min(most))
+    }
+
+    /// All rounds of a thread, if the multiprocessors, each with `room` bytes of shared memory, can run the whole grid at once. Each block
+    /// has `taken` bytes already.
+    pub(crate) fn keep(
+        &self,
+        kernel: &Kernel,
+        size: usize,
+        multiprocessors: usize,
+        room: usize,
+        taken: usize,
+    ) -> Option<Prefetch> {
+        let blocks = (self.blocks as usize).div_ceil(multiprocessors).max(1);
+        let kept = self.prefetched(kernel, size, self.rounds(kernel, size));
+        (blocks * (kept.bytes as usize + taken + RESERVED) <= room).then_some(kept)
+    }
+
+    fn rounds(&self, kernel: &Kernel, size: usize) -> usize {
         let vectors = self.walk.vectors_per_thread.unsigned_abs() as usize
             + usize::from(self.walk.threads_with_one_more > 0);
-        let wanted = vectors.div_ceil(tuning.unroll).saturating_sub(1);
-        let rounds = wanted.min((room / blocks).saturating_sub(taken + RESERVED) / round_bytes);
-        Prefetch { rounds: rounds as i32, bytes: (rounds * round_bytes) as u32 }
+        vectors.div_ceil(kernel.tuning(self.columns, size).unroll)
+    }
+
+    fn round_bytes(&self, kernel: &Kernel, size: usize) -> usize {
+        let unroll = kernel.tuning(self.columns, size).unroll;
+        kernel.reads * unroll * self.threads as usize * self.vec * size
+    }
+
+    fn prefetched(&self, kernel: &Kernel, size: usize, rounds: usize) -> Prefetch {
+        let bytes = rounds * self.round_bytes(kernel, size);
+        Prefetch { rounds: rounds as i32, bytes: bytes as u32 }
     }
 }
 

@@ -2,9 +2,16 @@
 
 use super::block_shape::{best_blocks_per_channel, nearly};
 use super::*;
-use crate::{grad_input, grad_sums, moments, normalize};
+use crate::{backward, forward, grad_input, grad_sums, moments, normalize};
 
-const KERNELS: [&Kernel; 4] = [&moments::KERNEL, &normalize::KERNEL, &grad_sums::KERNEL, &grad_input::KERNEL];
+const KERNELS: [&Kernel; 6] = [
+    &moments::KERNEL,
+    &normalize::KERNEL,
+    &grad_sums::KERNEL,
+    &grad_input::KERNEL,
+    &forward::KERNEL,
+    &backward::KERNEL,
+];
 
 /// How often the threads of the device read each element. Fails where they read it for another channel.
 fn visits(geometry: &Geometry, plan: &LaunchPlan) -> Vec<u32> {
@@ -120,6 +127,44 @@ fn a_block_has_room_for_its_channels_and_its_threads_for_its_sums() {
                     "{what}"
                 );
             }
+        }
+    }
+}
+
+/// What a multiprocessor of an H100 has, and what the largest kernel takes of it.
+const SHARED_MEMORY: usize = 228 << 10;
+const TAKEN: usize = 40 << 10;
+
+#[test]
+fn a_forward_pass_of_a_small_tensor_fits_into_one_launch() {
+    let first = [&[2, 512, 7, 7][..], &[128, 1024], &[3, 67, 13, 13]].map(Geometry::channels_first);
+    let last = [[2, 7, 7, 512], [3, 13, 13, 67]].map(|shape| Geometry::channels_last(&shape));
+    for geometry in first.into_iter().chain(last).map(Result::unwrap) {
+        for size in [2, 4] {
+            let kernel = &forward::KERNEL;
+            let plan = LaunchPlan::new(&geometry, size, &[256], 132, kernel).unwrap();
+            let kept = plan.keep(kernel, size, 132, SHARED_MEMORY, TAKEN);
+            let what = format!("{geometry:?} {size} {:?}", plan.walk);
+            assert!(plan.walk.blocks_per_channel == 1 && kept.is_some(), "{what}");
+        }
+    }
+}
+
+#[test]
+fn what_a_thread_keeps_is_all_that_it_reads() {
+    for shape in [[4, 16, 30], [2, 512, 49], [3, 67, 169], [100, 8, 1]] {
+        let geometry = Geometry::channels_first(&shape).unwrap();
+        for (kernel, size) in
+            [&forward::KERNEL, &backward::KERNEL].into_iter().flat_map(|k| [2, 4, 8].map(|size| (k, size)))
+        {
+            let plan = LaunchPlan::new(&geometry, size, &[256], 132, kernel).unwrap();
+            let kept = plan.keep(kernel, size, 132, SHARED_MEMORY, TAKEN).unwrap();
+            let vectors = plan.walk.vectors_per_thread + i32::from(plan.walk.threads_with_one_more > 0);
+            let tuning = kernel.tuning(plan.columns, size);
+            assert!(kept.rounds * tuning.unroll as i32 >= vectors, "{shape:?} {size} {:?}", plan.walk);
+            let words = kernel.reads * plan.threads as usize * kept.rounds as usize * tuning.unroll;
+            assert_eq!(kept.bytes as usize, words * plan.vec * size);
+            assert!(plan.keep(kernel, size, 132, TAKEN, TAKEN).is_none());
         }
     }
 }

@@ -157,6 +157,26 @@ shared_structs! {
         prefetch_rounds: i32,
     }
 
+    /// The parameters of kernels/forward.cu.
+    struct ForwardParams {
+        /// Without a message. Every block writes the state of its channels, and `prefetch_rounds` rounds are all that a thread reads.
+        normalize: NormalizeParams,
+        /// Elements of a channel.
+        count: f64,
+        /// 1 / count.
+        per_count: f64,
+    }
+
+    /// The parameters of kernels/backward.cu.
+    struct BackwardParams {
+        /// Without a message; `prefetch_rounds` rounds are all that a thread reads.
+        input: GradInputParams,
+        /// Null: not wanted.
+        d_weight: u64 as "Param*",
+        /// Null: not wanted.
+        d_bias: u64 as "Param*",
+    }
+
     /// The parameters of kernels/meet.cu.
     struct MeetParams {
         count: f64,
@@ -230,6 +250,16 @@ unsafe impl Params for GradInputParams {
     const KERNEL: &'static str = "grad_input";
 }
 
+// SAFETY: the parameter of kernels/forward.cu has this name.
+unsafe impl Params for ForwardParams {
+    const KERNEL: &'static str = "forward";
+}
+
+// SAFETY: the parameter of kernels/backward.cu has this name.
+unsafe impl Params for BackwardParams {
+    const KERNEL: &'static str = "backward";
+}
+
 // SAFETY: the parameter of kernels/meet.cu has this name.
 unsafe impl Params for MeetParams {
     const KERNEL: &'static str = "meet";
@@ -243,7 +273,7 @@ mod tests {
     use crate::error::CudaError;
     use crate::kernel::Kernel;
     use crate::raw::nvrtc::{Nvrtc, nvrtc};
-    use crate::{grad_input, grad_sums, meet, moments, normalize};
+    use crate::{backward, forward, grad_input, grad_sums, meet, moments, normalize};
 
     fn compile(nvrtc: &Nvrtc, declarations: &str) -> Result<Vec<u8>, CudaError> {
         let source = [include_str!("../../kernels/number.cuh"), declarations].concat();
@@ -263,6 +293,8 @@ mod tests {
         takes::<NormalizeParams>(&normalize::KERNEL);
         takes::<GradSumsParams>(&grad_sums::KERNEL);
         takes::<GradInputParams>(&grad_input::KERNEL);
+        takes::<ForwardParams>(&forward::KERNEL);
+        takes::<BackwardParams>(&backward::KERNEL);
         takes::<MeetParams>(&meet::KERNEL);
     }
 
@@ -291,6 +323,6 @@ mod tests {
             assert!(error.contains(&format!("{name}.")) && error.contains("is elsewhere in Rust"), "{error}");
             tried += 1;
         }
-        assert_eq!(tried, 9);
+        assert_eq!(tried, 11);
     }
 }

@@ -1,0 +1,53 @@
+// A backward pass of a rank alone in one launch, for tensors of which every block has whole channels: the block reads its part of x and dy
+// once, keeps it in shared memory while it adds it up, and writes dx. grad_sums.cuh and grad_input.cuh have the formulas.
+
+// x and dy, which stay in shared memory: dx may be stored in the place of dy.
+struct Tensors {
+    const void *x, *dy;
+    Policy policy;
+    Prefetch kept_x, kept_dy;
+    int vectors;
+
+    __device__ Raw load_x(long long index) const { return load_constant((const Raw*)x + index, policy); }
+    __device__ Raw load_dy(long long index) const { return load((const Raw*)dy + index, policy); }
+    __device__ void keep(Raw of_x, Raw of_dy) {
+        kept_x.at(vectors) = of_x;
+        kept_dy.at(vectors++) = of_dy;
+    }
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) backward(const __grid_constant__ BackwardParams params) {
+    const GradInputParams& input = params.input;
+    const WalkParams& walk = input.walk;
+    Position position(walk, blockIdx.x);
+    Reducer reducer(walk, position);
+    __shared__ Coefficients coefficients;
+    coefficients.begin(input, position);
+    Prefetch kept_x(input.prefetch_rounds, 0), kept_dy(input.prefetch_rounds, 1);
+    Tensors tensors = {input.x, input.dy, evict_last(), kept_x, kept_dy, 0};
+    Pair total = sum_gradients(tensors, input.saved, walk, position, reducer);
+    sum_over_threads(walk, position, reducer, total);
+    __syncthreads();
+    if (reducer.owner) {
+        int entry = Coefficients::at(reducer.local_channel);
+        f64 product = exact_product(coefficients.exact_mean[entry], total);
+        if (params.d_bias) params.d_bias[reducer.channel] = (Param)total.first;
+        if (params.d_weight) params.d_weight[reducer.channel] = (Param)(product * coefficients.invstd[entry]);
+        coefficients.set_sums(entry, total.first, product);
+    }
+    int at[VECTOR_COLUMNS];
+    coefficients.find(walk, position, at);
+    __syncthreads();
+
+    Slopes slopes(coefficients, at);
+    Cursor<false> cursor(walk, position);
+    Policy policy = evict_first();
+#pragma unroll 2
+    for (int vector = 0; cursor.left > 0; vector++) {
+        Vector x, dy;
+        x.raw = kept_x.at(vector);
+        dy.raw = kept_dy.at(vector);
+        slopes.write(x, dy, input.dx, cursor.next(), false, policy);
+    }
+    grad_input_tail(input, position, coefficients, false);
+}

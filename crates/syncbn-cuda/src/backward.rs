@@ -1,0 +1,69 @@
+//! Enqueues `kernels/backward.cu`.
+
+use syncbn_core::backend::{BackwardArgs, GradInputArgs, GradSource};
+use syncbn_core::{Element, Gradients};
+
+use crate::access::{Access, OpenQueue};
+use crate::device::Cuda;
+use crate::error::CudaError;
+use crate::grad_input;
+use crate::kernel::{Kernel, Tuning};
+use crate::one_launch::OneLaunch;
+use crate::raw::memory::Mem;
+use crate::raw::params::BackwardParams;
+
+pub(crate) const KERNEL: Kernel = Kernel {
+    name: "backward",
+    source: concat!(
+        include_str!("../kernels/grad_sums.cuh"),
+        include_str!("../kernels/grad_input.cuh"),
+        include_str!("../kernels/backward.cu")
+    ),
+    writes: true,
+    meets: false,
+    reads: 2,
+    scalar_up_to: 1 << 16,
+    rows: Tuning::new(512, 2, 2),
+    columns: Tuning::new(384, 2, 2),
+    columns_of_halves: Tuning::new(384, 1, 4),
+};
+
+/// The pass in one launch, if it is to be had.
+pub(crate) fn find<T: Element>(
+    cuda: &Cuda,
+    args: &BackwardArgs<'_, Cuda, T>,
+) -> Result<Option<OneLaunch>, CudaError> {
+    let dy = args.gradients.dy().mem().region.pointer;
+    let dx = match &args.gradients {
+        Gradients::OutOfPlace { dy: _, dx } => dx.as_view().mem().region.pointer,
+        Gradients::InPlace(_) => dy,
+        Gradients::ParametersOnly { dy: _ } => return Ok(None),
+    };
+    OneLaunch::find::<T>(cuda, args.x.geometry(), &[args.x.mem().region.pointer, dy, dx], &KERNEL)
+}
+
+pub(crate) fn enqueue<T: Element>(
+    queue: OpenQueue<'_>,
+    args: BackwardArgs<'_, Cuda, T>,
+    one: &OneLaunch,
+) -> Result<(), CudaError> {
+    let BackwardArgs { x, mut gradients, saved, weight, mut d_weight, mut d_bias, workspace } = args;
+    let channels = x.geometry().channels();
+    let Some(grad) = gradients.as_grad() else { return Ok(()) };
+    let mut access = Access::begin(queue);
+    let args = GradInputArgs {
+        x: x.reborrow(),
+        grad,
+        saved: saved.reborrow(),
+        source: GradSource::Batch { workspace },
+        weight: weight.as_ref().map(Mem::reborrow),
+    };
+    let mut input = grad_input::params(&mut access, &one.plan, args)?;
+    input.prefetch_rounds = one.rounds();
+    let d_weight = d_weight
+        .as_mut()
+        .map_or(Ok(0), |mem| access.write("d_weight", mem.reborrow_mut().region, channels))?;
+    let d_bias =
+        d_bias.as_mut().map_or(Ok(0), |mem| access.write("d_bias", mem.reborrow_mut().region, channels))?;
+    access.launch(one.kernel, one.launch(), BackwardParams { input, d_weight, d_bias }, None)
+}

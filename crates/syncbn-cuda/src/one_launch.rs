@@ -1,0 +1,52 @@
+//! Which passes of a rank alone are one launch: those of small tensors, of which every block has whole channels and room for its part in
+//! shared memory. [`forward`](crate::forward) and [`backward`](crate::backward) enqueue them.
+
+use syncbn_core::{Element, Geometry};
+
+use crate::device::Cuda;
+use crate::error::CudaError;
+use crate::kernel::Kernel;
+use crate::plan::{LaunchPlan, Prefetch};
+use crate::raw::driver::{Function, Launch};
+
+/// The most bytes of a tensor. Of larger ones two launches read more at a time.
+const MOST_BYTES: usize = 1 << 20;
+
+/// A pass in one launch.
+pub(crate) struct OneLaunch {
+    pub(crate) plan: LaunchPlan,
+    pub(crate) kernel: Function,
+    /// All that a block reads.
+    kept: Prefetch,
+}
+
+impl OneLaunch {
+    /// The launch of this kernel for tensors that begin at `pointers`, if it is to be had.
+    pub(crate) fn find<T: Element>(
+        cuda: &Cuda,
+        geometry: &Geometry,
+        pointers: &[u64],
+        kernel: &'static Kernel,
+    ) -> Result<Option<Self>, CudaError> {
+        let size = size_of::<T>();
+        if geometry.is_empty() || geometry.len() * size > MOST_BYTES {
+            return Ok(None);
+        }
+        let plan = LaunchPlan::new(geometry, size, pointers, cuda.multiprocessors(), kernel)?;
+        if plan.walk.blocks_per_channel > 1 {
+            return Ok(None);
+        }
+        let function = cuda.kernel::<T>(kernel, &plan, false)?;
+        let kept = plan.keep(kernel, size, cuda.multiprocessors(), cuda.shared_memory(), function.shared);
+        Ok(kept.map(|kept| Self { plan, kernel: function, kept }))
+    }
+
+    /// Rounds of a thread's loads.
+    pub(crate) fn rounds(&self) -> i32 {
+        self.kept.rounds
+    }
+
+    pub(crate) fn launch(&self) -> Launch {
+        Launch { shared: self.kept.bytes, ..self.plan.launch() }
+    }
+}
