@@ -63,7 +63,7 @@ def test_settings_that_cannot_be(settings, text):
 def test_a_model_on_another_device_than_its_input():
     with pytest.raises(syncbn.ArgumentError, match="is on the CPU, expected CUDA device 0"):
         syncbn.SyncBatchNorm(3)(torch.randn(4, 3, device="cuda"))
-    with pytest.raises(syncbn.ArgumentError, match="weight is on CUDA device 0, expected the CPU"):
+    with pytest.raises(syncbn.ArgumentError, match="is on CUDA device 0, expected the CPU"):
         syncbn.SyncBatchNorm(3).cuda()(torch.randn(4, 3))
 
 

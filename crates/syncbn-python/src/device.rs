@@ -18,7 +18,7 @@ pub(crate) fn open(ordinal: usize) -> Result<Cuda, CudaError> {
     if let Some(cuda) = open.get(&ordinal) {
         return Ok(cuda.clone());
     }
-    let cuda = Cuda::open(ordinal)?;
+    let cuda = memory::on_device(|| Cuda::open(ordinal))?;
     open.insert(ordinal, cuda.clone());
     Ok(cuda)
 }

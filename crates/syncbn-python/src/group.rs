@@ -18,13 +18,13 @@ use syncbn_cuda::peers::PeerCommunicator;
 use crate::device::{self, current_stream};
 use crate::error::{Failure, Place, Refused, of_bootstrap, of_device, of_group};
 use crate::forked::OwnProcess;
-use crate::memory::{Lent, Memory, on_device};
+use crate::memory::{Lent, Memory, OnDevice, on_device};
 use crate::tensor::numbers;
 
 /// One rank's membership of a group, for layers on one device.
 #[pyclass(frozen, module = "syncbn._syncbn")]
 pub(crate) struct Group {
-    pub(crate) members: Members,
+    pub(crate) members: OnDevice<Members>,
     beneath: Option<String>,
 }
 
@@ -50,7 +50,7 @@ impl Group {
         } else {
             Members::Cpu(core::Group::new(SingleRank))
         };
-        Ok(Self { members, beneath: None })
+        Ok(Self { members: OnDevice::new(members), beneath: None })
     }
 
     /// Joins ranks over TCP, and returns once all have come. Rank 0 listens at a port of the system's choice, which `announce`
@@ -88,7 +88,7 @@ impl Group {
         } else {
             Members::Cpu(core::Group::new(communicator))
         };
-        Ok(Self { members, beneath: None })
+        Ok(Self { members: OnDevice::new(members), beneath: None })
     }
 
     /// Joins ranks over NCCL, one device to a rank, and returns once all have come. Where they reach each other's memory, they then
@@ -110,7 +110,8 @@ impl Group {
         let peers = py.detach(|| on_device(|| PeerCommunicator::new(&cuda, nccl, timeout)));
         let peers = peers.map_err(|error| of_group(py, "joining the group", &error))?;
         let beneath = peers.reason().map(str::to_owned);
-        Ok(Self { members: Members::Cuda(core::Group::new(peers), cuda), beneath })
+        let members = OnDevice::new(Members::Cuda(core::Group::new(peers), cuda));
+        Ok(Self { members, beneath })
     }
 
     /// Why the ranks of a group over NCCL do not meet inside their kernels; None where they do, and for other groups.
@@ -122,7 +123,7 @@ impl Group {
     /// This rank, from 0.
     #[getter]
     fn rank(&self) -> usize {
-        match &self.members {
+        match &*self.members {
             Members::Cpu(group) => group.rank(),
             Members::Cuda(group, _) => group.rank(),
         }
@@ -131,7 +132,7 @@ impl Group {
     /// The number of ranks.
     #[getter]
     fn world_size(&self) -> usize {
-        match &self.members {
+        match &*self.members {
             Members::Cpu(group) => group.world_size().get(),
             Members::Cuda(group, _) => group.world_size().get(),
         }
@@ -139,7 +140,7 @@ impl Group {
 
     /// Which of the trainer's steps begins.
     fn set_step(&self, step: u64) {
-        match &self.members {
+        match &*self.members {
             Members::Cpu(group) => group.set_step(step),
             Members::Cuda(group, _) => group.set_step(step),
         }
@@ -149,7 +150,7 @@ impl Group {
     fn all_reduce(&self, py: Python<'_>, name: &str, tensor: &Bound<'_, PyAny>) -> PyResult<()> {
         let place = Place { operation: name, layer: None, rank: self.rank(), world_size: self.world_size() };
         let memory = numbers("the numbers", tensor).map_err(|failure| failure.at(py, &place))?;
-        let summed = match &self.members {
+        let summed = match &*self.members {
             Members::Cpu(group) => py.detach(|| sum(group, name, &Cpu, &(), memory)),
             Members::Cuda(group, cuda) => {
                 let stream = current_stream(py, cuda)?;

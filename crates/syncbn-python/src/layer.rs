@@ -14,7 +14,7 @@ use syncbn_cuda::cudarc::driver::{CudaStream, sys::CUstreamCaptureStatus};
 use crate::device::current_stream;
 use crate::error::{Failure, Place, Refused, of_layer};
 use crate::group::{Group, Members};
-use crate::memory::on_device;
+use crate::memory::{OnDevice, on_device};
 use crate::passes::{self, Backward, Forward, Recompute, Running, UpdateRunning};
 use crate::tensor::{activations, numbers, optional};
 use crate::token::Token;
@@ -24,7 +24,7 @@ type Object<'py> = Bound<'py, PyAny>;
 /// The passes of one layer in one group, on one device.
 #[pyclass(frozen, module = "syncbn._syncbn")]
 pub(crate) struct Layer {
-    norm: Arc<Norm>,
+    norm: OnDevice<Arc<Norm>>,
     kept: AtomicBool,
 }
 
@@ -97,7 +97,7 @@ impl Layer {
             .with_momentum(momentum)
             .with_affine(affine)
             .with_track_running_stats(track_running_stats);
-        let made = match &group.members {
+        let made = match &*group.members {
             Members::Cpu(group) if double => {
                 FunctionalBatchNorm::new(name, config, Cpu, &(), group.clone()).map(Norm::CpuF64)
             }
@@ -118,7 +118,7 @@ impl Layer {
             }
         };
         let norm = made.map_err(|error| of_layer(py, &error))?;
-        Ok(Self { norm: Arc::new(norm), kept: AtomicBool::new(false) })
+        Ok(Self { norm: OnDevice::new(Arc::new(norm)), kept: AtomicBool::new(false) })
     }
 
     /// Writes y and what backward needs; moves the running statistics, where they are given.
@@ -149,7 +149,7 @@ impl Layer {
         };
         let run = |queue: &Queue, args: Forward| {
             let dtype = args.x.memory.dtype;
-            pass!(&*self.norm, queue, dtype, forward, args)
+            pass!(&**self.norm, queue, dtype, forward, args)
         };
         Ok(Token(self.run(py, Operation::Forward, read, run)?))
     }
@@ -178,7 +178,7 @@ impl Layer {
         };
         self.run(py, Operation::Recompute, read, |queue, args: Recompute| {
             let dtype = args.x.memory.dtype;
-            pass!(&*self.norm, queue, dtype, recompute, args)
+            pass!(&**self.norm, queue, dtype, recompute, args)
         })
     }
 
@@ -199,7 +199,7 @@ impl Layer {
             })
         };
         self.run(py, Operation::UpdateRunning, read, |queue, args: UpdateRunning| {
-            pass!(&*self.norm, queue, self.norm.params(), update_running, args)
+            pass!(&**self.norm, queue, self.norm.params(), update_running, args)
         })
     }
 
@@ -231,14 +231,14 @@ impl Layer {
         };
         self.run(py, Operation::Backward, read, |queue, args: Backward| {
             let dtype = args.x.memory.dtype;
-            pass!(&*self.norm, queue, dtype, backward, args)
+            pass!(&**self.norm, queue, dtype, backward, args)
         })
     }
 
     /// The name that errors show.
     #[getter]
     fn name(&self) -> &str {
-        any!(&*self.norm, norm => norm.name())
+        any!(&**self.norm, norm => norm.name())
     }
 }
 
@@ -259,7 +259,7 @@ impl Layer {
         read: impl FnOnce() -> Result<A, Failure>,
         pass: impl FnOnce(&Queue, A) -> Result<R, Failure> + Send,
     ) -> PyResult<R> {
-        let queue = match &*self.norm {
+        let queue = match &**self.norm {
             Norm::CpuF32(_) | Norm::CpuF64(_) => Queue::Cpu,
             Norm::CudaF32(norm) => Queue::Cuda(current_stream(py, norm.backend())?),
             Norm::CudaF64(norm) => Queue::Cuda(current_stream(py, norm.backend())?),

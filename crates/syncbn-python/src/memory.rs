@@ -5,6 +5,8 @@
 //! may change a tensor in another thread while an operation reads it.
 
 use std::cell::RefCell;
+use std::mem::ManuallyDrop;
+use std::ops::Deref;
 use std::ptr::{NonNull, null_mut};
 use std::slice;
 use std::sync::Arc;
@@ -171,4 +173,28 @@ pub(crate) fn on_device<R>(pass: impl FnOnce() -> R) -> R {
         debug_assert!(restored.is_ok());
     }
     result
+}
+
+/// What may own memory of a CUDA device: its drop leaves this thread's current device as it was.
+pub(crate) struct OnDevice<T>(ManuallyDrop<T>);
+
+impl<T> OnDevice<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self(ManuallyDrop::new(value))
+    }
+}
+
+impl<T> Deref for OnDevice<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T> Drop for OnDevice<T> {
+    fn drop(&mut self) {
+        // SAFETY: once, and nothing uses it afterwards.
+        on_device(|| unsafe { ManuallyDrop::drop(&mut self.0) });
+    }
 }

@@ -51,7 +51,7 @@ pub(crate) fn there(values: &Tensor, dtype: DType) -> Tensor {
 }
 
 pub(crate) fn values(tensor: &Tensor) -> Vec<f64> {
-    wide(tensor).flatten_all().unwrap().to_vec1().unwrap()
+    wide(&tensor.to_device(&Device::Cpu).unwrap()).flatten_all().unwrap().to_vec1().unwrap()
 }
 
 /// Mean and biased variance per channel, of shape (1, C, 1, ...).
