@@ -92,6 +92,9 @@ namespace ptx {
 typedef unsigned long long u64;
 typedef unsigned short u16;
 
+static inline void mov_b16(u16& to, u16 from) { to = from; }
+static inline void mov_b32(float& to, float from) { to = from; }
+static inline void mov_b64(double& to, double from) { to = from; }
 static inline void cvt_f32_f16(float& wide, u16 half) { wide = (float)bits<_Float16>(half); }
 static inline void cvt_rn_f16_f32(u16& half, float x) { half = bits<u16>((_Float16)x); }
 static inline void cvt_rn_bf16_f32(u16& half, float x) {

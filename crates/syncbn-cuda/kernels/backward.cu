@@ -21,18 +21,25 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) backward(const __g
     const WalkParams& walk = input.walk;
     Position position(walk, blockIdx.x);
     Reducer reducer(walk, position);
-    __shared__ Coefficients coefficients;
-    coefficients.begin(input, position);
+    // What an owner needs after the sums is read before them, and used only then.
+    Param weight = 1;
+    f64 mean = 0, invstd = 0, count = 0;
+    if (reducer.owner) {
+        if (input.weight) weight = input.weight[reducer.channel];
+        mean = input.saved[reducer.channel];
+        invstd = input.saved[2 * walk.channels + reducer.channel];
+        count = input.saved[3 * walk.channels];
+    }
     Prefetch kept_x(input.prefetch_rounds, 0), kept_dy(input.prefetch_rounds, 1);
     Tensors tensors = {input.x, input.dy, evict_last(), kept_x, kept_dy, 0};
     Pair total = sum_gradients(tensors, input.saved, walk, position, reducer);
     sum_over_threads(walk, position, reducer, total);
-    __syncthreads();
+
+    __shared__ Coefficients coefficients;
+    f64 product = exact_product(mean, total);
     if (reducer.owner) {
         int entry = Coefficients::at(reducer.local_channel);
-        f64 product = exact_product(coefficients.exact_mean[entry], total);
-        if (params.d_bias) params.d_bias[reducer.channel] = (Param)total.first;
-        if (params.d_weight) params.d_weight[reducer.channel] = (Param)(product * coefficients.invstd[entry]);
+        coefficients.set_factors(entry, weight, mean, invstd, count);
         coefficients.set_sums(entry, total.first, product);
     }
     int at[VECTOR_COLUMNS];
@@ -50,4 +57,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) backward(const __g
         slopes.write(x, dy, input.dx, cursor.next(), false, policy);
     }
     grad_input_tail(input, position, coefficients, false);
+    // Last, since nothing waits for it.
+    if (!reducer.owner) return;
+    if (params.d_bias) params.d_bias[reducer.channel] = (Param)total.first;
+    if (params.d_weight) params.d_weight[reducer.channel] = (Param)(product * invstd);
 }

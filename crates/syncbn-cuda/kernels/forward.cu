@@ -6,34 +6,37 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) forward(const __gr
     const WalkParams& walk = normalize.walk;
     Position position(walk, blockIdx.x);
     Reducer reducer(walk, position);
-    // What is read besides x, before the sums, so that nothing waits for it after them.
+    bool moves = normalize.running_mean != nullptr;
+    // What an owner needs after the sums is read before them, and used only then.
     RunningStatistics running;
     Param weight = 1, bias = 0;
     if (reducer.owner) {
         if (normalize.weight) weight = normalize.weight[reducer.channel];
         if (normalize.bias) bias = normalize.bias[reducer.channel];
-        if (normalize.running_mean) running.read_channel(normalize, reducer.channel);
+        if (moves) {
+            running.read_channel(normalize, reducer.channel);
+            running.read_number(normalize);
+        }
     }
-    if (normalize.running_mean) running.read_number(normalize);
 
     Prefetch kept(normalize.prefetch_rounds, 0);
-    f64 origin = origin_of(normalize.x, walk, reducer, params.count);
+    Element origin = origin_of(normalize.x, walk, reducer, params.count);
     auto keep = [&kept, vector = 0](Raw raw) mutable { kept.at(vector++) = raw; };
     Pair total = sum_elements(normalize.x, walk, position, reducer, origin, keep);
     sum_over_threads(walk, position, reducer, total);
-    if (normalize.running_mean) running.take_turn(normalize);
 
     __shared__ Coefficients coefficients;
+    Statistics statistics(0, 0);
     if (reducer.owner) {
-        auto [mean, m2] = moments_of(params.count, params.per_count, origin, total);
-        Statistics s(normalize, local_statistics(params.count, mean, m2));
-        coefficients.set(Coefficients::at(reducer.local_channel), weight, bias, s);
-        save(normalize, reducer.channel, s);
-        if (normalize.running_mean) running.update(normalize, reducer.channel, s);
+        running.mean = late(running.mean);
+        auto [mean, m2] = moments_of(params.count, params.per_count, widen(late(origin)), total);
+        statistics = Statistics(normalize, local_statistics(params.count, mean, m2));
+        coefficients.set(Coefficients::at(reducer.local_channel), weight, bias, statistics);
     }
     int at[VECTOR_COLUMNS];
     coefficients.find(walk, position, at);
     __syncthreads();
+    if (moves) running.take_turn(normalize);
 
     Normalizer normalizer(coefficients, at);
     Cursor<false> cursor(walk, position);
@@ -45,4 +48,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) forward(const __gr
         normalizer.write(x, normalize.y, cursor.next(), policy);
     }
     normalize_tail(normalize, position, coefficients);
+    // Last, since nothing waits for it.
+    if (!reducer.owner) return;
+    save(normalize, reducer.channel, statistics);
+    if (moves) running.update(normalize, reducer.channel, statistics);
 }

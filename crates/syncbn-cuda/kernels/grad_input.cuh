@@ -9,14 +9,18 @@ struct Coefficients : ChannelTable {
     __device__ void begin(const GradInputParams& params, const Position& position) {
         const f64 *saved_mean = params.saved, *saved_invstd = params.saved + 2 * params.walk.channels;
         for_channels(params.walk, position, [&](int at, long long channel) {
-            f64 count = params.saved[3 * params.walk.channels];
-            invstd[at] = saved_invstd[channel];
-            f64 factor = params.weight ? params.weight[channel] * invstd[at] : invstd[at];
-            exact_mean[at] = saved_mean[channel];
-            mean[at] = (Math)exact_mean[at];
-            scale[at] = (Math)factor;
-            per_dy[at] = count > 0 ? -factor / count : 0;
+            Param weight = params.weight ? params.weight[channel] : 1;
+            set_factors(at, weight, saved_mean[channel], saved_invstd[channel], params.saved[3 * params.walk.channels]);
         });
+    }
+
+    __device__ void set_factors(int at, Param weight, f64 of_mean, f64 of_invstd, f64 count) {
+        invstd[at] = of_invstd;
+        f64 factor = weight * of_invstd;
+        exact_mean[at] = of_mean;
+        mean[at] = (Math)of_mean;
+        scale[at] = (Math)factor;
+        per_dy[at] = count > 0 ? -factor / count : 0;
     }
 
     // The rest, by the same threads.

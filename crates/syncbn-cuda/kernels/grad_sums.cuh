@@ -7,6 +7,25 @@
 #define ACCUMULATORS (COLUMNS ? VEC : VEC < 2 ? 1 : 2)
 #define CHAIN_VECTORS (64 / (VEC / ACCUMULATORS))
 
+// The means of a thread's columns. They are read when the first loads of x and dy are under way: those would wait for them otherwise.
+struct Means {
+    const f64* saved;
+    const WalkParams& walk;
+    const Position& position;
+    Math rounded[VECTOR_COLUMNS];
+    bool known = false;
+
+    __device__ Means(const f64* saved_, const WalkParams& walk_, const Position& position_)
+        : saved(saved_), walk(walk_), position(position_) {}
+
+    __device__ void read() {
+        if (known) return;
+        known = true;
+#pragma unroll
+        for (int w = 0; w < VECTOR_COLUMNS; w++) rounded[w] = (Math)saved[position.channel(walk, w)];
+    }
+};
+
 struct Chain {
     Math dy[ACCUMULATORS], dy_xmu[ACCUMULATORS];
 
@@ -15,17 +34,17 @@ struct Chain {
         for (int p = 0; p < ACCUMULATORS; p++) dy[p] = dy_xmu[p] = 0;
     }
 
-    __device__ void add(const Vector& x, const Vector& g, const Math (&mean)[VECTOR_COLUMNS]) {
+    __device__ void add(const Vector& x, const Vector& g, const Means& means) {
 #pragma unroll
         for (int j = 0; j < VEC; j++) {
             Math wide = widen(g.element[j]);
             dy[j % ACCUMULATORS] += wide;
-            dy_xmu[j % ACCUMULATORS] += wide * (widen(x.element[j]) - mean[COLUMNS ? j : 0]);
+            dy_xmu[j % ACCUMULATORS] += wide * (widen(x.element[j]) - means.rounded[COLUMNS ? j : 0]);
         }
     }
 
     // Reads and adds as many vectors as a chain may have.
-    template <class Tensors> __device__ void take(Tensors& tensors, Cursor<false>& cursor, const Math (&mean)[VECTOR_COLUMNS]) {
+    template <class Tensors> __device__ void take(Tensors& tensors, Cursor<false>& cursor, Means& means) {
 #pragma unroll 1
         for (int vectors = 0; cursor.left > 0 && vectors < CHAIN_VECTORS; vectors += UNROLL) {
             long long indices[UNROLL];
@@ -35,9 +54,10 @@ struct Chain {
                 x[u].raw = tensors.load_x(indices[u]);
                 g[u].raw = tensors.load_dy(indices[u]);
             });
+            means.read();
             for_taken(taken, [&](int u) {
                 tensors.keep(x[u].raw, g[u].raw);
-                add(x[u], g[u], mean);
+                add(x[u], g[u], means);
             });
         }
     }
@@ -50,9 +70,7 @@ __device__ inline Pair sum_gradients(
     Tensors tensors, const f64* saved, const WalkParams& walk, const Position& position, const Reducer& reducer
 ) {
     Cursor<false> cursor(walk, position);
-    Math mean[VECTOR_COLUMNS];
-#pragma unroll
-    for (int w = 0; w < VECTOR_COLUMNS; w++) mean[w] = position.inside ? (Math)saved[position.channel(walk, w)] : 0;
+    Means means(saved, walk, position);
     Pair total = {0, 0};
 #if COLUMNS
     for_tail(walk, position, reducer, [&](long long index) {
@@ -63,7 +81,7 @@ __device__ inline Pair sum_gradients(
 #pragma unroll 1
     for (int done = 0; done <= walk.vectors_per_thread; done += CHAIN_VECTORS) {
         Chain chain;
-        chain.take(tensors, cursor, mean);
+        chain.take(tensors, cursor, means);
         if (done > 0) __syncthreads();
 #pragma unroll
         for (int w = 0; w < VECTOR_COLUMNS; w++) {
@@ -76,7 +94,7 @@ __device__ inline Pair sum_gradients(
 #else
     while (cursor.left > 0) {
         Chain chain;
-        chain.take(tensors, cursor, mean);
+        chain.take(tensors, cursor, means);
 #pragma unroll
         for (int p = 0; p < ACCUMULATORS; p++) total.add({chain.dy[p], chain.dy_xmu[p]});
     }

@@ -17,11 +17,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     const WalkParams& walk = params.walk;
     Position position(walk, blockIdx.x);
     Reducer reducer(walk, position);
-    f64 origin = origin_of(params.x, walk, reducer, params.count);
+    Element origin = origin_of(params.x, walk, reducer, params.count);
     Pair total = sum_elements(params.x, walk, position, reducer, origin, [](Raw) {});
     sum_over_threads(walk, position, reducer, total);
     if (!sum_over_blocks(walk, position, reducer, params.partials, params.tickets, total)) return;
-    auto [mean, m2] = moments_of(params.count, params.per_count, origin, total);
+    auto [mean, m2] = moments_of(params.count, params.per_count, widen(origin), total);
 #if PEERS
     sender.send(peers, reducer.channel, mean, m2);
 #else

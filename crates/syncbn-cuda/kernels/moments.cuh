@@ -61,22 +61,24 @@ __device__ inline void move(Pair& total, f64 origin, f64 count, f64 shift, f64 s
 }
 
 // The element that all sums of a channel are differences from: its first.
-__device__ inline f64 origin_of(const void* x, const WalkParams& walk, const Reducer& reducer, f64 count) {
-    return reducer.inside && count > 0 ? element_at(x, reducer.channel * walk.inner) : 0;
+__device__ inline Element origin_of(const void* x, const WalkParams& walk, const Reducer& reducer, f64 count) {
+    Element origin = {};
+    if (reducer.inside && count > 0) origin = ((const Element*)x)[reducer.channel * walk.inner];
+    return origin;
 }
 
 // The sums of differences from the origin, and of their squares, over the elements that this thread adds up. Every thread of the block
 // has to call this.
 template <class Keep>
 __device__ inline Pair sum_elements(
-    const void* x, const WalkParams& walk, const Position& position, const Reducer& reducer, f64 origin, Keep keep
+    const void* x, const WalkParams& walk, const Position& position, const Reducer& reducer, Element origin, Keep keep
 ) {
     Cursor<false> cursor(walk, position);
     Policy policy = evict_last();
     Pair total = {0, 0};
 #if COLUMNS
     for_tail(walk, position, reducer, [&](long long index) {
-        f64 d = (f64)element_at(x, index) - origin;
+        f64 d = (f64)element_at(x, index) - (f64)widen(origin);
         total.add({d, d * d});
     });
     __shared__ PerColumn<Math> shifts, squares;
@@ -85,6 +87,7 @@ __device__ inline Pair sum_elements(
     for (int done = 0; done <= walk.vectors_per_thread; done += CHAIN_VECTORS) {
         Chain chain;
         chain.take(x, cursor, policy, keep);
+        f64 from = widen(late(origin));
         if (done > 0) __syncthreads();
 #pragma unroll
         for (int w = 0; w < VECTOR_COLUMNS; w++) {
@@ -96,7 +99,7 @@ __device__ inline Pair sum_elements(
         f64 usual = min(walk.vectors_per_thread - done, CHAIN_VECTORS), one_more = min(walk.vectors_per_thread + 1 - done, CHAIN_VECTORS);
         for_entries(walk, reducer, [&](int at, int thread_of_lane) {
             f64 count = position.vectors(walk, thread_of_lane) > walk.vectors_per_thread ? one_more : usual;
-            move(total, origin, count, shifts.value[at], sums.value[at], squares.value[at]);
+            move(total, from, count, shifts.value[at], sums.value[at], squares.value[at]);
         });
     }
 #else
@@ -108,7 +111,7 @@ __device__ inline Pair sum_elements(
             sum += chain.sum[ACCUMULATORS - 1];
             squares += chain.squares[ACCUMULATORS - 1];
         }
-        move(total, origin, (f64)chain.vectors * ELEMENTS_PER_COLUMN, chain.shift[0], sum, squares);
+        move(total, widen(late(origin)), (f64)chain.vectors * ELEMENTS_PER_COLUMN, chain.shift[0], sum, squares);
     }
 #endif
     return total;

@@ -45,6 +45,7 @@ __device__ void write_state(const NormalizeParams& params PEERS_REFERENCE) {
     if (params.running_mean) {
         if (channel < params.walk.channels) running.read_channel(params, channel);
         running.read_number(params);
+        __syncthreads();
         running.take_turn(params);
     }
     wait_for_previous_kernel();
@@ -71,6 +72,7 @@ __device__ void update_running_statistics(const NormalizeParams& params) {
     f64 count = params.saved[3 * channels];
     RunningStatistics running;
     running.read_number(params);
+    __syncthreads();
     running.take_turn(params);
     for (long long channel = threadIdx.x; channel < channels; channel += blockDim.x) {
         Statistics s = statistics_of(params, channel);

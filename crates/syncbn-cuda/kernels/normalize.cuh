@@ -37,28 +37,27 @@ __device__ inline Param blend(Param old, f64 fresh, f64 weight) { return (Param)
 struct RunningStatistics {
     Param mean = 0, var = 0;
     long long number = 0;
-    f64 weight = 0;
-    bool last = false; // whether this thread writes the counter: the first one of the last block to have read it
-
+    bool last = false; // whether this thread writes the counter
     __device__ void read_channel(const NormalizeParams& params, long long channel) {
         mean = params.running_mean[channel];
         var = params.running_var[channel];
     }
     __device__ void read_number(const NormalizeParams& params) {
         number = *params.num_batches_tracked;
-        number += number < 0x7fffffffffffffffll ? 1 : 0;
-        weight = params.momentum < 0 ? 1.0 / (f64)number : params.momentum;
     }
-    // Every thread of the block has to call this, after it has read the number.
+    // The counter is written by the owner of channel 0, unless all blocks read it for their weight: then by the first thread of the last
+    // block to have read it. That is found by a ticket, which every block takes after a barrier that follows its reads.
     __device__ void take_turn(const NormalizeParams& params) {
-        __syncthreads();
-        last = threadIdx.x == 0 && (params.state_blocks == 1 ||
-                                    take_ticket(params.state_ticket, params.state_blocks - 1) == params.state_blocks - 1);
+        if (threadIdx.x != 0) return;
+        unsigned most = params.state_blocks - 1;
+        last = params.momentum < 0 && most > 0 ? take_ticket(params.state_ticket, most) == most : blockIdx.x == 0;
     }
 
     __device__ void update(const NormalizeParams& params, long long channel, const Statistics& s) const {
         if (s.count == 0) return;
-        if (last) *params.num_batches_tracked = number;
+        long long next = number + (number < 0x7fffffffffffffffll ? 1 : 0);
+        f64 weight = params.momentum < 0 ? 1.0 / (f64)next : params.momentum;
+        if (last) *params.num_batches_tracked = next;
         Param moved_mean = blend(mean, s.mean, weight), moved_var = var;
         if (s.count > 1) {
             moved_var = blend(var, s.var * (s.count / (s.count - 1.0)), weight);

@@ -142,3 +142,21 @@ template <> __device__ inline void store(uint4* to, uint4 word, Policy policy) {
 }
 #endif
 __device__ inline Math element_at(const void* base, long long index) { return widen(((const Element*)base)[index]); }
+
+// The value, which the compiler takes for a new one. So it converts what was read where that is used, and not where it was read: then
+// the loads in between would wait for it.
+__device__ inline f32 late(f32 value) {
+    f32 same;
+    asm volatile("mov.b32 %0, %1;" : "=f"(same) : "f"(value));
+    return same;
+}
+__device__ inline f64 late(f64 value) {
+    f64 same;
+    asm volatile("mov.b64 %0, %1;" : "=d"(same) : "d"(value));
+    return same;
+}
+template <class Half> __device__ inline Half late(Half value) {
+    Half same;
+    asm volatile("mov.b16 %0, %1;" : "=h"(same.bits) : "h"(value.bits));
+    return same;
+}
