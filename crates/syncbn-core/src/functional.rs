@@ -109,6 +109,9 @@ pub struct FunctionalBatchNorm<B: Backend, P: Param> {
     group: Group<B>,
     uses: AtomicU64,
     workspaces: Mutex<Vec<B::Workspace>>,
+    /// Whether the [`SyncBatchNorm`](crate::SyncBatchNorm) that owns this moves its running statistics, which ranks compare. Frameworks
+    /// may move them apart on one rank and within the pass on another, so it is true for them.
+    pub(crate) updates_running: bool,
     params: PhantomData<P>,
 }
 
@@ -148,6 +151,7 @@ impl<B: Backend, P: Param> FunctionalBatchNorm<B, P> {
             group,
             uses: AtomicU64::new(0),
             workspaces: Mutex::new(vec![workspace]),
+            updates_running: true,
             params: PhantomData,
         })
     }

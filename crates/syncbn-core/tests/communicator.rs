@@ -9,8 +9,9 @@ use std::sync::{Arc, Mutex};
 use example_backend::Plain;
 use syncbn_core::functional::{Forward, Statistics};
 use syncbn_core::{
-    CollectiveId, CollectiveKind, CommError, CommErrorKind, Communicator, Config, FunctionalBatchNorm, Group,
-    HostCommunicator, NonFinite, Numbers, Pass, RunningMut, SingleRank, ViaHost, View, ViewMut, saved_len,
+    CollectiveId, CollectiveKind, CommError, CommErrorKind, Communicator, Config, FunctionalBatchNorm,
+    Gradients, Group, HostCommunicator, NonFinite, Numbers, ParamGradients, Pass, RunningMut, SingleRank,
+    SyncBatchNorm, ViaHost, View, ViewMut, saved_len,
 };
 
 /// Rank 2 of 5, in a group that is sound until it is told otherwise, and whose every sum is 7.
@@ -150,7 +151,7 @@ fn identities_say_the_first_thing_in_which_they_differ() {
         (one().with_kind(CollectiveKind::AllReduce), "pass"),
         (one().with_use(2, 4), "use"),
         (longer, "number of numbers"),
-        (one().with_layer(1, 3), "settings (eps, momentum, affine, tracking or type of parameters)"),
+        (one().with_layer(1, 3), "settings (eps, momentum, affine, tracking, updates or type of parameters)"),
     ] {
         assert_eq!((one().difference(&other), other.difference(&one())), (Some(what), Some(what)));
     }
@@ -179,4 +180,25 @@ fn ranks_compare_the_momentum_of_each_update() {
     let settings: Vec<_> = calls.0.lock().unwrap().iter().map(|id| id.settings).collect();
     assert_eq!(settings[0], settings[1], "the layer's own momentum");
     assert!(settings[2] != settings[1] && settings[3] != settings[1] && settings[2] != settings[3]);
+}
+
+/// A rank that leaves its running statistics as they are would drift apart from the others. Only forward passes move them.
+#[test]
+fn ranks_compare_whether_a_forward_pass_updates_running_statistics() {
+    let calls = Arc::new(Noting::default());
+    let group = ViaHost(Arc::clone(&calls));
+    let mut layer = SyncBatchNorm::<Plain, f32>::new("bn", Config::new(1), Plain, &(), group).unwrap();
+    let x = || View::<Plain, f32>::channels_first(&[1.0, 2.0], &[2, 1]).unwrap();
+    for updates in [true, false] {
+        let mut y = [0.0; 2];
+        layer.set_updates_running_stats(updates);
+        let saved = layer.forward(&(), x(), ViewMut::channels_first(&mut y[..], &[2, 1])).unwrap();
+        layer.set_updates_running_stats(true);
+        let gradients = Gradients::parameters_only(x());
+        layer.backward(&(), &saved, x(), gradients, ParamGradients::default()).unwrap();
+    }
+    let calls = calls.0.lock().unwrap();
+    let [forward, backward, without_update, last] = &calls[..] else { panic!("{calls:?}") };
+    assert_ne!(forward.settings, without_update.settings);
+    assert_eq!((forward.settings, backward.settings), (backward.settings, last.settings));
 }

@@ -117,9 +117,11 @@ impl<B: Backend, P: Param> FunctionalBatchNorm<B, P> {
     fn collective(&self, call: GroupCall) -> CollectiveId {
         let GroupCall { pass, use_number, momentum } = call;
         let length = pass.message_len(self.config.channels, P::DTYPE);
+        let updates = pass == Pass::Backward || self.updates_running;
+        let settings = Config { momentum, ..self.config }.digest(P::DTYPE, updates);
         CollectiveId::new(Arc::clone(&self.name), length)
             .with_kind(CollectiveKind::Pass(pass))
-            .with_layer(self.ordinal, Config { momentum, ..self.config }.digest(P::DTYPE))
+            .with_layer(self.ordinal, settings)
             .with_use(use_number, self.group.step())
     }
 
