@@ -37,11 +37,11 @@ fn a_var_map_saves_and_loads_all_five_tensors() {
         norm.forward_t(&drawn(&[4, 3, 5], DType::F32, seed), true).unwrap();
     }
     assert_eq!(norm.num_batches_tracked().unwrap().to_scalar::<i64>().unwrap(), 4);
-    let file = std::env::temp_dir().join(format!("syncbn-candle-{}.safetensors", std::process::id()));
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("layer.safetensors");
     vars.save(&file).unwrap();
     let (mut loaded, other) = layer(3, 1e-5, DType::F32, &alone()).unwrap();
     loaded.load(&file).unwrap();
-    std::fs::remove_file(&file).unwrap();
     for (one, other) in [
         (norm.running_mean(), other.running_mean()),
         (norm.running_var(), other.running_var()),
