@@ -129,7 +129,8 @@ mod tests {
     use crate::cargo::tests_of;
 
     /// The tests of the CUDA backend that are in no part, and why.
-    const LEFT_OUT: [(&str, &str); 1] = [("block_order", "devices start blocks in the order of their numbers")];
+    const LEFT_OUT: [(&str, &str); 1] =
+        [("block_order", "devices start blocks in the order of their numbers")];
 
     #[test]
     fn every_test_of_the_cuda_backend_is_in_one_part_or_left_out_for_a_reason() -> anyhow::Result<()> {
