@@ -117,8 +117,9 @@ impl<B: Backend, P: Param> FunctionalBatchNorm<B, P> {
     /// of this layer alone; [`SingleRank`](crate::SingleRank) is local batch norm. The ranks of a group make their layers in the
     /// same order. `queue` is used to allocate.
     ///
-    /// The passes use `channels` and `eps` of `config`. The momentum of an update is that of [`RunningMut`](crate::RunningMut), and `config`'s is what a
-    /// framework may read again from [`config`](Self::config). Ranks compare all settings, and the momentum of each update.
+    /// The passes use `channels` and `eps` of `config`. An update has the momentum and the [`NonFinite`](crate::NonFinite) of
+    /// [`RunningMut`](crate::RunningMut), and `config`'s are what a framework may read again from [`config`](Self::config). Ranks compare
+    /// all settings, and in a pass that updates those of the update.
     ///
     /// # Errors
     ///

@@ -81,7 +81,9 @@ impl<B: Backend, P: Param> FunctionalBatchNorm<B, P> {
                 return Ok(self.token(Scope::Frozen, 0, geometry));
             }
         };
-        let momentum = running.as_ref().map_or(self.config.momentum, |running| running.momentum);
+        let settings = running.as_ref().map_or(self.config, |running| {
+            self.config.with_momentum(running.momentum).with_non_finite(running.non_finite)
+        });
         let mut workspace = self.take_workspace(&context, queue)?;
         let args = ForwardArgs {
             x: x.reborrow(),
@@ -95,7 +97,7 @@ impl<B: Backend, P: Param> FunctionalBatchNorm<B, P> {
         };
         let run = |meeting: Meeting<'_, B>| self.backend.forward(queue, args, meeting);
         let use_number = match scope {
-            Scope::Group => self.next_use(&context, queue, momentum, run),
+            Scope::Group => self.next_use(&context, queue, settings, run),
             Scope::Local | Scope::Frozen => self.alone(&context, queue, run).map(|()| 0),
         };
         self.give_back(workspace);
@@ -216,8 +218,8 @@ impl<B: Backend, P: Param> FunctionalBatchNorm<B, P> {
         let run = |meeting: Meeting<'_, B>| self.backend.backward(queue, args, meeting);
         let result = match token.scope {
             Scope::Group => {
-                let (use_number, momentum) = (token.use_number, self.config.momentum);
-                self.meet(&context, queue, GroupCall { pass: Pass::Backward, use_number, momentum }, run)
+                let (use_number, settings) = (token.use_number, self.config);
+                self.meet(&context, queue, GroupCall { pass: Pass::Backward, use_number, settings }, run)
             }
             Scope::Local | Scope::Frozen => self.alone(&context, queue, run),
         };
