@@ -1,6 +1,7 @@
 //! The devices of this process.
 
 use std::env;
+use std::ffi::c_int;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
@@ -58,14 +59,27 @@ pub(crate) fn settings() -> Result<&'static Settings, &'static str> {
     SETTINGS.get_or_init(read).as_ref().map_err(String::as_str)
 }
 
+static DEVICES: OnceLock<Vec<Device>> = OnceLock::new();
+
 /// All devices; none if the settings are wrong.
 pub(crate) fn devices() -> &'static [Device] {
-    static DEVICES: OnceLock<Vec<Device>> = OnceLock::new();
     DEVICES.get_or_init(|| {
         thread::spawn(wake_streams);
+        // SAFETY: the function is called before this library is unloaded, if it ever is.
+        unsafe { atexit(check_memory) };
         let count = settings().map_or(0, |settings| settings.devices);
         (0..count).filter_map(Device::new).collect()
     })
+}
+
+unsafe extern "C" {
+    /// The C library's: calls the function when the process ends by itself.
+    fn atexit(function: extern "C" fn()) -> c_int;
+}
+
+/// Looks behind the regions that nobody has freed.
+extern "C" fn check_memory() {
+    DEVICES.get().into_iter().flatten().for_each(|device| device.memory.check());
 }
 
 /// Wakes the streams that have work, every millisecond.

@@ -10,7 +10,7 @@
 //!   `SYNCBN_EMULATED_ORDER=backwards`, which CUDA allows, too. The threads of a block are coroutines that give each
 //!   other turns where they wait. A block whose threads wait for different things ends with an error.
 //! - Memory of a device is memory that other processes can open. It starts as NaNs. If something was written behind a
-//!   region, the process ends when the region is freed.
+//!   region, the process aborts when the region is freed, or at its end.
 //!
 //! What it cannot show: speed; what goes wrong only if blocks, or the threads of a block between two waits, run at the same time (a missing
 //! barrier, fence or wait for the previous kernel); static shared memory that is read before it is written; operands of an instruction in

@@ -75,16 +75,11 @@ impl Memory {
     pub(crate) fn free(&self, address: usize) -> Result<(), String> {
         let mut regions = self.regions.lock().unwrap_or_else(PoisonError::into_inner);
         let offset = address.wrapping_sub(self.base);
-        let Some(Used { mut len, bytes }) = regions.used.remove(&offset) else {
+        let Some(used) = regions.used.remove(&offset) else {
             return Err(format!("freeing {address:#x}, where no region begins"));
         };
-        // SAFETY: it is mapped, and nobody may write it.
-        let behind = unsafe { slice::from_raw_parts((address + bytes) as *const u8, len - bytes) };
-        if behind.iter().any(|byte| *byte != UNTOUCHED) {
-            // Whoever frees memory may be past caring about errors.
-            eprintln!("something was written behind a region of {bytes} bytes");
-            process::abort();
-        }
+        used.check(address);
+        let mut len = used.len;
         if let Some(next) = regions.free.remove(&(offset + len)) {
             len += next;
         }
@@ -95,12 +90,32 @@ impl Memory {
         Ok(())
     }
 
+    /// Ends the process if something was written behind a region that is in use.
+    pub(crate) fn check(&self) {
+        let regions = self.regions.lock().unwrap_or_else(PoisonError::into_inner);
+        regions.used.iter().for_each(|(offset, used)| used.check(self.base + offset));
+    }
+
     /// What another process needs to open the region at this address.
     pub(crate) fn export(&self, address: usize) -> Option<Handle> {
         let offset = address.wrapping_sub(self.base);
         let regions = self.regions.lock().unwrap_or_else(PoisonError::into_inner);
         regions.used.get(&offset)?;
         Some(Handle { process: process::id(), file: self.file.as_raw_fd(), offset })
+    }
+}
+
+impl Used {
+    /// Ends the process if something was written behind the region.
+    fn check(&self, address: usize) {
+        let Self { len, bytes } = *self;
+        // SAFETY: it is mapped, and nobody may write it.
+        let behind = unsafe { slice::from_raw_parts((address + bytes) as *const u8, len - bytes) };
+        if behind.iter().any(|byte| *byte != UNTOUCHED) {
+            // Whoever frees memory, or ends, may be past caring about errors.
+            eprintln!("something was written behind a region of {bytes} bytes");
+            process::abort();
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::env;
 use std::ffi::{CString, c_int, c_void};
+use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 use std::ptr::{null, null_mut};
 
@@ -17,6 +18,7 @@ struct Device {
 
 type Code = c_int;
 const LAUNCH_FAILED: Code = 719;
+const SIGABRT: c_int = 6;
 const THREADS: u32 = 64;
 
 /// `CUlaunchConfig`.
@@ -144,21 +146,34 @@ fn a_barrier_that_only_some_threads_come_to_is_an_error() {
 }
 
 #[test]
-fn what_is_written_behind_a_region_ends_the_process() {
+fn what_is_written_behind_a_region_is_found_when_it_is_freed() {
+    let Some(x) = written_behind("what_is_written_behind_a_region_is_found_when_it_is_freed") else { return };
+    Device::open(2).call1("cuMemFree_v2", x);
+    panic!("it was not found");
+}
+
+#[test]
+fn what_is_written_behind_a_region_that_is_never_freed_is_found_at_the_end() {
+    let _ = written_behind("what_is_written_behind_a_region_that_is_never_freed_is_found_at_the_end");
+}
+
+/// In a process of its own, which has to abort, that runs the test of this name again: a region that was written behind.
+fn written_behind(test: &str) -> Option<usize> {
     const CHILD: &str = "SYNCBN_TEST_CHILD";
     if env::var_os(CHILD).is_none() {
-        let name = "what_is_written_behind_a_region_ends_the_process";
         let mut child = Command::new(env::current_exe().unwrap());
-        let output = child.args(["--exact", name]).env(CHILD, "1").output().unwrap();
+        let output = child.args(["--exact", "--nocapture", test]).env(CHILD, "1").output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(!output.status.success() && said.contains("written behind a region of 256 bytes"), "{said}");
-        return;
+        assert_eq!(output.status.signal(), Some(SIGABRT), "{said}");
+        assert!(said.contains("written behind a region of 256 bytes"), "{said}");
+        return None;
     }
     let device = Device::open(2);
     let x = device.allocate(THREADS as usize * 4);
     device.launch("x[threadIdx.x + 1] = 0;", x);
     assert_eq!(device.synchronize(), 0);
-    device.call1("cuMemFree_v2", x);
+    std::mem::forget(device); // the library stays loaded, as in a program that uses CUDA
+    Some(x)
 }
 
 #[test]

@@ -42,6 +42,17 @@ pub(crate) fn metadata() -> Result<Metadata> {
     Ok(MetadataCommand::new().features(AllFeatures).other_options(vec!["--locked".into()]).exec()?)
 }
 
+/// The names of a crate's integration tests; an error if it has none.
+#[cfg(test)]
+pub(crate) fn tests_of(package: &str) -> Result<Vec<String>> {
+    let metadata = metadata()?;
+    let package = metadata.packages.iter().find(|found| found.name == package);
+    let targets = package.into_iter().flat_map(|package| &package.targets);
+    let tests: Vec<_> = targets.filter(|target| target.is_test()).map(|target| target.name.clone()).collect();
+    ensure!(!tests.is_empty(), "no tests");
+    Ok(tests)
+}
+
 /// The crates that are for a registry.
 pub(crate) fn published(metadata: &Metadata) -> impl Iterator<Item = &Package> {
     let kept_back = |package: &Package| package.publish.as_ref().is_some_and(Vec::is_empty);

@@ -17,13 +17,14 @@ use crate::cargo::{cargo, metadata, run};
 type Run = (&'static [&'static str], Option<&'static str>, &'static str);
 const CUDA: &str = "--package=syncbn-cuda";
 const FAULTS: &[&str] = &["--package=cuda-emulator", "--features=faults", "--test=faults"];
-const RUNS: [Run; 5] = [
+const RUNS: [Run; 6] = [
     (FAULTS, None, "forwards"),
     (FAULTS, None, "backwards"),
     (&[CUDA, "--test=conformance", "--test=errors", "--test=graph", "--test=memory"], None, "forwards"),
     (&[CUDA, "--test=conformance"], None, "backwards"),
     // Each of these groups needs all devices.
     (&[CUDA, "--test=peers", "--test=processes"], Some("--test-threads=1"), "forwards"),
+    (&[CUDA, "--test=block_order"], None, "backwards"),
 ];
 /// The emulator's own tests have a device each.
 const DEVICES_OF_FAULTS: usize = 4;
@@ -84,4 +85,26 @@ fn link(library: &Utf8Path, name: &Utf8Path) -> Result<()> {
         fs::remove_file(name)?;
     }
     symlink(library, name).with_context(|| format!("linking {name} to {library}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{CUDA, RUNS};
+    use crate::cargo::tests_of;
+
+    /// The tests of the CUDA backend that are in no run, and why.
+    const LEFT_OUT: [(&str, &str); 2] =
+        [("kernels", "what NVRTC compiles is not emulated"), ("nccl", "NCCL is not emulated")];
+
+    #[test]
+    fn every_test_of_the_cuda_backend_is_in_a_run_or_left_out_for_a_reason() -> anyhow::Result<()> {
+        let runs = || RUNS.iter().map(|(tests, ..)| tests).filter(|tests| tests.contains(&CUDA));
+        for name in tests_of("syncbn-cuda")? {
+            let option = format!("--test={name}");
+            let is_run = runs().any(|tests| tests.contains(&option.as_str()));
+            let is_left_out = LEFT_OUT.iter().any(|(left_out, _)| *left_out == name);
+            assert!(is_run != is_left_out, "{name}: is in a run: {is_run}, is left out: {is_left_out}");
+        }
+        Ok(())
+    }
 }

@@ -61,6 +61,22 @@ pub enum Error {
         /// Its type.
         got: DType,
     },
+    /// A variable has a value that no batch norm can have: a variance below 0, or a counter that is not a whole number from 0 on.
+    #[error("{operation} of layer `{layer}`: {tensor} is {got} in channel {channel}, expected {expected}")]
+    Value {
+        /// What was asked for.
+        operation: &'static str,
+        /// The layer.
+        layer: String,
+        /// The variable.
+        tensor: &'static str,
+        /// The first channel with such a value; 0 for the counter.
+        channel: usize,
+        /// What values are possible.
+        expected: &'static str,
+        /// The value.
+        got: f64,
+    },
     /// A setting has no counterpart on the other side.
     #[error("{operation} of layer `{layer}`: {what}")]
     Unsupported {

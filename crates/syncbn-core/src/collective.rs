@@ -29,7 +29,8 @@ pub struct CollectiveId {
     pub use_number: u64,
     /// The trainer's step ([`Group::set_step`](crate::Group::set_step)).
     pub step: u64,
-    /// A digest of the layer's settings and of the type of its parameters; 0 for plain sums.
+    /// A digest of the layer's settings, of the type of its parameters and, in a forward pass, of whether it updates running statistics
+    /// ([`set_updates_running_stats`](crate::SyncBatchNorm::set_updates_running_stats)); 0 for plain sums.
     pub settings: u64,
 }
 
@@ -95,7 +96,7 @@ impl CollectiveId {
             (self.length != other.length, "number of numbers"),
             (
                 self.settings != other.settings,
-                "settings (eps, momentum, affine, tracking or type of parameters)",
+                "settings (eps, momentum, affine, tracking, updates or type of parameters)",
             ),
         ];
         differences.into_iter().find_map(|(differs, what)| differs.then_some(what))

@@ -73,8 +73,9 @@ impl Config {
         Self { non_finite, ..self }
     }
 
-    /// The settings as one number, the same on every rank and in every build: what ranks compare (FNV-1a of 64 bits).
-    pub(crate) fn digest(&self, params: Dtype) -> u64 {
+    /// The settings of a layer with such parameters as one number, the same on every rank and in every build: what ranks compare
+    /// (FNV-1a of 64 bits).
+    pub(crate) fn digest(&self, params: Dtype, updates_running_stats: bool) -> u64 {
         let Self { channels, eps, momentum, affine, track_running_stats, non_finite } = *self;
         // No momentum is NaN.
         let momentum = momentum.unwrap_or(f64::NAN);
@@ -86,6 +87,7 @@ impl Config {
             u64::from(track_running_stats),
             u64::from(non_finite == NonFinite::Skip),
             u64::from(params == Dtype::F64),
+            u64::from(updates_running_stats),
         ];
         fnv(words.into_iter().flat_map(u64::to_le_bytes))
     }

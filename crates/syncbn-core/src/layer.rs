@@ -71,7 +71,6 @@ pub struct SyncBatchNorm<B: Storage, P: Param> {
 struct Mode {
     training: bool,
     frozen: bool,
-    updates_running: bool,
 }
 
 struct Affine<B: Storage, P: Param> {
@@ -116,7 +115,7 @@ impl<B: Storage, P: Param> SyncBatchNorm<B, P> {
         } else {
             None
         };
-        let mode = Mode { training: true, frozen: false, updates_running: true };
+        let mode = Mode { training: true, frozen: false };
         Ok(Self { inner, affine, tracked, mode, trust: Trust::Clean, parameters: 0 })
     }
 
@@ -160,9 +159,10 @@ impl<B: Storage, P: Param> SyncBatchNorm<B, P> {
         self.mode.frozen
     }
 
-    /// Whether training passes update the running statistics and their counter, which they do in a new layer.
+    /// Whether training passes update the running statistics and their counter, which they do in a new layer. Every rank sets the same
+    /// before its next forward pass: ranks compare it, or their running statistics would drift apart.
     pub fn set_updates_running_stats(&mut self, updates: bool) {
-        self.mode.updates_running = updates;
+        self.inner.updates_running = updates;
     }
 
     /// Changes the momentum: the weight of the newest batch in the running statistics, 0 to 1, or `None` for the cumulative average. Every

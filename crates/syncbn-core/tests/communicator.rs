@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot be set up fails")]
 
+use std::collections::HashSet;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -9,8 +10,9 @@ use std::sync::{Arc, Mutex};
 use example_backend::Plain;
 use syncbn_core::functional::{Forward, Statistics};
 use syncbn_core::{
-    CollectiveId, CollectiveKind, CommError, CommErrorKind, Communicator, Config, FunctionalBatchNorm, Group,
-    HostCommunicator, NonFinite, Numbers, Pass, RunningMut, SingleRank, ViaHost, View, ViewMut, saved_len,
+    CollectiveId, CollectiveKind, CommError, CommErrorKind, Communicator, Config, FunctionalBatchNorm,
+    Gradients, Group, HostCommunicator, NonFinite, Numbers, ParamGradients, Pass, RunningMut, SingleRank,
+    SyncBatchNorm, ViaHost, View, ViewMut, saved_len,
 };
 
 /// Rank 2 of 5, in a group that is sound until it is told otherwise, and whose every sum is 7.
@@ -150,33 +152,62 @@ fn identities_say_the_first_thing_in_which_they_differ() {
         (one().with_kind(CollectiveKind::AllReduce), "pass"),
         (one().with_use(2, 4), "use"),
         (longer, "number of numbers"),
-        (one().with_layer(1, 3), "settings (eps, momentum, affine, tracking or type of parameters)"),
+        (one().with_layer(1, 3), "settings (eps, momentum, affine, tracking, updates or type of parameters)"),
     ] {
         assert_eq!((one().difference(&other), other.difference(&one())), (Some(what), Some(what)));
     }
 }
 
-/// The momentum of an update comes with the call, and ranks compare it: with another one their running statistics would drift apart.
+/// The settings of an update come with the call, and ranks compare them: with others their running statistics would drift apart.
 #[test]
-fn ranks_compare_the_momentum_of_each_update() {
+fn ranks_compare_the_settings_of_each_update() {
     let calls = Arc::new(Noting::default());
     let (config, group) = (Config::new(1).with_momentum(Some(0.1)), ViaHost(Arc::clone(&calls)));
     let layer = FunctionalBatchNorm::<Plain, f32>::new("bn", config, Plain, &(), group).unwrap();
-    for momentum in [None, Some(Some(0.1)), Some(Some(0.9)), Some(None)] {
+    let (propagate, skip) = (NonFinite::Propagate, NonFinite::Skip);
+    for update in [
+        None,
+        Some((Some(0.1), propagate)),
+        Some((Some(0.9), propagate)),
+        Some((None, propagate)),
+        Some((Some(0.1), skip)),
+    ] {
         let (mut mean, mut var, mut tracked) = ([0.0], [1.0], [0]);
         let (mut y, mut saved) = ([0.0; 2], [0.0; saved_len(1)]);
-        let running = momentum.map(|momentum| RunningMut::<Plain, f32> {
+        let running = update.map(|(momentum, non_finite)| RunningMut::<Plain, f32> {
             mean: &mut mean[..],
             var: &mut var[..],
             num_batches_tracked: &mut tracked[..],
             momentum,
-            non_finite: NonFinite::Propagate,
+            non_finite,
         });
         let x = View::<Plain, f32>::channels_first(&[1.0, 2.0], &[2, 1]).unwrap();
         let to_y = ViewMut::channels_first(&mut y[..], &[2, 1]).unwrap();
         layer.forward(&(), Forward::new(x, to_y, Statistics::Group { running }, &mut saved[..])).unwrap();
     }
     let settings: Vec<_> = calls.0.lock().unwrap().iter().map(|id| id.settings).collect();
-    assert_eq!(settings[0], settings[1], "the layer's own momentum");
-    assert!(settings[2] != settings[1] && settings[3] != settings[1] && settings[2] != settings[3]);
+    assert_eq!(settings[0], settings[1], "the layer's own settings");
+    let different: HashSet<_> = settings[1..].iter().collect();
+    assert_eq!(different.len(), 4, "{settings:?}");
+}
+
+/// A rank that leaves its running statistics as they are would drift apart from the others. Only forward passes move them.
+#[test]
+fn ranks_compare_whether_a_forward_pass_updates_running_statistics() {
+    let calls = Arc::new(Noting::default());
+    let group = ViaHost(Arc::clone(&calls));
+    let mut layer = SyncBatchNorm::<Plain, f32>::new("bn", Config::new(1), Plain, &(), group).unwrap();
+    let x = || View::<Plain, f32>::channels_first(&[1.0, 2.0], &[2, 1]).unwrap();
+    for updates in [true, false] {
+        let mut y = [0.0; 2];
+        layer.set_updates_running_stats(updates);
+        let saved = layer.forward(&(), x(), ViewMut::channels_first(&mut y[..], &[2, 1])).unwrap();
+        layer.set_updates_running_stats(true);
+        let gradients = Gradients::parameters_only(x());
+        layer.backward(&(), &saved, x(), gradients, ParamGradients::default()).unwrap();
+    }
+    let calls = calls.0.lock().unwrap();
+    let [forward, backward, without_update, last] = &calls[..] else { panic!("{calls:?}") };
+    assert_ne!(forward.settings, without_update.settings);
+    assert_eq!((forward.settings, backward.settings), (backward.settings, last.settings));
 }

@@ -176,6 +176,11 @@ macro_rules! __laws_of_wide_types {
             squares_beyond_the_type_are_not_finite,
             forward::squares_beyond_the_type_are_not_finite::<_>
         );
+        $crate::__law!(
+            $harness,
+            the_square_of_invstd_may_overflow,
+            backward::the_square_of_invstd_may_overflow::<_>
+        );
         $crate::__law!($harness, onnx_node_tests_pass, golden::onnx_node_tests_pass::<_, f64>);
         $crate::__law!(
             $harness,

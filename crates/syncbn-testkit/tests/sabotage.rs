@@ -231,6 +231,11 @@ fn a_backend_that_claims_to_meet_its_peers_and_does_not() {
     );
 }
 
+#[test]
+fn a_square_of_invstd_that_overflows() {
+    fails(Flaw::SquaresInvstd, GroupFlaw::None, backward::the_square_of_invstd_may_overflow::<Broken>);
+}
+
 /// What a law says of a flaw.
 fn text(flaw: Flaw, law: Law) -> String {
     match law(&Broken::new(flaw, GroupFlaw::None)) {

@@ -26,7 +26,9 @@ const BUILD: &str = "construction";
 ///
 /// # Errors
 ///
-/// Settings out of range, a device or type without kernels, and what the `VarBuilder` reports.
+/// Settings out of range, a device or type without kernels, and what the `VarBuilder` reports. [`Error::Value`]: the `VarBuilder` has a
+/// variance below 0 (NaN is taken, since training may have made it), or a counter that is not a whole number from 0 on. What is loaded
+/// into the variables later is not looked at.
 #[allow(clippy::needless_pass_by_value)] // as candle's own layers take it
 pub fn sync_batch_norm(
     channels: usize,
@@ -46,7 +48,8 @@ pub fn sync_batch_norm(
     let get = |name, value| vb.get_with_hints(channels, name, Init::Const(value));
     let weight = config.affine.then(|| get("weight", 1.0)).transpose()?;
     let bias = config.affine.then(|| get("bias", 0.0)).transpose()?;
-    let running = || running(&name, &get("running_mean", 0.0)?, &get("running_var", 1.0)?, counter(&vb)?);
+    let running =
+        || running(&name, &get("running_mean", 0.0)?, &get("running_var", 1.0)?, counter(&name, &vb)?);
     let running = config.track_running_stats.then(running).transpose()?;
     let placeholder = Tensor::zeros(1, dtype, vb.device())?;
     Ok(SyncBatchNorm { passes, config, group: group.clone(), weight, bias, running, placeholder })
@@ -54,6 +57,10 @@ pub fn sync_batch_norm(
 
 /// Running statistics in these variables, or in copies of what are none.
 fn running(layer: &str, mean: &Tensor, var: &Tensor, num_batches_tracked: Var) -> Result<Running> {
+    let vars = wide(var)?.to_vec1::<f64>()?;
+    if let Some((channel, &got)) = vars.iter().enumerate().find(|(_, var)| **var < 0.0) {
+        return Err(no_value(layer, "running_var", channel, "at least 0", got));
+    }
     let running = Running { mean: Var::from_tensor(mean)?, var: Var::from_tensor(var)?, num_batches_tracked };
     if running.are_distinct() {
         return Ok(running);
@@ -61,12 +68,38 @@ fn running(layer: &str, mean: &Tensor, var: &Tensor, num_batches_tracked: Var) -
     Err(unsupported(BUILD, layer, "running mean and variance are one variable"))
 }
 
-fn counter(vb: &VarBuilder<'_>) -> Result<Var> {
+fn counter(layer: &str, vb: &VarBuilder<'_>) -> Result<Var> {
     const NAME: &str = "num_batches_tracked";
-    match vb.get_with_hints_dtype((), NAME, Init::Const(0.0), DType::I64) {
+    let get = |dtype| vb.get_with_hints_dtype((), NAME, Init::Const(0.0), dtype);
+    if vb.contains_tensor(NAME) {
+        // Before it becomes an i64, which is 0 for a NaN.
+        let got = wide(&get(DType::F64)?)?.to_scalar::<f64>()?;
+        if got < 0.0 || got.fract() != 0.0 {
+            return Err(no_value(layer, NAME, 0, "a whole number from 0 on", got));
+        }
+    }
+    match get(DType::I64) {
+        Ok(found) if found.dtype() != DType::I64 => {
+            let (layer, got) = (layer.into(), found.dtype());
+            Err(Error::Dtype { operation: BUILD, layer, tensor: NAME, expected: "i64", got }.into())
+        }
         Err(_) if !vb.contains_tensor(NAME) => Var::zeros((), DType::I64, vb.device()),
         found => Var::from_tensor(&found?),
     }
+}
+
+fn wide(tensor: &Tensor) -> Result<Tensor> {
+    tensor.to_dtype(DType::F64)
+}
+
+fn no_value(
+    layer: &str,
+    tensor: &'static str,
+    channel: usize,
+    expected: &'static str,
+    got: f64,
+) -> candle_core::Error {
+    Error::Value { operation: BUILD, layer: layer.into(), tensor, channel, expected, got }.into()
 }
 
 fn passes(

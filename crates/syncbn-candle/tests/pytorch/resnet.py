@@ -4,7 +4,7 @@
     python resnet.py make .                 # resnet.safetensors (the state dict) and evaluated.safetensors (x and y)
     python resnet.py check WRITTEN          # loads a file strictly, evaluates it, and compares with both
 
-The test leaves what it writes in the folder for temporary files, as syncbn-resnet-written.safetensors.
+With SYNCBN_RESNET=WRITTEN, the whole path of a file, the test keeps there what it writes.
 """
 
 import pathlib

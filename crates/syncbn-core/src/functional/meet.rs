@@ -16,12 +16,12 @@ use crate::scalar::Param;
 
 use super::FunctionalBatchNorm;
 
-/// A pass of the group: which, and the momentum that it uses, which ranks compare.
+/// A pass of the group: which, and the settings that it uses, which ranks compare.
 #[derive(Clone, Copy)]
 pub(super) struct GroupCall {
     pub(super) pass: Pass,
     pub(super) use_number: u64,
-    pub(super) momentum: Option<f64>,
+    pub(super) settings: Config,
 }
 
 type Run<B> = Result<(), PassError<<B as Backend>::Error>>;
@@ -44,11 +44,11 @@ impl<B: Backend, P: Param> FunctionalBatchNorm<B, P> {
         &self,
         context: &PassContext<'_, B>,
         queue: &B::Queue,
-        momentum: Option<f64>,
+        settings: Config,
         run: impl FnOnce(Meeting<'_, B>) -> Run<B>,
     ) -> Result<u64, Error> {
         let use_number = self.uses.load(Ordering::Relaxed);
-        self.meet(context, queue, GroupCall { pass: Pass::Forward, use_number, momentum }, run)?;
+        self.meet(context, queue, GroupCall { pass: Pass::Forward, use_number, settings }, run)?;
         Ok(use_number)
     }
 
@@ -115,11 +115,12 @@ impl<B: Backend, P: Param> FunctionalBatchNorm<B, P> {
     }
 
     fn collective(&self, call: GroupCall) -> CollectiveId {
-        let GroupCall { pass, use_number, momentum } = call;
+        let GroupCall { pass, use_number, settings } = call;
         let length = pass.message_len(self.config.channels, P::DTYPE);
+        let updates = pass == Pass::Backward || self.updates_running;
         CollectiveId::new(Arc::clone(&self.name), length)
             .with_kind(CollectiveKind::Pass(pass))
-            .with_layer(self.ordinal, Config { momentum, ..self.config }.digest(P::DTYPE))
+            .with_layer(self.ordinal, settings.digest(P::DTYPE, updates))
             .with_use(use_number, self.group.step())
     }
 

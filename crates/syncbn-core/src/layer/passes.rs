@@ -93,7 +93,7 @@ impl<B: Storage, P: Param> SyncBatchNorm<B, P> {
         let memory = self.inner.backend().saved(queue, self.config().channels);
         let mut memory = context.device(Stage::Allocation, memory)?;
         let (momentum, non_finite) = (self.config().momentum, self.config().non_finite);
-        let updates = self.mode.updates_running;
+        let updates = self.inner.updates_running;
         let statistics = match &mut self.tracked {
             Some(tracked) if group && updates => Statistics::Group {
                 running: Some(RunningMut {

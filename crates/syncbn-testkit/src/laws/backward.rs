@@ -1,6 +1,6 @@
 //! The results of a backward pass: dx of the whole batch, and each rank's own gradients of weight and bias.
 
-use syncbn_core::{CollectiveId, Element, Gradients, HostCommunicator, Kernels, State};
+use syncbn_core::{CollectiveId, Element, Gradients, HostCommunicator, Kernels, Layout, State};
 
 use crate::bits::{same_bits, same_state};
 use crate::expected::{Expected, train};
@@ -184,6 +184,35 @@ where
         check(&format!("d_weight[{c}]"), all(|g| &g.d_weight), weight)?;
         let bias = slope(moved(h, |s| &mut s.bias)?, moved(-h, |s| &mut s.bias)?);
         check(&format!("d_bias[{c}]"), all(|g| &g.d_bias), bias)?;
+    }
+    Ok(())
+}
+
+/// Of `f64`: a variance and an eps so small that the square of invstd overflows. dx is as exact as ever where it is finite itself, and a
+/// constant channel has one, too.
+pub fn the_square_of_invstd_may_overflow<H: Harness>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<f64>,
+{
+    for std in [4e-155, 0.0] {
+        for (samples, layout) in [
+            (vec![5], Layout::ChannelsFirst),
+            (vec![2, 0, 3], Layout::ChannelsFirst),
+            (vec![5], Layout::ChannelsLast),
+            (vec![3, 2], Layout::ChannelsLast),
+        ] {
+            let values = Values::Normal { mean: std / 4.0, std };
+            let case = Case { values, layout, eps: 1e-310, ..Case::plain(3, &[5, 3], &samples) };
+            let case = case.within(harness.max_world_size());
+            let mut state = case.state();
+            // With it dx is near 1e134, and weight invstd^3 sum_dy_xmu / M, which kernels may multiply x - mean by, near 1e289.
+            state.weight.iter_mut().flatten().for_each(|weight| *weight *= 1e-20);
+            let steps = ranks(harness, case.world_size(), |rank: &Rank<H::Backend>| {
+                let mut layer = rank.layer(case.config(), &state)?;
+                rank.train(&mut layer, &case.x::<f64>(rank.index), &case.dy::<f64>(rank.index), case.layout)
+            })?;
+            Expected::given(&case, state.clone()).check(&steps)?;
+        }
     }
     Ok(())
 }

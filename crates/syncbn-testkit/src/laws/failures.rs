@@ -169,8 +169,9 @@ where
     Ok(())
 }
 
-/// One rank of three is in another step of the trainer, calls its layer by another name, has other settings, or comes to two layers of
-/// one name in another order: a typed error on every rank, which tells what happened first and where each was.
+/// One rank of three is in another step of the trainer, calls its layer by another name, has other settings, comes to two layers of one
+/// name in another order, or leaves its running statistics as they are: a typed error on every rank, which tells what happened first and
+/// where each was.
 pub fn ranks_that_differ_all_hear_where_each_was<H: Harness, T: Element>(harness: &H) -> Outcome
 where
     H::Backend: Kernels<T>,
@@ -178,7 +179,7 @@ where
     need_ranks(harness, 3)?;
     need(harness, Ability::ComparesCalls)?;
     let case = Case::plain(3, &[4], &[2, 1, 2]);
-    let differences = ["step", "name", "settings", "order"];
+    let differences = ["step", "name", "settings", "order", "updates"];
     for what in differences {
         ranks(harness, 3, |rank: &Rank<H::Backend>| {
             let odd = rank.index == 2;
@@ -191,6 +192,7 @@ where
                 SyncBatchNorm::<_, T::Param>::new(name, config, backend, &rank.queue, group)
             };
             let (mut first, mut second) = (layer()?, layer()?);
+            first.set_updates_running_stats(!(odd && what == "updates"));
             let layer = if odd && what == "order" { &mut second } else { &mut first };
             let x = case.x::<T>(rank.index);
             let placed = Placed::new(rank, &x, case.layout)?;

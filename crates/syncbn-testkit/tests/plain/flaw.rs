@@ -20,6 +20,7 @@ pub(crate) enum Flaw {
     DxWithoutMeanTerm,
     DxWithoutSlope,
     DxWithLocalCount,
+    SquaresInvstd,
     DWeightWithoutInvstd,
     GradientsAdded,
     EmptyRankGivesNan,

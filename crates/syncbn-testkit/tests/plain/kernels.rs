@@ -143,6 +143,10 @@ impl<T: Element> Kernels<T> for Plain {
             match self.flaw {
                 Flaw::DxWithoutMeanTerm => terms.mean_dy = 0.0,
                 Flaw::DxWithoutSlope => terms.slope = 0.0,
+                Flaw::SquaresInvstd => {
+                    let per_square = sums.map_or(0.0, |(_, sum_dy_xmu)| sum_dy_xmu / batch.count);
+                    terms.slope = invstd * invstd * per_square;
+                }
                 Flaw::FrozenDifferentiated if sums.is_none() => terms.mean_dy = 0.1,
                 Flaw::InPlaceReadsLate if dy.is_none() => terms.mean_dy *= 1.001,
                 _ => {}
