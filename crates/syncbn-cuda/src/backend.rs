@@ -165,7 +165,7 @@ impl<T: Element> Kernels<T> for Cuda {
         grad_input::enqueue(self, self.open_queue(queue)?, args, None)
     }
 
-    /// A rank alone needs no message, and one launch for a small tensor.
+    /// A rank alone needs no message, and one launch where a tensor fits.
     fn forward(
         &self,
         queue: &Arc<CudaStream>,

@@ -1,5 +1,5 @@
-//! Which passes of a rank alone are one launch: those of small tensors, of which every block has whole channels and room for its part in
-//! shared memory. [`forward`](crate::forward) and [`backward`](crate::backward) enqueue them.
+//! Which passes of a rank alone are one launch: those of tensors of which every block has whole channels, and which the multiprocessors
+//! hold in shared memory, all of it at once. [`forward`](crate::forward) and [`backward`](crate::backward) enqueue them.
 
 use syncbn_core::{Element, Geometry};
 
@@ -8,9 +8,6 @@ use crate::error::CudaError;
 use crate::kernel::Kernel;
 use crate::plan::{LaunchPlan, Prefetch};
 use crate::raw::driver::{Function, Launch};
-
-/// The most bytes of a tensor. Of larger ones two launches read more at a time.
-const MOST_BYTES: usize = 1 << 20;
 
 /// A pass in one launch.
 pub(crate) struct OneLaunch {
@@ -29,7 +26,8 @@ impl OneLaunch {
         kernel: &'static Kernel,
     ) -> Result<Option<Self>, CudaError> {
         let size = size_of::<T>();
-        if geometry.is_empty() || geometry.len() * size > MOST_BYTES {
+        let room = cuda.multiprocessors().saturating_mul(cuda.shared_memory());
+        if geometry.is_empty() || geometry.len() > room / size {
             return Ok(None);
         }
         let plan = LaunchPlan::new(geometry, size, pointers, cuda.multiprocessors(), kernel)?;
