@@ -147,7 +147,7 @@ impl<T: Element> Kernels<T> for Cuda {
             self.kernel::<T>(kernel, &plan, false)?;
         }
         for kernel in PASSES {
-            OneLaunch::find::<T>(self, geometry, &[0], kernel)?;
+            OneLaunch::find::<T>(self, geometry, &[0], 0, kernel)?;
         }
         self.saved(queue, geometry.channels()).map(drop)
     }

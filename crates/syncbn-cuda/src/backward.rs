@@ -6,11 +6,11 @@ use syncbn_core::{Element, Gradients};
 use crate::access::{Access, OpenQueue};
 use crate::device::Cuda;
 use crate::error::CudaError;
-use crate::grad_input;
-use crate::kernel::{Kernel, Tuning};
+use crate::kernel::Kernel;
 use crate::one_launch::OneLaunch;
 use crate::raw::memory::Mem;
 use crate::raw::params::BackwardParams;
+use crate::{grad_input, grad_sums};
 
 pub(crate) const KERNEL: Kernel = Kernel {
     name: "backward",
@@ -22,10 +22,11 @@ pub(crate) const KERNEL: Kernel = Kernel {
     writes: true,
     meets: false,
     reads: 2,
-    scalar_up_to: 1 << 16,
-    rows: Tuning::new(512, 2, 2),
-    columns: Tuning::new(384, 2, 2),
-    columns_of_halves: Tuning::new(384, 1, 4),
+    // What decides how a tensor is walked is that of the kernel that only sums.
+    scalar_up_to: grad_sums::KERNEL.scalar_up_to,
+    rows: grad_sums::KERNEL.rows,
+    columns: grad_sums::KERNEL.columns,
+    columns_of_halves: grad_sums::KERNEL.columns_of_halves,
 };
 
 /// The pass in one launch, if it is to be had.
@@ -39,7 +40,7 @@ pub(crate) fn find<T: Element>(
         Gradients::InPlace(_) => dy,
         Gradients::ParametersOnly { dy: _ } => return Ok(None),
     };
-    OneLaunch::find::<T>(cuda, args.x.geometry(), &[args.x.mem().region.pointer, dy, dx], &KERNEL)
+    OneLaunch::find::<T>(cuda, args.x.geometry(), &[args.x.mem().region.pointer, dy], dx, &KERNEL)
 }
 
 pub(crate) fn enqueue<T: Element>(

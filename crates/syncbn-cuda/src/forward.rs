@@ -6,10 +6,10 @@ use syncbn_core::backend::{ForwardArgs, NormalizeArgs, Source};
 use crate::access::{Access, OpenQueue};
 use crate::device::Cuda;
 use crate::error::CudaError;
-use crate::kernel::{Kernel, Tuning};
-use crate::normalize;
+use crate::kernel::Kernel;
 use crate::one_launch::OneLaunch;
 use crate::raw::params::ForwardParams;
+use crate::{moments, normalize};
 
 pub(crate) const KERNEL: Kernel = Kernel {
     name: "forward",
@@ -21,10 +21,11 @@ pub(crate) const KERNEL: Kernel = Kernel {
     writes: true,
     meets: false,
     reads: 1,
-    scalar_up_to: 1 << 18,
-    rows: Tuning::new(512, 2, 4),
-    columns: Tuning::new(384, 2, 4),
-    columns_of_halves: Tuning::new(384, 1, 8),
+    // What decides how a tensor is walked is that of the kernel that only sums.
+    scalar_up_to: moments::KERNEL.scalar_up_to,
+    rows: moments::KERNEL.rows,
+    columns: moments::KERNEL.columns,
+    columns_of_halves: moments::KERNEL.columns_of_halves,
 };
 
 /// The pass in one launch, if it is to be had.
@@ -32,8 +33,8 @@ pub(crate) fn find<T: Element>(
     cuda: &Cuda,
     args: &ForwardArgs<'_, Cuda, T>,
 ) -> Result<Option<OneLaunch>, CudaError> {
-    let pointers = [args.x.mem().region.pointer, args.y.as_view().mem().region.pointer];
-    OneLaunch::find::<T>(cuda, args.x.geometry(), &pointers, &KERNEL)
+    let (x, y) = (args.x.mem().region.pointer, args.y.as_view().mem().region.pointer);
+    OneLaunch::find::<T>(cuda, args.x.geometry(), &[x], y, &KERNEL)
 }
 
 pub(crate) fn enqueue<T: Element>(

@@ -18,11 +18,13 @@ pub(crate) struct OneLaunch {
 }
 
 impl OneLaunch {
-    /// The launch of this kernel for tensors that begin at `pointers`, if it is to be had.
+    /// The launch of this kernel for tensors that begin at these addresses, if it is to be had. It walks them as the kernel does that only
+    /// sums, so the bits are the same.
     pub(crate) fn find<T: Element>(
         cuda: &Cuda,
         geometry: &Geometry,
-        pointers: &[u64],
+        read: &[u64],
+        written: u64,
         kernel: &'static Kernel,
     ) -> Result<Option<Self>, CudaError> {
         let size = size_of::<T>();
@@ -30,8 +32,8 @@ impl OneLaunch {
         if geometry.is_empty() || geometry.len() > room / size {
             return Ok(None);
         }
-        let plan = LaunchPlan::new(geometry, size, pointers, cuda.multiprocessors(), kernel)?;
-        if plan.walk.blocks_per_channel > 1 {
+        let plan = LaunchPlan::new(geometry, size, read, cuda.multiprocessors(), kernel)?;
+        if plan.walk.blocks_per_channel > 1 || !written.is_multiple_of((plan.vec * size) as u64) {
             return Ok(None);
         }
         let function = cuda.kernel::<T>(kernel, &plan, false)?;
