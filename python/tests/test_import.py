@@ -45,5 +45,17 @@ def test_without_a_driver():
         syncbn._syncbn.Group.local(0)
 
 
+def test_layers_and_groups_are_freed_in_silence():
+    script = """
+import syncbn
+group = syncbn._syncbn.Group.local(None)
+layer = syncbn._syncbn.Layer("bn", group, 3, eps=1e-5, momentum=0.1, affine=True, track_running_stats=True, double=False)
+del layer, group
+print("done")
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (ended.stdout, ended.stderr) == ("done\n", "")
+
+
 def test_the_version_is_the_crates():
     assert syncbn.__version__.count(".") == 2

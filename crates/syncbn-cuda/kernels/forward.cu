@@ -28,7 +28,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) forward(const __gr
     __shared__ Coefficients coefficients;
     Statistics statistics(0, 0);
     if (reducer.owner) {
+        // The compiler would convert these where they were read.
         running.mean = late(running.mean);
+        running.var = late(running.var);
         auto [mean, m2] = moments_of(params.count, params.per_count, widen(late(origin)), total);
         statistics = Statistics(normalize, local_statistics(params.count, mean, m2));
         coefficients.set(Coefficients::at(reducer.local_channel), weight, bias, statistics);

@@ -4,7 +4,7 @@
 //
 // It may start before the kernel that makes the message has ended. Before it waits for that, it reads only memory that was written
 // before that kernel began (parameters, running statistics, and as much of x as shared memory has room for), and takes the state's
-// ticket, which no other kernel uses.
+// ticket, which the previous kernel does not use.
 
 #if PEERS
 // The sums, over the ranks, of a channel's message.

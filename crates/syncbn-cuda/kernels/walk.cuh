@@ -110,8 +110,9 @@ template <bool BACKWARDS> struct Cursor {
     }
 };
 
-// What a thread has read before it waits for the previous kernel: `rounds` rounds of UNROLL vectors, in shared memory. A thread
-// reads only what it has written itself, so no barrier is needed. The host asks for the dynamic shared memory of all tensors.
+// What a thread has read before it waits for the previous kernel, or all that it reads, in shared memory: `rounds` rounds of UNROLL
+// vectors. A thread reads only what it has written itself, so no barrier is needed. The host asks for the dynamic shared memory of all
+// tensors.
 struct Prefetch {
     int rounds;
     Raw* mine;

@@ -29,7 +29,7 @@ pub(crate) const KERNEL: Kernel = Kernel {
     columns_of_halves: grad_sums::KERNEL.columns_of_halves,
 };
 
-/// The pass in one launch, if it is to be had.
+/// The pass in one launch, if the tensors fit.
 pub(crate) fn find<T: Element>(
     cuda: &Cuda,
     args: &BackwardArgs<'_, Cuda, T>,

@@ -1,5 +1,5 @@
-//! Which passes of a rank alone are one launch: those of tensors of which every block has whole channels, and which the multiprocessors
-//! hold in shared memory, all of it at once. [`forward`](crate::forward) and [`backward`](crate::backward) enqueue them.
+//! Which passes of a rank alone are one launch: those of tensors of which every block has whole channels, and for all of which the
+//! multiprocessors have the shared memory. [`forward`](crate::forward) and [`backward`](crate::backward) enqueue them.
 
 use syncbn_core::{Element, Geometry};
 
@@ -18,7 +18,7 @@ pub(crate) struct OneLaunch {
 }
 
 impl OneLaunch {
-    /// The launch of this kernel for tensors that begin at these addresses, if it is to be had. It walks them as the kernel does that only
+    /// The launch of this kernel for tensors that begin at these addresses, if the tensors fit. It walks them as the kernel does that only
     /// sums, so the bits are the same.
     pub(crate) fn find<T: Element>(
         cuda: &Cuda,

@@ -103,8 +103,8 @@ impl LaunchPlan {
         self.prefetched(kernel, size, self.rounds(kernel, size).saturating_sub(1).min(most))
     }
 
-    /// All rounds of a thread, if the multiprocessors, each with `room` bytes of shared memory, can run the whole grid at once. Each block
-    /// has `taken` bytes already.
+    /// All rounds of a thread, if the multiprocessors, each with `room` bytes of shared memory, have enough of it for the whole grid at
+    /// once. Each block has `taken` bytes already.
     pub(crate) fn keep(
         &self,
         kernel: &Kernel,

@@ -173,7 +173,6 @@ fn sum<B: Lent>(
     Ok(group.all_reduce::<f64>(name, backend, queue, numbers))
 }
 
-/// Leaves the device as the thread's current one: the Python half puts back what was.
 fn open(py: Python<'_>, device: usize) -> PyResult<Cuda> {
     let opened = py.detach(|| device::open(device));
     opened.map_err(|error| of_device(py, "opening the device", &error))

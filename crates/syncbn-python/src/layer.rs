@@ -61,14 +61,14 @@ macro_rules! pass {
             (Norm::CpuF32(norm), Queue::Cpu, Dtype::F16) => passes::$pass::<Cpu, f16>(norm, &(), $args),
             (Norm::CpuF32(norm), Queue::Cpu, Dtype::Bf16) => passes::$pass::<Cpu, bf16>(norm, &(), $args),
             (Norm::CpuF64(norm), Queue::Cpu, Dtype::F64) => passes::$pass::<Cpu, f64>(norm, &(), $args),
-            (Norm::CudaF32(norm), Queue::Cuda(stream), dtype) => on_device(|| match dtype {
+            (Norm::CudaF32(norm), Queue::Cuda(stream), dtype) => match dtype {
                 Dtype::F32 => passes::$pass::<Cuda, f32>(norm, stream, $args),
                 Dtype::F16 => passes::$pass::<Cuda, f16>(norm, stream, $args),
                 Dtype::Bf16 => passes::$pass::<Cuda, bf16>(norm, stream, $args),
                 got => Err(Refused::Activations { got, params: Dtype::F32 }.into()),
-            }),
+            },
             (Norm::CudaF64(norm), Queue::Cuda(stream), Dtype::F64) => {
-                on_device(|| passes::$pass::<Cuda, f64>(norm, stream, $args))
+                passes::$pass::<Cuda, f64>(norm, stream, $args)
             }
             (norm, _, got) => Err(Refused::Activations { got, params: norm.params() }.into()),
         }
@@ -264,8 +264,14 @@ impl Layer {
             Norm::CudaF32(norm) => Queue::Cuda(current_stream(py, norm.backend())?),
             Norm::CudaF64(norm) => Queue::Cuda(current_stream(py, norm.backend())?),
         };
-        self.keep(&queue);
-        let run = read().and_then(|args| py.detach(|| pass(&queue, args)));
+        let run = |args| match &queue {
+            Queue::Cpu => pass(&queue, args),
+            Queue::Cuda(stream) => on_device(|| {
+                self.keep(stream);
+                pass(&queue, args)
+            }),
+        };
+        let run = read().and_then(|args| py.detach(|| run(args)));
         run.map_err(|failure| {
             let (rank, world_size) = self.norm.place();
             let operation = &operation.to_string();
@@ -274,8 +280,7 @@ impl Layer {
     }
 
     /// A graph that is captured may be replayed for as long as the process lives, with this layer's scratch and group.
-    fn keep(&self, queue: &Queue) {
-        let Queue::Cuda(stream) = queue else { return };
+    fn keep(&self, stream: &CudaStream) {
         let none = CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
         let captures =
             !self.kept.load(Ordering::Relaxed) && stream.capture_status().is_ok_and(|status| status != none);

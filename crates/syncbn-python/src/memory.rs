@@ -9,12 +9,12 @@ use std::mem::ManuallyDrop;
 use std::ops::Deref;
 use std::ptr::{NonNull, null_mut};
 use std::slice;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use syncbn_core::{Backend, Dtype, Scalar};
 use syncbn_cpu::Cpu;
 use syncbn_cuda::cudarc::driver::{CudaStream, result::ctx, sys};
-use syncbn_cuda::{Cuda, Mem, MemMut, allow_capture};
+use syncbn_cuda::{Cuda, Mem, MemMut, allow_capture, has_driver};
 
 use crate::error::Refused;
 use crate::tensor::Place;
@@ -161,18 +161,23 @@ pub(crate) fn stream(cuda: &Cuda, address: u64) -> Arc<CudaStream> {
 
 /// Runs a pass on a CUDA device, in a graph's capture too, and leaves this thread's current device as it was.
 pub(crate) fn on_device<R>(pass: impl FnOnce() -> R) -> R {
-    let before = ctx::get_current().ok().flatten();
+    let before = current_context();
     // SAFETY: torch's graphs keep the memory that they were captured with; layers and their group are never freed once a capture
     // has used them (`Layer::keep`); replays are ordered by torch's user, as with every operation of torch's.
     let result = unsafe { allow_capture(pass) };
-    let after = ctx::get_current().ok().flatten();
-    if before != after {
+    if before != current_context() {
         // None: torch makes a device's context current at its first use, and until then its own number of the device counts.
         // SAFETY: it was this thread's current context a moment ago, or there was none.
         let restored = unsafe { ctx::set_current(before.unwrap_or(null_mut())) };
         debug_assert!(restored.is_ok());
     }
     result
+}
+
+/// None where there is no driver, which cudarc would panic about.
+fn current_context() -> Option<sys::CUcontext> {
+    static HAS_DRIVER: OnceLock<bool> = OnceLock::new();
+    HAS_DRIVER.get_or_init(has_driver).then(|| ctx::get_current().ok().flatten()).flatten()
 }
 
 /// What may own memory of a CUDA device: its drop leaves this thread's current device as it was.

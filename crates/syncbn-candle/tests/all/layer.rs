@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-use crate::common::{difference, drawn, layer, ranks, values};
+use crate::common::{difference, drawn, layer, ranks, there, values};
 use crate::place::{available, device};
-use candle_core::{DType, Module, ModuleT, Tensor, Var};
+use candle_core::{DType, Device, Module, ModuleT, Tensor, Var};
 use candle_nn::{BatchNorm, BatchNormConfig, VarBuilder, VarMap, batch_norm};
 use syncbn_candle::{Error, Group, SyncBatchNorm, SyncBatchNormConfig, sync_batch_norm};
 use syncbn_core::{CommErrorKind, ErrorKind};
@@ -81,13 +81,14 @@ fn values_that_no_batch_norm_can_have_are_refused_by_the_variables_name() {
         tensors.insert(format!("bn1.{name}"), value);
         tensors
     };
-    let scalar = |value: f64, dtype| Tensor::new(value, &device()).unwrap().to_dtype(dtype).unwrap();
+    let scalar = |value: f64, dtype| there(&Tensor::new(value, &Device::Cpu).unwrap(), dtype);
     let counter = "num_batches_tracked";
     for (name, value, refused) in [
         (counter, scalar(-3.0, DType::I64), true),
         (counter, scalar(-0.5, DType::F32), true),
         (counter, scalar(2.5, DType::F32), true),
         (counter, scalar(f64::NAN, DType::F64), true),
+        (counter, scalar(1e300, DType::F64), true),
         (counter, scalar(f64::INFINITY, DType::F64), true),
         (counter, scalar(7.0, DType::F32), false),
         ("running_var", Tensor::new(&[1.0_f32, -1.0, 1.0], &device()).unwrap(), true),

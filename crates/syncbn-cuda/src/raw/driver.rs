@@ -20,6 +20,12 @@ pub(crate) fn find() -> Result<(), CudaError> {
     found.map(drop).map_err(missing)
 }
 
+/// Whether NVIDIA's driver can be loaded. [`Cuda::open`](crate::Cuda::open) says why not.
+#[must_use]
+pub fn has_driver() -> bool {
+    find().is_ok()
+}
+
 /// The first driver with which kernels of a captured graph may overlap.
 pub(crate) const CAPTURES_OVERLAPS: i32 = 12_030;
 
