@@ -203,12 +203,22 @@ impl<T: Element> Kernels<T> for Cuda {
         meeting: Meeting<'_, Self>,
     ) -> Result<(), PassError<CudaError>> {
         let queue = self.open_queue(queue).map_err(PassError::at(Stage::GradSums))?;
-        if matches!(meeting, Meeting::Alone)
-            && let Some(one) = backward::find(self, &args).map_err(PassError::at(Stage::GradSums))?
-        {
-            return backward::enqueue(queue, args, &one).map_err(PassError::at(Stage::GradSums));
-        }
+        let one = match meeting {
+            Meeting::Alone => backward::find(self, &args).map_err(PassError::at(Stage::GradSums))?,
+            Meeting::Between(_) | Meeting::Inside(_) => None,
+        };
         let BackwardArgs { x, mut gradients, saved, weight, mut d_weight, mut d_bias, workspace } = args;
+        if let Some(one) = &one
+            && let Some(grad) = gradients.as_grad()
+        {
+            let (x, saved) = (x.reborrow(), saved.reborrow());
+            let weight = weight.as_ref().map(Mem::reborrow);
+            let args = GradInputArgs { x, grad, saved, source: GradSource::Batch { workspace }, weight };
+            let d_weight = d_weight.as_mut().map(MemMut::reborrow_mut);
+            let d_bias = d_bias.as_mut().map(MemMut::reborrow_mut);
+            return backward::enqueue(queue, args, d_weight, d_bias, one)
+                .map_err(PassError::at(Stage::GradSums));
+        }
         let (sum, peers) = match meeting {
             Meeting::Alone => (None, None),
             Meeting::Between(sum) => (Some(sum), None),

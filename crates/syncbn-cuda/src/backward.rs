@@ -1,6 +1,6 @@
 //! Enqueues `kernels/backward.cu`.
 
-use syncbn_core::backend::{BackwardArgs, GradInputArgs, GradSource};
+use syncbn_core::backend::{BackwardArgs, GradInputArgs};
 use syncbn_core::{Element, Gradients};
 
 use crate::access::{Access, OpenQueue};
@@ -8,7 +8,7 @@ use crate::device::Cuda;
 use crate::error::CudaError;
 use crate::kernel::Kernel;
 use crate::one_launch::OneLaunch;
-use crate::raw::memory::Mem;
+use crate::raw::memory::MemMut;
 use crate::raw::params::BackwardParams;
 use crate::{grad_input, grad_sums};
 
@@ -43,28 +43,18 @@ pub(crate) fn find<T: Element>(
     OneLaunch::find::<T>(cuda, args.x.geometry(), &[args.x.mem().region.pointer, dy], dx, &KERNEL)
 }
 
-pub(crate) fn enqueue<T: Element>(
+pub(crate) fn enqueue<'a, T: Element>(
     queue: OpenQueue<'_>,
-    args: BackwardArgs<'_, Cuda, T>,
+    args: GradInputArgs<'a, Cuda, T>,
+    d_weight: Option<MemMut<'a, T::Param>>,
+    d_bias: Option<MemMut<'a, T::Param>>,
     one: &OneLaunch,
 ) -> Result<(), CudaError> {
-    let BackwardArgs { x, mut gradients, saved, weight, mut d_weight, mut d_bias, workspace } = args;
-    let channels = x.geometry().channels();
-    let Some(grad) = gradients.as_grad() else { return Ok(()) };
+    let channels = args.x.geometry().channels();
     let mut access = Access::begin(queue);
-    let args = GradInputArgs {
-        x: x.reborrow(),
-        grad,
-        saved: saved.reborrow(),
-        source: GradSource::Batch { workspace },
-        weight: weight.as_ref().map(Mem::reborrow),
-    };
     let mut input = grad_input::params(&mut access, &one.plan, args)?;
     input.prefetch_rounds = one.rounds();
-    let d_weight = d_weight
-        .as_mut()
-        .map_or(Ok(0), |mem| access.write("d_weight", mem.reborrow_mut().region, channels))?;
-    let d_bias =
-        d_bias.as_mut().map_or(Ok(0), |mem| access.write("d_bias", mem.reborrow_mut().region, channels))?;
+    let d_weight = d_weight.map_or(Ok(0), |mem| access.write("d_weight", mem.region, channels))?;
+    let d_bias = d_bias.map_or(Ok(0), |mem| access.write("d_bias", mem.region, channels))?;
     access.launch(one.kernel, one.launch(), BackwardParams { input, d_weight, d_bias }, None)
 }
