@@ -161,6 +161,9 @@ static inline void atom_acq_rel_gpu_global_inc_u32(unsigned& before, unsigned* a
     before = __atomic_load_n(at, __ATOMIC_SEQ_CST);
     while (!__atomic_compare_exchange_n(at, &before, before >= most ? 0 : before + 1, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {}
 }
+static inline void atom_relaxed_gpu_global_inc_u32(unsigned& before, unsigned* at, unsigned most) {
+    atom_acq_rel_gpu_global_inc_u32(before, at, most);
+}
 // The global timer, in nanoseconds.
 static inline void mov_u64(u64& now) {
     timespec time;

@@ -79,3 +79,16 @@ __device__ inline BatchStatistics read_parts(const f64* message, long long chann
     for (int part = 0; part < 2 * PARTS_OF_SUM; part++) parts[part] = message[part_at(channels, channel, part)];
     return batch_statistics(count, parts);
 }
+
+// The sums, over the ranks, of a channel's message.
+struct MessageSums {
+    f64 count, parts[2 * PARTS_OF_SUM];
+
+    // In the order of the ranks.
+    __device__ void add(int rank, f64 mean, f64 m2, f64 of_rank) {
+        count = rank == 0 ? of_rank : count + of_rank;
+        put_parts(of_rank, mean, m2, [&](int part, f64 number) {
+            parts[part] = rank == 0 ? number : parts[part] + number;
+        });
+    }
+};

@@ -6,21 +6,6 @@
 // before that kernel began (parameters, running statistics, and as much of x as shared memory has room for), and takes the state's
 // ticket, which the previous kernel does not use.
 
-#if PEERS
-// The sums, over the ranks, of a channel's message.
-struct MessageSums {
-    f64 count, parts[2 * PARTS_OF_SUM];
-
-    // In the order of the ranks.
-    __device__ void add(int rank, f64 mean, f64 m2, f64 of_rank) {
-        count = rank == 0 ? of_rank : count + of_rank;
-        put_parts(of_rank, mean, m2, [&](int part, f64 number) {
-            parts[part] = rank == 0 ? number : parts[part] + number;
-        });
-    }
-};
-#endif
-
 __device__ inline Statistics statistics_of(const NormalizeParams& params, long long channel) {
     long long channels = params.walk.channels;
     switch (params.source) {

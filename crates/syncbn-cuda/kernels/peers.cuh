@@ -1,13 +1,14 @@
 // Ranks that meet inside the kernels, each on its own device of one host: every rank writes its numbers into its peers' memory.
 //
-// A kernel that sums sends one packet for each number of a channel, as soon as the channel's owner has it. The next kernel waits for the
-// packets of the channels that it needs, in its own device's memory, and adds the ranks' numbers in the order of the ranks.
+// A kernel that sums sends one packet for each number of a channel, as soon as the channel's owner has it. The next kernel, or the same
+// one where a pass is one launch, waits for the packets of the channels that it needs, in its own device's memory, and adds the ranks'
+// numbers in the order of the ranks.
 //
 // A packet carries the number of its pass, which is how the receiver knows that it has arrived. Passes are counted on the device, so
 // that graphs can be replayed. There are two sets of slots, for passes of even and of odd number. Two are enough: a rank that sends in
 // pass n has received every packet of pass n - 1, and their senders had finished pass n - 2.
 //
-// A kernel that sends never waits for a peer. So a kernel that waits for packets ends, by their arrival or by the time-out.
+// Every wait ends, by the packets' arrival or by the time-out. peers.rs says why they arrive.
 
 #if PEERS
 
@@ -38,7 +39,7 @@ __device__ inline Packet load_packet(const uint4* at) {
 __device__ inline Control load_control(const PeersParams& peers) {
     Control control;
     asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(control.last), "=r"(control.current), "=r"(control.failed), "=r"(control.unused[0])
+                 : "=r"(control.last), "=r"(control.current), "=r"(control.failed), "=r"(control.begun)
                  : "l"(peers.control)
                  : "memory");
     return control;
@@ -47,6 +48,13 @@ __device__ inline Control load_control(const PeersParams& peers) {
 // Where the packets lie that `from` sends to `to` in a pass.
 __device__ inline uint4* slot_of(const PeersParams& peers, int to, int from, unsigned number) {
     return peers.inboxes[to] + (long long)((number & 1) * peers.ranks + from) * peers.packets_per_slot;
+}
+
+// Counts up to `most` and then starts from 0 again; returns the count before. It orders nothing.
+__device__ inline unsigned count_up(unsigned* counter, unsigned most) {
+    unsigned before;
+    asm volatile("atom.relaxed.gpu.global.inc.u32 %0, [%1], %2;" : "=r"(before) : "l"(counter), "r"(most) : "memory");
+    return before;
 }
 
 // For kernels that sum.
@@ -69,6 +77,12 @@ struct Sender {
         store_packet(slot + HASH, number, peers.hash);
         store_packet(slot + COUNT, number, __double_as_longlong(count));
         for (int word = 0; word < 3; word++) store_packet(slot + IDENTITY + word, number, peers.call[word]);
+    }
+    // For a kernel that is a whole pass; one thread of each block calls it. True in the block by whose call every block of the grid has
+    // read the number: its thread may end the pass.
+    __device__ bool is_last_to_begin(const PeersParams& peers) const {
+        // The number, which is never 0, was read by then.
+        return number != 0 && count_up(&peers.control->begun, gridDim.x - 1) == gridDim.x - 1;
     }
     // Sends a channel's two numbers.
     __device__ void send(const PeersParams& peers, long long channel, f64 first, f64 second) const {
@@ -103,16 +117,18 @@ __device__ inline void tell_call(const PeersParams& peers, unsigned number) {
     for (int word = 0; word < 3; word++) peers.report->call[word] = peers.call[word];
 }
 
-// For the next kernel; it is made after the previous kernel has ended.
 struct Receiver {
     unsigned number;
 
+    // For the second kernel of a pass; it is made after the first has ended.
     __device__ Receiver(const PeersParams& peers) { number = load_control(peers).current; }
+    // For a kernel that is a whole pass.
+    __device__ Receiver(const Sender& sender) { number = sender.number; }
 
-    // Waits for the packets at N addresses. Returns whether they have arrived and, with COMPARES, every rank that has sent something
-    // is in this call. Everything is inlined: a call would cost the surrounding kernels registers.
+    // Waits for the packets at N addresses, and reads their N values. Returns whether they have arrived and, with COMPARES, every rank
+    // that has sent something is in this call. Everything is inlined: a call would cost the surrounding kernels registers.
     template <bool COMPARES, int N>
-    __device__ bool wait(const PeersParams& peers, const uint4* const (&at)[N], f64 (&values)[N]) const {
+    __device__ bool wait(const PeersParams& peers, const uint4* const* at, f64* values) const {
         u64 since = 0;
 #pragma unroll 1
         for (unsigned look = 1;; look++) {
@@ -160,9 +176,9 @@ struct Receiver {
 #pragma unroll 1
         for (int from = 0; from < peers.ranks; from++) {
             const uint4 *slot = slot_of(peers, peers.rank, from, number), *own = slot + HEADER + 2 * channel;
-            const uint4* const at[3] = {own, own + 1, COUNTED ? slot + COUNT : own};
-            f64 values[3];
-            if (!wait<false>(peers, at, values)) return false;
+            const uint4* const at[3] = {own, own + 1, slot + COUNT};
+            f64 values[3] = {};
+            if (!wait<false, COUNTED ? 3 : 2>(peers, at, values)) return false;
             add(from, values[0], values[1], values[2]);
         }
         return true;
@@ -181,10 +197,29 @@ struct Receiver {
                 a + first, a + second, a + COUNT, a + HASH, b + first, b + second, b + COUNT, b + HASH,
             };
             f64 values[8];
-            if (!wait<true>(peers, at, values)) return false;
+            if (!wait<true, 8>(peers, at, values)) return false;
             agree = agree && is_ours(peers, values[3]) && is_ours(peers, values[7]);
             add(from, values[0], values[1], values[2]);
             if (next > from) add(next, values[4], values[5], values[6]);
+        }
+        return agree || compare(peers);
+    }
+
+    // The same for a thread that has its own rank's numbers: it waits for the others' alone. Without AGREES it asks for no counts, and
+    // compares no calls.
+    template <bool AGREES, class Add>
+    __device__ bool for_others(const PeersParams& peers, long long channel, f64 first, f64 second, f64 count, Add add) const {
+        bool agree = true;
+#pragma unroll 1
+        for (int from = 0; from < peers.ranks; from++) {
+            f64 values[4] = {first, second, count, 0};
+            if (from != peers.rank) {
+                const uint4 *slot = slot_of(peers, peers.rank, from, number), *own = slot + HEADER + 2 * channel;
+                const uint4* const at[4] = {own, own + 1, slot + COUNT, slot + HASH};
+                if (!wait<AGREES, AGREES ? 4 : 2>(peers, at, values)) return false;
+                agree = agree && (!AGREES || is_ours(peers, values[3]));
+            }
+            add(from, values[0], values[1], values[2]);
         }
         return agree || compare(peers);
     }
@@ -202,7 +237,7 @@ struct Receiver {
             // Which call the rank is in was sent with the hash.
             const uint4* const where[3] = {slot + IDENTITY, slot + USE, slot + STEP};
             f64 call[3];
-            if (!wait<false>(peers, where, call) || !fails_first(peers)) return false;
+            if (!wait<false, 3>(peers, where, call) || !fails_first(peers)) return false;
             tell_call(peers, number);
             for (int word = 0; word < 3; word++) peers.report->other_call[word] = __double_as_longlong(call[word]);
             peers.report->other_rank = from + 1;
@@ -235,14 +270,18 @@ struct Receiver {
     }
 };
 
-// Waits for every rank and ends the pass, in one block. For passes in which no other thread ends it.
+// Waits for every rank, and compares its call with ours, in one block.
+__device__ inline void compare_ranks(const PeersParams& peers, const Receiver& receiver) {
+    if (threadIdx.x >= peers.ranks) return;
+    f64 hash[1];
+    const uint4* const at[1] = {slot_of(peers, peers.rank, threadIdx.x, receiver.number) + HASH};
+    if (receiver.wait<false, 1>(peers, at, hash) && !Receiver::is_ours(peers, hash[0])) receiver.compare(peers);
+}
+
+// The same, and ends the pass. For passes in which no other thread ends it.
 __device__ inline void meet_ranks(const PeersParams& peers) {
     Receiver receiver(peers);
-    if (threadIdx.x < peers.ranks) {
-        f64 hash[1];
-        const uint4* const at[1] = {slot_of(peers, peers.rank, threadIdx.x, receiver.number) + HASH};
-        if (receiver.wait<false>(peers, at, hash) && !Receiver::is_ours(peers, hash[0])) receiver.compare(peers);
-    }
+    compare_ranks(peers, receiver);
     __syncthreads();
     if (threadIdx.x == 0) end_pass(peers, receiver.number);
 }

@@ -147,7 +147,7 @@ impl<T: Element> Kernels<T> for Cuda {
             self.kernel::<T>(kernel, &plan, false)?;
         }
         for kernel in PASSES {
-            OneLaunch::find::<T>(self, geometry, &[0], 0, kernel)?;
+            OneLaunch::find::<T>(self, geometry, &[0], 0, kernel, false)?;
         }
         self.saved(queue, geometry.channels()).map(drop)
     }
@@ -165,7 +165,7 @@ impl<T: Element> Kernels<T> for Cuda {
         grad_input::enqueue(self, self.open_queue(queue)?, args, None)
     }
 
-    /// A rank alone needs no message, and one launch where a tensor fits.
+    /// One launch where a tensor fits and the host sums nothing. A rank alone needs no message.
     fn forward(
         &self,
         queue: &Arc<CudaStream>,
@@ -173,17 +173,18 @@ impl<T: Element> Kernels<T> for Cuda {
         meeting: Meeting<'_, Self>,
     ) -> Result<(), PassError<CudaError>> {
         let queue = self.open_queue(queue).map_err(PassError::at(Stage::Moments))?;
-        if matches!(meeting, Meeting::Alone)
-            && let Some(one) = forward::find(self, &args).map_err(PassError::at(Stage::Moments))?
+        let (wanted, peers) = match &meeting {
+            Meeting::Alone => (Wanted::Own, None),
+            Meeting::Between(_) => (Wanted::Message, None),
+            Meeting::Inside(peers) => (Wanted::Sent(peers), Some(peers)),
+        };
+        if !matches!(wanted, Wanted::Message)
+            && let Some(one) =
+                forward::find(self, &args, peers.is_some()).map_err(PassError::at(Stage::Moments))?
         {
-            return forward::enqueue(queue, args, &one).map_err(PassError::at(Stage::Moments));
+            return forward::enqueue(queue, args, &one, peers).map_err(PassError::at(Stage::Moments));
         }
         let ForwardArgs { x, y, weight, bias, eps, running, saved, workspace } = args;
-        let wanted = match &meeting {
-            Meeting::Alone => Wanted::Own,
-            Meeting::Between(_) => Wanted::Message,
-            Meeting::Inside(peers) => Wanted::Sent(peers),
-        };
         let moments = MomentsArgs { x: x.reborrow(), workspace: &mut *workspace };
         moments::enqueue(self, queue, moments, wanted).map_err(PassError::at(Stage::Moments))?;
         let (group, peers) = match meeting {
@@ -203,9 +204,14 @@ impl<T: Element> Kernels<T> for Cuda {
         meeting: Meeting<'_, Self>,
     ) -> Result<(), PassError<CudaError>> {
         let queue = self.open_queue(queue).map_err(PassError::at(Stage::GradSums))?;
-        let one = match meeting {
-            Meeting::Alone => backward::find(self, &args).map_err(PassError::at(Stage::GradSums))?,
-            Meeting::Between(_) | Meeting::Inside(_) => None,
+        let (sum, peers) = match meeting {
+            Meeting::Alone => (None, None),
+            Meeting::Between(sum) => (Some(sum), None),
+            Meeting::Inside(peers) => (None, Some(peers)),
+        };
+        let one = match sum {
+            None => backward::find(self, &args, peers.is_some()).map_err(PassError::at(Stage::GradSums))?,
+            Some(_) => None,
         };
         let BackwardArgs { x, mut gradients, saved, weight, mut d_weight, mut d_bias, workspace } = args;
         if let Some(one) = &one
@@ -216,14 +222,9 @@ impl<T: Element> Kernels<T> for Cuda {
             let args = GradInputArgs { x, grad, saved, source: GradSource::Batch { workspace }, weight };
             let d_weight = d_weight.as_mut().map(MemMut::reborrow_mut);
             let d_bias = d_bias.as_mut().map(MemMut::reborrow_mut);
-            return backward::enqueue(queue, args, d_weight, d_bias, one)
+            return backward::enqueue(queue, args, d_weight, d_bias, one, peers.as_ref())
                 .map_err(PassError::at(Stage::GradSums));
         }
-        let (sum, peers) = match meeting {
-            Meeting::Alone => (None, None),
-            Meeting::Between(sum) => (Some(sum), None),
-            Meeting::Inside(peers) => (None, Some(peers)),
-        };
         let sums = GradSumsArgs {
             x: x.reborrow(),
             dy: gradients.dy(),

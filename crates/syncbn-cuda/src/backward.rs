@@ -8,6 +8,7 @@ use crate::device::Cuda;
 use crate::error::CudaError;
 use crate::kernel::Kernel;
 use crate::one_launch::OneLaunch;
+use crate::peers::Peers;
 use crate::raw::memory::MemMut;
 use crate::raw::params::BackwardParams;
 use crate::{grad_input, grad_sums};
@@ -20,7 +21,6 @@ pub(crate) const KERNEL: Kernel = Kernel {
         include_str!("../kernels/backward.cu")
     ),
     writes: true,
-    meets: false,
     reads: 2,
     // What decides how a tensor is walked is that of the kernel that only sums.
     scalar_up_to: grad_sums::KERNEL.scalar_up_to,
@@ -33,6 +33,7 @@ pub(crate) const KERNEL: Kernel = Kernel {
 pub(crate) fn find<T: Element>(
     cuda: &Cuda,
     args: &BackwardArgs<'_, Cuda, T>,
+    peers: bool,
 ) -> Result<Option<OneLaunch>, CudaError> {
     let dy = args.gradients.dy().mem().region.pointer;
     let dx = match &args.gradients {
@@ -40,7 +41,7 @@ pub(crate) fn find<T: Element>(
         Gradients::InPlace(_) => dy,
         Gradients::ParametersOnly { dy: _ } => return Ok(None),
     };
-    OneLaunch::find::<T>(cuda, args.x.geometry(), &[args.x.mem().region.pointer, dy], dx, &KERNEL)
+    OneLaunch::find::<T>(cuda, args.x.geometry(), &[args.x.mem().region.pointer, dy], dx, &KERNEL, peers)
 }
 
 pub(crate) fn enqueue<'a, T: Element>(
@@ -49,6 +50,7 @@ pub(crate) fn enqueue<'a, T: Element>(
     d_weight: Option<MemMut<'a, T::Param>>,
     d_bias: Option<MemMut<'a, T::Param>>,
     one: &OneLaunch,
+    peers: Option<&Peers>,
 ) -> Result<(), CudaError> {
     let channels = args.x.geometry().channels();
     let mut access = Access::begin(queue);
@@ -56,5 +58,6 @@ pub(crate) fn enqueue<'a, T: Element>(
     input.prefetch_rounds = one.rounds();
     let d_weight = d_weight.map_or(Ok(0), |mem| access.write("d_weight", mem.region, channels))?;
     let d_bias = d_bias.map_or(Ok(0), |mem| access.write("d_bias", mem.region, channels))?;
-    access.launch(one.kernel, one.launch(), BackwardParams { input, d_weight, d_bias }, None)
+    let peers = peers.map(|peers| peers.params(&access)).transpose()?;
+    access.launch(one.kernel, one.launch(), BackwardParams { input, d_weight, d_bias }, peers)
 }

@@ -8,6 +8,7 @@ use crate::device::Cuda;
 use crate::error::CudaError;
 use crate::kernel::Kernel;
 use crate::one_launch::OneLaunch;
+use crate::peers::Peers;
 use crate::raw::params::ForwardParams;
 use crate::{moments, normalize};
 
@@ -19,7 +20,6 @@ pub(crate) const KERNEL: Kernel = Kernel {
         include_str!("../kernels/forward.cu")
     ),
     writes: true,
-    meets: false,
     reads: 1,
     // What decides how a tensor is walked is that of the kernel that only sums.
     scalar_up_to: moments::KERNEL.scalar_up_to,
@@ -32,15 +32,17 @@ pub(crate) const KERNEL: Kernel = Kernel {
 pub(crate) fn find<T: Element>(
     cuda: &Cuda,
     args: &ForwardArgs<'_, Cuda, T>,
+    peers: bool,
 ) -> Result<Option<OneLaunch>, CudaError> {
     let (x, y) = (args.x.mem().region.pointer, args.y.as_view().mem().region.pointer);
-    OneLaunch::find::<T>(cuda, args.x.geometry(), &[x], y, &KERNEL)
+    OneLaunch::find::<T>(cuda, args.x.geometry(), &[x], y, &KERNEL, peers)
 }
 
 pub(crate) fn enqueue<T: Element>(
     queue: OpenQueue<'_>,
     args: ForwardArgs<'_, Cuda, T>,
     one: &OneLaunch,
+    peers: Option<&Peers>,
 ) -> Result<(), CudaError> {
     let ForwardArgs { x, y, weight, bias, eps, running, saved, workspace } = args;
     let count = x.geometry().per_channel() as f64;
@@ -51,5 +53,6 @@ pub(crate) fn enqueue<T: Element>(
     let mut normalize = normalize::params(&mut access, &one.plan, args)?;
     normalize.state_blocks = launch.blocks as i32;
     normalize.prefetch_rounds = one.rounds();
-    access.launch(one.kernel, launch, ForwardParams { normalize, count, per_count: 1.0 / count }, None)
+    let peers = peers.map(|peers| peers.params(&access)).transpose()?;
+    access.launch(one.kernel, launch, ForwardParams { normalize, count, per_count: 1.0 / count }, peers)
 }

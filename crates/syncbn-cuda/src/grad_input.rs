@@ -17,7 +17,6 @@ pub(crate) const KERNEL: Kernel = Kernel {
     name: "grad_input",
     source: concat!(include_str!("../kernels/grad_input.cuh"), include_str!("../kernels/grad_input.cu")),
     writes: true,
-    meets: true,
     reads: 2,
     scalar_up_to: 0,
     rows: Tuning::new(256, 4, 2),

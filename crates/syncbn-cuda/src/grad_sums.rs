@@ -15,7 +15,6 @@ pub(crate) const KERNEL: Kernel = Kernel {
     name: "grad_sums",
     source: concat!(include_str!("../kernels/grad_sums.cuh"), include_str!("../kernels/grad_sums.cu")),
     writes: false,
-    meets: true,
     reads: 2,
     scalar_up_to: 1 << 16,
     rows: Tuning::new(512, 2, 2),

@@ -7,8 +7,6 @@ pub(crate) struct Kernel {
     pub(crate) source: &'static str,
     /// Whether it writes a tensor; else it writes sums.
     pub(crate) writes: bool,
-    /// Whether it is also compiled for ranks that meet inside it.
-    pub(crate) meets: bool,
     /// The number of tensors that it reads.
     pub(crate) reads: usize,
     /// Channels-last tensors of at most so many elements are read one element at a time, in blocks of so few channels that no channel

@@ -18,7 +18,6 @@ pub(crate) const KERNEL: Kernel = Kernel {
     name: "meet",
     source: include_str!("../kernels/meet.cu"),
     writes: false,
-    meets: true,
     reads: 0,
     scalar_up_to: 0,
     rows: Tuning::new(THREADS, 1, 1),

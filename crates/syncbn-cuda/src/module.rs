@@ -158,9 +158,7 @@ fn specializations(kernel: &'static Kernel) -> Vec<Specialization> {
     for (dtype, widest) in [(Dtype::F32, 4), (Dtype::F64, 2), (Dtype::F16, 8), (Dtype::Bf16, 8)] {
         for vec in [1, 2, 4, 8].into_iter().filter(|&vec| vec <= widest) {
             for (columns, peers) in [(false, false), (true, false), (false, true), (true, true)] {
-                if kernel.meets || !peers {
-                    all.push(Specialization { kernel, dtype, vec, columns, peers });
-                }
+                all.push(Specialization { kernel, dtype, vec, columns, peers });
             }
         }
     }

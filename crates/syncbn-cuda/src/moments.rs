@@ -15,7 +15,6 @@ pub(crate) const KERNEL: Kernel = Kernel {
     name: "moments",
     source: concat!(include_str!("../kernels/moments.cuh"), include_str!("../kernels/moments.cu")),
     writes: false,
-    meets: true,
     reads: 1,
     scalar_up_to: 1 << 18,
     rows: Tuning::new(512, 2, 4),

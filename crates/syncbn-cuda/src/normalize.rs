@@ -16,7 +16,6 @@ pub(crate) const KERNEL: Kernel = Kernel {
     name: "normalize",
     source: concat!(include_str!("../kernels/normalize.cuh"), include_str!("../kernels/normalize.cu")),
     writes: true,
-    meets: true,
     reads: 1,
     scalar_up_to: 0,
     rows: Tuning::new(256, 4, 4),

@@ -1,5 +1,6 @@
-//! Which passes of a rank alone are one launch: those of tensors of which every block has whole channels, and for all of which the
-//! multiprocessors have the shared memory. [`forward`](crate::forward) and [`backward`](crate::backward) enqueue them.
+//! Which passes of a rank alone, or of ranks that meet inside their kernels, are one launch: those of tensors of which every block has
+//! whole channels, and for all of which the multiprocessors have the shared memory. [`forward`](crate::forward) and
+//! [`backward`](crate::backward) enqueue them.
 
 use syncbn_core::{Element, Geometry};
 
@@ -18,14 +19,15 @@ pub(crate) struct OneLaunch {
 }
 
 impl OneLaunch {
-    /// The launch of this kernel for tensors that begin at these addresses, if the tensors fit. It walks them as the kernel does that only
-    /// sums, so the bits are the same.
+    /// The launch of this kernel for tensors that begin at these addresses, if the tensors fit; with `peers`, of the kernel in which ranks
+    /// meet. It walks them as the kernel does that only sums, so the bits are the same.
     pub(crate) fn find<T: Element>(
         cuda: &Cuda,
         geometry: &Geometry,
         read: &[u64],
         written: u64,
         kernel: &'static Kernel,
+        peers: bool,
     ) -> Result<Option<Self>, CudaError> {
         let size = size_of::<T>();
         let room = cuda.multiprocessors().saturating_mul(cuda.shared_memory());
@@ -36,7 +38,7 @@ impl OneLaunch {
         if plan.walk.blocks_per_channel > 1 || !written.is_multiple_of((plan.vec * size) as u64) {
             return Ok(None);
         }
-        let function = cuda.kernel::<T>(kernel, &plan, false)?;
+        let function = cuda.kernel::<T>(kernel, &plan, peers)?;
         let kept = plan.keep(kernel, size, cuda.multiprocessors(), cuda.shared_memory(), function.shared);
         Ok(kept.map(|kept| Self { plan, kernel: function, kept }))
     }

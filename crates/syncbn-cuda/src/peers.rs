@@ -1,8 +1,8 @@
 //! Ranks of one host that meet inside the kernels: each writes its numbers into its peers' device memory.
 //!
 //! A sum over the ranks then needs no kernel and no call of its own: the kernel that sums sends each channel's numbers when they are ready,
-//! and the next kernel waits for those that it needs. The ranks' messages are added in the order of the ranks, so the bits are those of a
-//! communicator in host memory.
+//! and the next kernel, or the same one where a pass is one launch, waits for those that it needs. The ranks' messages are added in the
+//! order of the ranks, so the bits are those of a communicator in host memory.
 //!
 //! # Which ranks
 //!
@@ -14,17 +14,24 @@
 //!
 //! # Why nothing deadlocks
 //!
-//! Kernels that send (`moments`, `grad_sums`) never wait for a peer. Kernels that wait (`normalize`, `grad_input`) come after them on
-//! the same stream. Passes of one device run one after the other, whatever their groups and streams: a stream waits, on the device, for
-//! the previous pass. So the kernel for which another waits is never blocked by a kernel that waits. Groups that share devices have to
-//! be used in the same order on all of them.
+//! Passes of one device run one after the other, whatever their groups and streams: a stream waits, on the device, for the previous
+//! pass. Groups that share devices have to be used in the same order on all of them.
 //!
-//! Within a grid, the blocks of `normalize` that walk planes wait for its first blocks, which receive for them. Devices start blocks in
-//! the order of their numbers, which CUDA does not promise, but which scans with look-back (CUB's) rely on, too. If it did not hold,
-//! the wait would end as an error, after as many time-outs as there are ranks.
+//! A pass of two kernels: the first sends (`moments`, `grad_sums`) and never waits for a peer. The second waits (`normalize`,
+//! `grad_input`). So the kernel for which another waits is never blocked by a kernel that waits.
+//!
+//! A pass of one kernel (`forward`, `backward`) sends and waits. Each of its blocks has channels of its own, in the order of the
+//! blocks, and sends the numbers of all of them before it waits for any. Suppose that a pass stood still, and take the lowest channel
+//! that some rank has not sent. All lower channels have been sent by all ranks, so on that rank all blocks before this channel's end.
+//! Then this channel's block starts, and sends. Ranks may take different ways: a rank with more samples may need two kernels, of which
+//! the first waits for nothing.
+//!
+//! Both rest on devices that start blocks in the order of their numbers: passes of one kernel for the reason above, and blocks of
+//! `normalize` that walk planes because the first blocks receive for them. CUDA does not promise that order, but scans with look-back
+//! (CUB's) rely on it, too. If it did not hold, the wait would end as an error, after as many time-outs as there are ranks.
 //!
 //! Kernels of another library that wait for their peers, such as NCCL's on a stream of its own, use few of a device's multiprocessors.
-//! Kernels that send run at the same time and end, so kernels that wait for them end, too.
+//! Blocks that send run at the same time on the others, so what waits for them ends, too.
 //!
 //! # Failures
 //!

@@ -18,6 +18,9 @@ use syncbn_core::{CommErrorKind, Communicator, ViaHost};
 use syncbn_cuda::peers::PeerCommunicator;
 
 const RANKS: usize = 2;
+/// So many images take more than one block for each channel, and so two kernels. In a pass of one launch a block waits only for the same
+/// channels' blocks of other ranks, and all ranks start from the last.
+const SAMPLES: usize = 400;
 const TIMEOUT: Duration = Duration::from_secs(1);
 /// How long anything may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -40,7 +43,7 @@ fn blocks_that_wait_for_a_block_that_has_not_started_end_as_an_error() {
             scope.spawn(move || {
                 let peers = Arc::new(PeerCommunicator::new(cuda, ViaHost(host), TIMEOUT).unwrap());
                 assert_eq!(peers.reason(), None);
-                let mut rig = Rig::new(cuda, peers.clone(), 3);
+                let mut rig = Rig::new(cuda, peers.clone(), SAMPLES);
                 ready.wait();
                 let began = Instant::now();
                 let _saved = rig.forward(); // to free it would wait for the device

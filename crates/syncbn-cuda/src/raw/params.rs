@@ -192,7 +192,9 @@ shared_structs! {
         /// The pass under way: written by the kernel that sends, read by the kernel that waits.
         current: u32,
         failed: u32,
-        unused: [u32; 13],
+        /// Blocks of a whole pass in one launch that have read the number of the pass; 0 again when all have.
+        begun: u32,
+        unused: [u32; 12],
     }
 
     /// In the host's memory: why this rank has failed. Which ranks have sent nothing the host reads from the inbox.
