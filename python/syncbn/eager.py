@@ -65,6 +65,12 @@ class Record:
         self._step.append(noted)
         return noted
 
+    def prepare(self) -> None:
+        """Loads what the replay needs: meanwhile nothing may run on the device that waits for the replay."""
+        for noted in self._step:
+            if isinstance(noted, Noted):
+                noted.passes.layer.prepare(noted.x)
+
     @torch.no_grad()
     def replay(self) -> None:
         """Takes part in the sums of all passes with zeros; running statistics are moved."""

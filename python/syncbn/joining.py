@@ -79,11 +79,17 @@ class _Hook(JoinHook):
     def __init__(self, steps: eager.Record, device: torch.device) -> None:
         self._steps = steps
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._prepared = False
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
     def main_hook(self) -> None:
         self._wait()
+        if not self._prepared:
+            # CUDA may load a kernel only when the device is idle. Later it runs sums of other hooks, which wait for ranks that wait for
+            # the replay.
+            self._steps.prepare()
+            self._prepared = True
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
         self._thread = threading.Thread(target=self._replay, name="syncbn-join", daemon=True)

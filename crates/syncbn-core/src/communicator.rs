@@ -71,7 +71,7 @@ pub trait Communicator<B: Backend>: Send + Sync {
     ) -> Result<(), CommError>;
     /// What the kernels of one pass need to sum by themselves, in their peers' memory ([`Meeting::Inside`](crate::Meeting::Inside)).
     ///
-    /// Core asks once a pass. All ranks have to answer alike: either all with `Some`, or all with `None`, which is what is provided.
+    /// Core asks once a pass, and to prepare for passes. All ranks have to answer alike: either all with `Some`, or all with `None`, which is what is provided.
     /// After `None`, core calls [`sum_workspace`](Self::sum_workspace) between the kernels.
     ///
     /// # Errors

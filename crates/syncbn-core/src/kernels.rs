@@ -17,10 +17,15 @@ use crate::view::{View, ViewMut};
 /// statistics.
 #[allow(clippy::missing_errors_doc, reason = "what the trait says holds for each kernel")]
 pub trait Kernels<T: Element>: Backend {
-    /// Compiles and allocates whatever kernels need for tensors of this geometry. Users may call it before the first pass. What is
-    /// provided does nothing.
-    fn prepare(&self, queue: &Self::Queue, geometry: &crate::Geometry) -> Result<(), Self::Error> {
-        let _ = (queue, geometry);
+    /// Compiles and allocates whatever kernels need for tensors of this geometry; with `inside`, also for passes that meet their peers
+    /// inside the kernels ([`Meeting::Inside`]). Users may call it before the first pass. What is provided does nothing.
+    fn prepare(
+        &self,
+        queue: &Self::Queue,
+        geometry: &crate::Geometry,
+        inside: bool,
+    ) -> Result<(), Self::Error> {
+        let _ = (queue, geometry, inside);
         Ok(())
     }
 

@@ -140,14 +140,19 @@ impl Storage for Cuda {
 }
 
 impl<T: Element> Kernels<T> for Cuda {
-    /// Compiles the kernels for fully aligned memory, and allocates one set of saved statistics.
-    fn prepare(&self, queue: &Arc<CudaStream>, geometry: &Geometry) -> Result<(), CudaError> {
-        for kernel in KERNELS {
-            let plan = LaunchPlan::new(geometry, size_of::<T>(), &[0], self.multiprocessors(), kernel)?;
-            self.kernel::<T>(kernel, &plan, false)?;
+    /// Compiles and loads the kernels for fully aligned memory, and allocates one set of saved statistics.
+    fn prepare(&self, queue: &Arc<CudaStream>, geometry: &Geometry, inside: bool) -> Result<(), CudaError> {
+        for &peers in &[false, true][..=usize::from(inside)] {
+            for kernel in KERNELS {
+                let plan = LaunchPlan::new(geometry, size_of::<T>(), &[0], self.multiprocessors(), kernel)?;
+                self.kernel::<T>(kernel, &plan, peers)?;
+            }
+            for kernel in PASSES {
+                OneLaunch::find::<T>(self, geometry, &[0], 0, kernel, peers)?;
+            }
         }
-        for kernel in PASSES {
-            OneLaunch::find::<T>(self, geometry, &[0], 0, kernel, false)?;
+        if inside {
+            self.function(meet::SPECIALIZATION)?;
         }
         self.saved(queue, geometry.channels()).map(drop)
     }

@@ -1,7 +1,7 @@
 //! From a kernel's source to a loaded kernel: specialized, compiled, and kept on disk and in memory.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::CudaContext;
 use syncbn_core::{Dtype, Pass};
@@ -90,12 +90,15 @@ impl Specialization {
     }
 }
 
+/// A kernel, once it is loaded.
+type Slot = Arc<Mutex<Option<Function>>>;
+
 /// The kernels that a device has loaded so far.
 pub(crate) struct Modules {
     capability: i32,
     architecture: String,
     cache: Cache,
-    loaded: Mutex<HashMap<Key, Function>>,
+    slots: Mutex<HashMap<Key, Slot>>,
 }
 
 impl Modules {
@@ -109,7 +112,7 @@ impl Modules {
             let nearest = known.into_iter().filter(|&known| known < capability).max().unwrap_or(capability);
             (nearest, format!("compute_{nearest}"))
         };
-        Ok(Self { capability, architecture, cache: Cache::from_env()?, loaded: Mutex::default() })
+        Ok(Self { capability, architecture, cache: Cache::from_env()?, slots: Mutex::default() })
     }
 
     /// What the kernels are compiled for: the device's compute capability, or an older one.
@@ -117,19 +120,24 @@ impl Modules {
         self.capability
     }
 
-    /// The kernel, compiled and loaded at its first use.
+    /// The kernel, compiled and loaded at its first use. Meanwhile other threads get other kernels: CUDA may load one only when the device
+    /// is idle, and what runs there may wait for their passes.
     pub(crate) fn get(
         &self,
         context: &CudaContext,
         specialization: Specialization,
     ) -> Result<Function, CudaError> {
-        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(function) = loaded.get(&specialization.key()) {
-            return Ok(*function);
+        let slot = {
+            let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+            Slot::clone(slots.entry(specialization.key()).or_default())
+        };
+        let mut loaded = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(function) = *loaded {
+            return Ok(function);
         }
         let image = specialization.compile(nvrtc()?, &self.architecture, &self.cache)?;
         let function = Function::load(context, &image, specialization.kernel.name, specialization.peers)?;
-        loaded.insert(specialization.key(), function);
+        *loaded = Some(function);
         Ok(function)
     }
 }

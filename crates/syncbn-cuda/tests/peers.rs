@@ -23,6 +23,8 @@ use syncbn_cuda::peers::PeerCommunicator;
 use syncbn_testkit::{Ability, Gap, Harness, Join, Opened, Unavailable};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
+/// How long anything may take that does not wait.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 fn gpus() -> Result<&'static [Cuda], Unavailable> {
     static GPUS: OnceLock<Result<Vec<Cuda>, Unavailable>> = OnceLock::new();
@@ -320,6 +322,27 @@ fn a_kernel_that_waits_on_another_stream_starves_no_pass() {
         }
         nccl.wait(&side, TIMEOUT).unwrap();
         assert_eq!(rig.written().0.num_batches_tracked, Some(101));
+    });
+}
+
+/// What a device needs is loaded by then: CUDA may load a kernel only when the device is idle, and here it is not.
+#[test]
+fn a_prepared_pass_without_samples_waits_for_nothing() {
+    let barrier = Barrier::new(2);
+    on_ranks(2, TIMEOUT, |cuda, peers| {
+        let rank = Communicator::rank(&peers);
+        let mut rig = Rig::new(cuda, peers, if rank == 0 { 0 } else { 3 });
+        rig.queue.synchronize().unwrap();
+        barrier.wait();
+        let side = cuda.context().new_stream().unwrap();
+        let gate = (rank == 0).then(|| common::block(cuda, &side, PATIENCE));
+        let began = Instant::now();
+        rig.step();
+        rig.queue.synchronize().unwrap();
+        assert!(began.elapsed() < PATIENCE, "a step took {:?}", began.elapsed());
+        barrier.wait();
+        drop(gate);
+        side.synchronize().unwrap();
     });
 }
 

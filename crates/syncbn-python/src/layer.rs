@@ -16,7 +16,7 @@ use crate::error::{Failure, Place, Refused, of_layer};
 use crate::group::{Group, Members};
 use crate::memory::{OnDevice, on_device};
 use crate::passes::{self, Backward, Forward, Recompute, Running, UpdateRunning};
-use crate::tensor::{activations, numbers, optional};
+use crate::tensor::{Activations, activations, numbers, optional};
 use crate::token::Token;
 
 type Object<'py> = Bound<'py, PyAny>;
@@ -119,6 +119,15 @@ impl Layer {
         };
         let norm = made.map_err(|error| of_layer(py, &error))?;
         Ok(Self { norm: OnDevice::new(Arc::new(norm)), kept: AtomicBool::new(false) })
+    }
+
+    /// Loads what passes over such an x need. A pass that has to load something may wait for whatever the device is doing.
+    fn prepare(&self, py: Python<'_>, x: &Object<'_>) -> PyResult<()> {
+        let read = || activations("x", x);
+        self.run(py, Operation::Prepare, read, |queue, x: Activations| {
+            let dtype = x.memory.dtype;
+            pass!(&**self.norm, queue, dtype, prepare, &x)
+        })
     }
 
     /// Writes y and what backward needs; moves the running statistics, where they are given.

@@ -41,6 +41,16 @@ impl Running {
     }
 }
 
+pub(crate) fn prepare<B: Lent + Kernels<T>, T: Element>(
+    norm: &FunctionalBatchNorm<B, T::Param>,
+    queue: &B::Queue,
+    x: &Activations,
+) -> Result<(), Failure> {
+    let geometry =
+        x.geometry.clone().map_err(|source| bad_shape(norm, Operation::Prepare, Tensor::X, source))?;
+    Ok(norm.prepare::<T>(queue, &geometry)?)
+}
+
 pub(crate) struct Forward {
     pub(crate) x: Activations,
     pub(crate) y: Activations,

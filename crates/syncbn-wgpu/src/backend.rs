@@ -115,7 +115,7 @@ macro_rules! kernels {
     ($($type:ty),*) => {$(
         impl Kernels<$type> for Wgpu {
             /// Compiles the kernels, and puts one set of saved statistics into the pool.
-            fn prepare(&self, queue: &Queue, geometry: &Geometry) -> Result<(), WgpuError> {
+            fn prepare(&self, queue: &Queue, geometry: &Geometry, _: bool) -> Result<(), WgpuError> {
                 queue.check(self.gpu())?;
                 self.compile::<$type>(geometry)?;
                 self.saved(queue, geometry.channels()).map(drop)

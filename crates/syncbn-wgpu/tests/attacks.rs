@@ -139,7 +139,7 @@ trait Prepare {
 
 impl Prepare for Wgpu {
     fn prepare_f32(&self, queue: &Queue) -> Result<(), WgpuError> {
-        Kernels::<f32>::prepare(self, queue, &geometry())
+        Kernels::<f32>::prepare(self, queue, &geometry(), false)
     }
 }
 

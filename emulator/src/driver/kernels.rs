@@ -27,6 +27,11 @@ struct Config {
 /// A module has one kernel, and is never unloaded: its handle is that of the kernel.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuModuleLoadData(module: *mut *const Kernel, image: *const u8) -> Code {
+    // A device may be able to load a kernel only when nothing runs there.
+    match current() {
+        Ok(device) => device.synchronize(),
+        Err(error) => return error,
+    }
     match Kernel::load(image) {
         Ok(kernel) => {
             *module = Box::into_raw(Box::new(kernel));

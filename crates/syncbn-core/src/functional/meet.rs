@@ -114,6 +114,13 @@ impl<B: Backend, P: Param> FunctionalBatchNorm<B, P> {
         context.device(Stage::Flush, self.backend.flush(queue))
     }
 
+    /// Whether passes of the group meet inside the kernels.
+    pub(super) fn meets_inside(&self) -> Result<bool, CommError> {
+        let call = GroupCall { pass: Pass::Forward, use_number: 0, settings: self.config };
+        let peers = || self.group.peers(&self.collective(call), call.pass, &self.backend);
+        Ok(self.group.world_size().get() > 1 && peers()?.is_some())
+    }
+
     fn collective(&self, call: GroupCall) -> CollectiveId {
         let GroupCall { pass, use_number, settings } = call;
         let length = pass.message_len(self.config.channels, P::DTYPE);

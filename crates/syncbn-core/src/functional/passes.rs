@@ -21,19 +21,20 @@ use super::meet::GroupCall;
 use crate::{Config, ErrorKind};
 
 impl<B: Backend, P: Param> FunctionalBatchNorm<B, P> {
-    /// Compiles and allocates whatever passes over activations `T` of this geometry need, so that the first pass is not slower than
-    /// others. Optional.
+    /// Compiles, loads and allocates whatever passes over activations `T` of this geometry need, alone and in the group. Optional: without
+    /// it the first pass does so, and takes longer. On some devices it then also waits for what runs there.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Backend`].
+    /// [`ErrorKind::Backend`]; [`ErrorKind::Communicator`] if the group's peers meet on another device.
     pub fn prepare<T>(&self, queue: &B::Queue, geometry: &Geometry) -> Result<(), Error>
     where
         B: Kernels<T>,
         T: Element<Param = P>,
     {
-        let prepared = self.backend.prepare(queue, geometry);
-        self.context(Operation::Prepare).device(Stage::Preparation, prepared)
+        let context = self.context(Operation::Prepare);
+        let inside = context.communication(self.meets_inside())?;
+        context.device(Stage::Preparation, self.backend.prepare(queue, geometry, inside))
     }
 
     /// `y = (x - mean) / sqrt(var + eps) weight + bias` (S. Ioffe, C. Szegedy, "Batch Normalization", 2015, algorithm 1).

@@ -28,12 +28,12 @@ impl<B: Backend, P: Param> Default for ParamGradients<'_, B, P> {
 }
 
 impl<B: Storage, P: Param> SyncBatchNorm<B, P> {
-    /// Compiles and allocates whatever passes over activations `T` of this geometry need, so that the first pass is not slower than
-    /// others. Optional.
+    /// Compiles, loads and allocates whatever passes over activations `T` of this geometry need, alone and in the group. Optional: without
+    /// it the first pass does so, and takes longer. On some devices it then also waits for what runs there.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Backend`].
+    /// [`ErrorKind::Backend`]; [`ErrorKind::Communicator`] if the group's peers meet on another device.
     pub fn prepare<T>(&self, queue: &B::Queue, geometry: &Geometry) -> Result<(), Error>
     where
         B: Kernels<T>,

@@ -176,7 +176,7 @@ impl Storage for Clerk {
 }
 
 impl Kernels<f32> for Clerk {
-    fn prepare(&self, (): &(), _: &Geometry) -> Result<(), Refusal> {
+    fn prepare(&self, (): &(), _: &Geometry, _: bool) -> Result<(), Refusal> {
         self.note("prepare")
     }
     fn moments(&self, (): &(), _: MomentsArgs<'_, Self, f32>) -> Result<(), Refusal> {

@@ -8,8 +8,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use syncbn_core::{
-    Backend, Communicator, Config, Error, Geometry, Gradients, Kernels, ParamGradients, SavedStatistics,
-    Scalar, State, Storage, SyncBatchNorm, View, ViewMut,
+    Backend, Communicator, Config, Error, Geometry, Gradients, ParamGradients, SavedStatistics, Scalar,
+    State, Storage, SyncBatchNorm, View, ViewMut,
 };
 use syncbn_cuda::cudarc::driver::{CudaContext, CudaStream, result};
 use syncbn_cuda::{Buffer, Cuda, CudaError};
@@ -129,7 +129,7 @@ impl Rig {
         let rank = group.rank();
         let config = change(Config::new(CHANNELS).with_momentum(None));
         let layer = SyncBatchNorm::new("bn", config, cuda.clone(), &queue, group).unwrap();
-        <Cuda as Kernels<f32>>::prepare(cuda, &queue, &geometry).unwrap();
+        layer.prepare::<f32>(&queue, &geometry).unwrap();
         let tensor = |seed| cuda.upload(&queue, &values(geometry.len(), seed)).unwrap();
         let blank = |len| cuda.upload(&queue, &vec![0_f32; len]).unwrap();
         let (x, dy) = (tensor(X), tensor(DY));
