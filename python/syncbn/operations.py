@@ -87,8 +87,14 @@ def _forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, layer: str) 
     return y, saved
 
 
+def _is_in_compiled_backward() -> bool:
+    """Whether the backward pass of a compiled graph is what runs. Without effects torch puts a region's second run there, whole."""
+    node = torch._C._current_autograd_node()
+    return node is not None and node.name() == "CompiledFunctionBackward"
+
+
 def _update_running(mean: Tensor, var: Tensor, count: Tensor, saved: Tensor, x: Tensor, layer: str) -> None:
-    if is_second_run():
+    if is_second_run() or not HAS_EFFECTS and _is_in_compiled_backward():
         # The first run has moved them.
         return
     passes = _passes(layer, x)
