@@ -41,7 +41,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 #if PEERS
     // Now, because what they need was not there when the loads began.
     sender.send_header(peers, 0);
-    bool ends = threadIdx.x == 0 && sender.is_last_to_begin(peers);
 #endif
     sum_over_threads(walk, position, reducer, total);
 
@@ -65,6 +64,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     int at[VECTOR_COLUMNS];
     coefficients.find(walk, position, at);
     __syncthreads();
+#if PEERS
+    // After a barrier: every thread of the block has read the number.
+    bool ends = threadIdx.x == 0 && sender.is_last_to_begin(peers);
+#endif
 
     Slopes slopes(coefficients, at);
     Cursor<false> cursor(walk, position);

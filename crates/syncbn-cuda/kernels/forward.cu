@@ -31,7 +31,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 #if PEERS
     // Now, because what they need was not there when the loads began.
     sender.send_header(peers, params.count);
-    bool ends = threadIdx.x == 0 && sender.is_last_to_begin(peers);
 #endif
     sum_over_threads(walk, position, reducer, total);
 
@@ -58,6 +57,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     int at[VECTOR_COLUMNS];
     coefficients.find(walk, position, at);
     __syncthreads();
+#if PEERS
+    // After a barrier: every thread of the block has read the number.
+    bool ends = threadIdx.x == 0 && sender.is_last_to_begin(peers);
+#endif
     if (moves) running.take_turn(normalize);
 
     Normalizer normalizer(coefficients, at);

@@ -339,7 +339,7 @@ fn a_prepared_pass_without_samples_waits_for_nothing() {
         let began = Instant::now();
         rig.step();
         rig.queue.synchronize().unwrap();
-        assert!(began.elapsed() < PATIENCE, "a step took {:?}", began.elapsed());
+        assert!(began.elapsed() < PATIENCE / 2, "a step took {:?}", began.elapsed());
         barrier.wait();
         drop(gate);
         side.synchronize().unwrap();
