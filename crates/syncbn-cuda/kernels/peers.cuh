@@ -247,8 +247,8 @@ struct Receiver {
         return true;
     }
 
-    // Makes a channel's two results available to all blocks of the grid. The first blocks of a forward pass do this. Blocks start in the
-    // order of their numbers, so when others wait for the results, the first blocks are running.
+    // Makes a channel's two results available to all blocks of the grid. normalize's first blocks do this. Blocks start in the order
+    // of their numbers, so when others wait for the results, the first blocks are running.
     __device__ void publish(const PeersParams& peers, long long channel, f64 first, f64 second) const {
         uint4* at = (uint4*)(peers.control + 1) + 2 * channel;
         store_packet(at, number, __double_as_longlong(first));

@@ -18,8 +18,7 @@ use syncbn_core::{CommErrorKind, Communicator, ViaHost};
 use syncbn_cuda::peers::PeerCommunicator;
 
 const RANKS: usize = 2;
-/// So many images take more than one block for each channel, and so two kernels. In a pass of one launch a block waits only for the same
-/// channels' blocks of other ranks, and all ranks start from the last.
+/// So many images take more than one block for each channel, and so two kernels: the later blocks of the second wait for its first ones.
 const SAMPLES: usize = 400;
 const TIMEOUT: Duration = Duration::from_secs(1);
 /// How long anything may take on a busy machine.
