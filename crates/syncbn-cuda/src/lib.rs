@@ -8,8 +8,8 @@
 //! - From compute capability 9.0 on, a kernel that writes y or dx is launched to start before the kernel that sums has ended
 //!   (programmatic dependent launch, in captured graphs too, from driver 12.3 on). It reads as much of its input as shared memory has
 //!   room for, and then waits for the sums.
-//! - A pass of a rank alone, or of ranks that meet inside the kernels, is one launch, if each block has whole channels and all blocks together have room in shared memory for what
-//!   they read (up to 25 MB on an H100: x, or x and dy): each block reads its part once.
+//! - A pass of a rank alone, or of ranks that meet inside the kernels, is one launch, if each block has whole channels and all blocks
+//!   together have room in shared memory for what they read (up to 25 MB on an H100: x, or x and dy): each block reads its part once.
 //! - A pass never waits for the device. It allocates nothing once a shape has been used on a stream. So a step can be captured in a CUDA
 //!   graph, in [`allow_capture`].
 //! - A layer's memory may be used on any stream: a pass waits, on the device, for uses on other streams. cudarc's memory is ordered by

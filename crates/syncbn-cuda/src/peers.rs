@@ -21,11 +21,11 @@
 //! A pass of two kernels: the first sends (`moments`, `grad_sums`) and never waits for a peer. The second waits (`normalize`,
 //! `grad_input`). So the kernel for which another waits is never blocked by a kernel that waits.
 //!
-//! A pass of one kernel (`forward`, `backward`) sends and waits. Each of its blocks has channels of its own, in the order of the
-//! blocks, and sends the numbers of all of them before it waits for any; the first block also sends which call it is. Suppose that a pass stood still, and take the lowest channel
-//! that some rank has not sent. All lower channels have been sent by all ranks, so on that rank all blocks before this channel's end.
-//! Then this channel's block starts, and sends. Ranks may take different ways: a rank with more samples may need two kernels, of which
-//! the first waits for nothing.
+//! A pass of one kernel (`forward`, `backward`) sends and waits. Each of its blocks has channels of its own, in the order of the blocks,
+//! and sends the numbers of all of them before it waits for any; the first block also sends which call it is. Suppose that a pass stood
+//! still, and take the lowest channel that some rank has not sent. All lower channels have been sent by all ranks, so on that rank all
+//! blocks before this channel's end. Then this channel's block starts, and sends. Ranks may take different ways: a rank with more samples
+//! may need two kernels, of which the first waits for nothing.
 //!
 //! Both rest on devices that start blocks in the order of their numbers: passes of one kernel for the reason above, and blocks of
 //! `normalize` that walk planes because the first blocks receive for them. CUDA does not promise that order, but scans with look-back
