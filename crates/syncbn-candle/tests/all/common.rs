@@ -18,6 +18,10 @@ pub(crate) fn ranks<R: Send>(world_size: usize, body: impl Fn(&Group) -> Result<
     results.unwrap().into_iter().map(Result::unwrap).collect()
 }
 
+pub(crate) fn alone() -> Group {
+    Group::single_rank()
+}
+
 /// A layer with variables of its own.
 pub(crate) fn layer(
     channels: usize,

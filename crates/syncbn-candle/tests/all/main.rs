@@ -8,3 +8,4 @@ mod place;
 mod pytorch;
 mod ranks;
 mod training;
+mod variables;
