@@ -71,14 +71,15 @@ pub trait Communicator<B: Backend>: Send + Sync {
     ) -> Result<(), CommError>;
     /// What the kernels of one pass need to sum by themselves, in their peers' memory ([`Meeting::Inside`](crate::Meeting::Inside)).
     ///
-    /// Core asks once a pass, and to prepare for passes. All ranks have to answer alike: either all with `Some`, or all with `None`, which is what is provided.
-    /// After `None`, core calls [`sum_workspace`](Self::sum_workspace) between the kernels.
+    /// Core asks once a pass, and to prepare for passes. Provided is `None`, after which core calls
+    /// [`sum_workspace`](Self::sum_workspace) between the kernels. All ranks have to answer alike, and alike for forward and backward
+    /// passes of as many channels.
     ///
     /// # Errors
     ///
     /// A failure before any work; nothing has been enqueued.
-    fn peers(&self, id: &CollectiveId, pass: Pass, backend: &B) -> Result<Option<B::Peers>, CommError> {
-        let _ = (id, pass, backend);
+    fn peers(&self, id: &CollectiveId, channels: usize, backend: &B) -> Result<Option<B::Peers>, CommError> {
+        let _ = (id, channels, backend);
         Ok(None)
     }
     /// Poisons the group, because this rank's device failed after the sum: the other ranks go on, and get an error at their next call.
@@ -180,8 +181,8 @@ impl<B: Backend, C: Communicator<B> + ?Sized> Communicator<B> for Arc<C> {
     ) -> Result<(), CommError> {
         (**self).sum_numbers(id, backend, queue, numbers)
     }
-    fn peers(&self, id: &CollectiveId, pass: Pass, backend: &B) -> Result<Option<B::Peers>, CommError> {
-        (**self).peers(id, pass, backend)
+    fn peers(&self, id: &CollectiveId, channels: usize, backend: &B) -> Result<Option<B::Peers>, CommError> {
+        (**self).peers(id, channels, backend)
     }
     fn poison(&self, cause: &CommError) {
         (**self).poison(cause);

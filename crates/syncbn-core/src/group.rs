@@ -163,8 +163,8 @@ impl<B: Backend> Communicator<B> for Group<B> {
     ) -> Result<(), CommError> {
         self.communicator.sum_numbers(id, backend, queue, numbers)
     }
-    fn peers(&self, id: &CollectiveId, pass: Pass, backend: &B) -> Result<Option<B::Peers>, CommError> {
-        self.communicator.peers(id, pass, backend)
+    fn peers(&self, id: &CollectiveId, channels: usize, backend: &B) -> Result<Option<B::Peers>, CommError> {
+        self.communicator.peers(id, channels, backend)
     }
     fn poison(&self, cause: &CommError) {
         self.communicator.poison(cause);

@@ -206,7 +206,7 @@ struct Receiver {
     }
 
     // The same for a thread that has its own rank's numbers: it waits for the others' alone. Without AGREES it asks for no counts, and
-    // compares no calls.
+    // it looks at the others' calls only while it waits.
     template <bool AGREES, class Add>
     __device__ bool for_others(const PeersParams& peers, long long channel, f64 first, f64 second, f64 count, Add add) const {
         bool agree = true;
@@ -216,7 +216,7 @@ struct Receiver {
             if (from != peers.rank) {
                 const uint4 *slot = slot_of(peers, peers.rank, from, number), *own = slot + HEADER + 2 * channel;
                 const uint4* const at[4] = {own, own + 1, slot + COUNT, slot + HASH};
-                if (!wait<AGREES, AGREES ? 4 : 2>(peers, at, values)) return false;
+                if (!wait<true, AGREES ? 4 : 2>(peers, at, values)) return false;
                 agree = agree && (!AGREES || is_ours(peers, values[3]));
             }
             add(from, values[0], values[1], values[2]);

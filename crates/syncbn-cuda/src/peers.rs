@@ -9,9 +9,9 @@
 //! One rank to a device, up to 16 ranks of one host (tested with 2 and 4, and with 8 emulated ones), as threads of one process or as
 //! processes. The devices have to reach each other's memory (`NVLink`, or `PCIe` with peer access), and processes need CUDA's IPC, which
 //! containers may forbid. All ranks together test this once, when the group is made. If it fails, [`PeerCommunicator::reason`] tells
-//! why, and sums use the communicator beneath. So do a caller's own numbers, and passes of more than 16,385 numbers: forward from 4097
-//! channels on (`f64`: 2731), backward from 8193. So do groups over several hosts: peers inside each host and NCCL between one rank of
-//! each would still cost NCCL's 11 us or more, and so gain nothing over NCCL alone.
+//! why, and sums use the communicator beneath. So do a caller's own numbers, and layers of more than 8192 channels. So do groups over
+//! several hosts: peers inside each host and NCCL between one rank of each would still cost NCCL's 11 us or more, and so gain nothing
+//! over NCCL alone.
 //!
 //! # Why nothing deadlocks
 //!
@@ -190,8 +190,8 @@ impl Communicator<Cuda> for PeerCommunicator {
         self.over.sum_numbers(id, backend, queue, numbers)
     }
 
-    fn peers(&self, id: &CollectiveId, _: Pass, backend: &Cuda) -> Result<Option<Peers>, CommError> {
-        let Some(direct) = self.joined.as_ref().ok().filter(|_| Direct::has_room(id)) else {
+    fn peers(&self, id: &CollectiveId, channels: usize, backend: &Cuda) -> Result<Option<Peers>, CommError> {
+        let Some(direct) = self.joined.as_ref().ok().filter(|_| Direct::has_room(channels)) else {
             return Ok(None);
         };
         backend

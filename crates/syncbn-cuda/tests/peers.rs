@@ -11,7 +11,7 @@ use std::sync::{Arc, Barrier, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Rig, Written, device_gaps, devices, needs, open_rank};
+use common::{CHANNELS, Rig, Written, device_gaps, devices, needs, open_rank};
 use syncbn_comm::{ThreadComm, ThreadGroup};
 use syncbn_core::{
     CollectiveId, CommError, CommErrorKind, Communicator, Config, ErrorKind, HostCommunicator, Numbers,
@@ -20,6 +20,7 @@ use syncbn_core::{
 use syncbn_cuda::Cuda;
 use syncbn_cuda::nccl::{NcclCommunicator, NcclId};
 use syncbn_cuda::peers::PeerCommunicator;
+use syncbn_testkit::spies::Spy;
 use syncbn_testkit::{Ability, Gap, Harness, Join, Opened, Unavailable};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -83,6 +84,13 @@ fn ranks_of(world_size: usize, timeout: Duration) -> Vec<ThreadComm> {
 
 /// Runs the body once for each of so many ranks of a new group; not at all on a machine with fewer GPUs.
 fn on_ranks(world_size: usize, timeout: Duration, body: impl Fn(&Cuda, PeerCommunicator) + Sync) {
+    on_ranks_over(world_size, timeout, |cuda, host| {
+        body(cuda, PeerCommunicator::new(cuda, ViaHost(host), timeout).unwrap());
+    });
+}
+
+/// The same with the communicator beneath.
+fn on_ranks_over(world_size: usize, timeout: Duration, body: impl Fn(&Cuda, ThreadComm) + Sync) {
     let gpus = devices();
     if gpus.len() < world_size {
         return needs(&format!("{world_size} GPUs"));
@@ -91,7 +99,7 @@ fn on_ranks(world_size: usize, timeout: Duration, body: impl Fn(&Cuda, PeerCommu
     let body = &body;
     thread::scope(|scope| {
         for (cuda, host) in gpus.iter().zip(ranks) {
-            scope.spawn(move || body(cuda, PeerCommunicator::new(cuda, ViaHost(host), timeout).unwrap()));
+            scope.spawn(move || body(cuda, host));
         }
     });
 }
@@ -193,7 +201,7 @@ fn ranks_in_different_calls_are_told_where_the_others_are() {
     });
     on_ranks(2, timeout, |cuda, peers| {
         let eps = if Communicator::rank(&peers) == 1 { 1e-3 } else { 1e-5 };
-        let mut rig = Rig::with_config(cuda, peers, 3, |config: Config| config.with_eps(eps));
+        let mut rig = Rig::with_config(cuda, peers, 3, Config::new(CHANNELS).with_eps(eps));
         let before = rig.layer.state(&rig.queue).unwrap();
         let (error, elapsed) = first_failure(&mut rig);
         assert!(elapsed < Duration::from_secs(1), "{elapsed:?}");
@@ -222,9 +230,34 @@ fn a_poisoned_group_ends_on_every_rank() {
     });
 }
 
+/// A rank with few channels ends its pass while the other waits for more: it is in another call, and not late.
+#[test]
+fn ranks_in_calls_of_different_channels_are_told_where_the_others_are() {
+    let timeout = Duration::from_secs(5);
+    for samples in [1, 3, 300] {
+        on_ranks(2, timeout, |cuda, peers| {
+            let peers = Arc::new(peers);
+            let layer = |channels| Rig::with_config(cuda, peers.clone(), samples, Config::new(channels));
+            let (mut few, mut many) = (layer(1), layer(70));
+            few.step();
+            many.step();
+            let (of_few, of_many) = (few.forward(), many.forward());
+            let (rig, saved) = if few.rank() == 0 { (&mut many, of_many) } else { (&mut few, of_few) };
+            rig.backward(&saved);
+            let began = Instant::now();
+            rig.queue.synchronize().unwrap();
+            assert!(began.elapsed() < timeout / 2, "the kernels waited for {:?}", began.elapsed());
+            let cause = root(&rig.try_step().unwrap_err());
+            let CommErrorKind::OutOfStep { others } = &cause.kind else { panic!("{cause}") };
+            assert_eq!(others[0].0, 1 - cause.rank, "{cause}");
+        });
+    }
+}
+
 /// What a step of every rank writes, with batches of 3 images, 6, 9 and so on.
 fn written_by(
     gpus: &[Cuda],
+    channels: usize,
     group: impl Fn(&Cuda, ThreadComm) -> Arc<dyn Communicator<Cuda>> + Sync,
 ) -> Vec<Written> {
     let group = &group;
@@ -235,7 +268,8 @@ fn written_by(
             .enumerate()
             .map(|(rank, (cuda, host))| {
                 scope.spawn(move || {
-                    let mut rig = Rig::new(cuda, group(cuda, host), 3 * (rank + 1));
+                    let (group, config) = (group(cuda, host), Config::new(channels));
+                    let mut rig = Rig::with_config(cuda, group, 3 * (rank + 1), config);
                     rig.step();
                     rig.written()
                 })
@@ -251,13 +285,31 @@ fn sums_inside_kernels_have_the_bits_of_sums_in_host_memory() {
     if gpus.len() < 2 {
         return needs("2 GPUs");
     }
-    let inside = written_by(&gpus, |cuda, host| {
-        let peers = PeerCommunicator::new(cuda, ViaHost(host), TIMEOUT).unwrap();
-        assert_eq!(peers.reason(), None);
-        Arc::new(peers)
-    });
-    let host = written_by(&gpus, |_, host| Arc::new(ViaHost(host)));
-    assert_eq!(inside, host);
+    for channels in [5, 5000] {
+        let inside = written_by(&gpus, channels, |cuda, host| {
+            let peers = PeerCommunicator::new(cuda, ViaHost(host), TIMEOUT).unwrap();
+            assert_eq!(peers.reason(), None);
+            Arc::new(peers)
+        });
+        let host = written_by(&gpus, channels, |_, host| Arc::new(ViaHost(host)));
+        assert_eq!(inside, host);
+    }
+}
+
+/// Where forward passes meet, backward passes do, too: a layer prepares for both at once.
+#[test]
+fn both_passes_of_a_layer_meet_in_the_same_place() {
+    for (channels, sums_beneath) in [(4097, 0), (8192, 0), (8193, 2)] {
+        on_ranks_over(2, TIMEOUT, |cuda, host| {
+            let beneath = Spy::new(Arc::new(ViaHost(host)));
+            let peers = PeerCommunicator::new(cuda, beneath.clone(), TIMEOUT).unwrap();
+            let mut rig = Rig::with_config(cuda, peers, 1, Config::new(channels));
+            drop(beneath.take_calls()); // those of the constructors
+            rig.step();
+            rig.queue.synchronize().unwrap();
+            assert_eq!(beneath.take_calls().len(), sums_beneath, "{channels} channels");
+        });
+    }
 }
 
 /// Two groups of two among four GPUs, used in turn with the group of all.

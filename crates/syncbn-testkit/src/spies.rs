@@ -69,8 +69,8 @@ impl<B: Backend> Communicator<B> for Spy<B> {
         self.note(id);
         self.inner.sum_numbers(id, backend, queue, numbers)
     }
-    fn peers(&self, id: &CollectiveId, pass: Pass, backend: &B) -> Result<Option<B::Peers>, CommError> {
-        let peers = self.inner.peers(id, pass, backend)?;
+    fn peers(&self, id: &CollectiveId, channels: usize, backend: &B) -> Result<Option<B::Peers>, CommError> {
+        let peers = self.inner.peers(id, channels, backend)?;
         if peers.is_some() {
             self.note(id);
         }
@@ -125,8 +125,8 @@ impl<B: Backend> Communicator<B> for Unaware<B> {
     ) -> Result<(), CommError> {
         self.0.sum_numbers(id, backend, queue, numbers)
     }
-    fn peers(&self, id: &CollectiveId, pass: Pass, backend: &B) -> Result<Option<B::Peers>, CommError> {
-        self.0.peers(id, pass, backend)
+    fn peers(&self, id: &CollectiveId, channels: usize, backend: &B) -> Result<Option<B::Peers>, CommError> {
+        self.0.peers(id, channels, backend)
     }
     fn poison(&self, cause: &CommError) {
         self.0.poison(cause);
@@ -190,9 +190,9 @@ impl<B: Backend> Communicator<B> for Unsteady<B> {
         self.may_fail(id)?;
         self.inner.sum_numbers(id, backend, queue, numbers)
     }
-    fn peers(&self, id: &CollectiveId, pass: Pass, backend: &B) -> Result<Option<B::Peers>, CommError> {
+    fn peers(&self, id: &CollectiveId, channels: usize, backend: &B) -> Result<Option<B::Peers>, CommError> {
         self.may_fail(id)?;
-        self.inner.peers(id, pass, backend)
+        self.inner.peers(id, channels, backend)
     }
     fn poison(&self, cause: &CommError) {
         self.inner.poison(cause);

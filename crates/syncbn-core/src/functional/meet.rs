@@ -86,7 +86,7 @@ impl<B: Backend, P: Param> FunctionalBatchNorm<B, P> {
             return self.alone(context, queue, run);
         }
         let (id, pass) = (self.collective(call), call.pass);
-        if let Some(peers) = context.communication(self.group.peers(&id, pass, &self.backend))? {
+        if let Some(peers) = context.communication(self.peers(&id))? {
             let result = run(Meeting::Inside(peers));
             // A backend without such kernels has refused before any work. After any other error, peers may have this rank's sums.
             let refused = matches!(result, Err(PassError::NoPeers));
@@ -114,11 +114,14 @@ impl<B: Backend, P: Param> FunctionalBatchNorm<B, P> {
         context.device(Stage::Flush, self.backend.flush(queue))
     }
 
-    /// Whether passes of the group meet inside the kernels.
+    /// Whether passes of the group meet inside the kernels: forward and backward ones do so alike.
     pub(super) fn meets_inside(&self) -> Result<bool, CommError> {
         let call = GroupCall { pass: Pass::Forward, use_number: 0, settings: self.config };
-        let peers = || self.group.peers(&self.collective(call), call.pass, &self.backend);
-        Ok(self.group.world_size().get() > 1 && peers()?.is_some())
+        Ok(self.group.world_size().get() > 1 && self.peers(&self.collective(call))?.is_some())
+    }
+
+    fn peers(&self, id: &CollectiveId) -> Result<Option<B::Peers>, CommError> {
+        self.group.peers(id, self.config.channels, &self.backend)
     }
 
     fn collective(&self, call: GroupCall) -> CollectiveId {

@@ -248,7 +248,7 @@ impl Communicator<Clerk> for ClerksGroup {
     ) -> Result<(), CommError> {
         self.note(id, "sum numbers")
     }
-    fn peers(&self, _: &CollectiveId, _: Pass, clerk: &Clerk) -> Result<Option<()>, CommError> {
+    fn peers(&self, _: &CollectiveId, _: usize, clerk: &Clerk) -> Result<Option<()>, CommError> {
         Ok(clerk.0.lock().unwrap().meets_inside.then_some(()))
     }
     fn poison(&self, cause: &CommError) {

@@ -81,9 +81,9 @@ impl Direct {
         })
     }
 
-    /// Whether a pass fits into an inbox. A pass has at least two numbers for each channel.
-    pub(super) fn has_room(id: &CollectiveId) -> bool {
-        id.length / 2 <= MOST_CHANNELS
+    /// Whether the passes of a layer fit into an inbox. Either pass sends two packets for each channel.
+    pub(super) fn has_room(channels: usize) -> bool {
+        channels <= MOST_CHANNELS
     }
 
     /// The parameters of the kernels of this pass.

@@ -77,7 +77,7 @@ pub(crate) fn block(cuda: &Cuda, queue: &CudaStream, most: Duration) -> Sender<(
     open
 }
 
-const CHANNELS: usize = 5;
+pub(crate) const CHANNELS: usize = 5;
 const PIXELS: usize = 9 * 7;
 const X: f32 = 0.37;
 const DY: f32 = 0.11;
@@ -114,27 +114,26 @@ pub(crate) type Written = (State<f32>, [Vec<u32>; 4]);
 impl Rig {
     /// A layer that averages over all batches, so that its counter matters, on so many images.
     pub(crate) fn new(cuda: &Cuda, group: impl Communicator<Cuda> + 'static, samples: usize) -> Self {
-        Self::with_config(cuda, group, samples, |config| config)
+        Self::with_config(cuda, group, samples, Config::new(CHANNELS).with_momentum(None))
     }
 
-    /// The same with other settings.
+    /// The same with these settings.
     pub(crate) fn with_config(
         cuda: &Cuda,
         group: impl Communicator<Cuda> + 'static,
         samples: usize,
-        change: impl FnOnce(Config) -> Config,
+        config: Config,
     ) -> Self {
         let queue = cuda.context().new_stream().unwrap();
-        let geometry = Geometry::channels_first(&[samples, CHANNELS, 9, PIXELS / 9]).unwrap();
         let rank = group.rank();
-        let config = change(Config::new(CHANNELS).with_momentum(None));
+        let geometry = Geometry::channels_first(&[samples, config.channels, 9, PIXELS / 9]).unwrap();
         let layer = SyncBatchNorm::new("bn", config, cuda.clone(), &queue, group).unwrap();
         layer.prepare::<f32>(&queue, &geometry).unwrap();
         let tensor = |seed| cuda.upload(&queue, &values(geometry.len(), seed)).unwrap();
         let blank = |len| cuda.upload(&queue, &vec![0_f32; len]).unwrap();
         let (x, dy) = (tensor(X), tensor(DY));
         let (y, dx) = (blank(geometry.len()), blank(geometry.len()));
-        let (d_weight, d_bias) = (blank(CHANNELS), blank(CHANNELS));
+        let (d_weight, d_bias) = (blank(config.channels), blank(config.channels));
         Self { cuda: cuda.clone(), queue, layer, rank, geometry, x, y, dy, dx, d_weight, d_bias }
     }
 

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use syncbn_comm::{ThreadComm, ThreadGroup};
 use syncbn_core::{
-    Backend, CollectiveId, CommError, CommErrorKind, Communicator, HostCommunicator, Membership, Numbers,
-    Pass, ViaHost,
+    Backend, CollectiveId, CollectiveKind, CommError, CommErrorKind, Communicator, HostCommunicator,
+    Membership, Numbers, Pass, ViaHost,
 };
 use syncbn_testkit::Join;
 
@@ -89,7 +89,8 @@ impl Communicator<Plain> for InsideGroup {
     ) -> Result<(), CommError> {
         ViaHost(self.comm.clone()).sum_numbers(id, plain, &(), numbers)
     }
-    fn peers(&self, id: &CollectiveId, pass: Pass, _: &Plain) -> Result<Option<Peers>, CommError> {
+    fn peers(&self, id: &CollectiveId, _: usize, _: &Plain) -> Result<Option<Peers>, CommError> {
+        let CollectiveKind::Pass(pass) = id.kind else { return Ok(None) };
         let round = self.rounds.fetch_add(1, Ordering::Relaxed);
         let (comm, board) = (self.comm.clone(), self.board.clone());
         Ok(Some(Peers { id: id.clone(), pass, round, comm, board }))
