@@ -20,6 +20,7 @@ from .tokens import Tokens
 
 _is_grad_enabled = torch.is_grad_enabled
 _empty, _empty_like = torch.empty, torch.empty_like
+_CHANNELS_LAST = torch.channels_last
 
 
 class Noted(NamedTuple):
@@ -143,6 +144,9 @@ class Passes:
 def dense(x: Tensor) -> Tensor:
     """The tensor itself if it is channels-last without gaps, otherwise a contiguous copy."""
     axes = x.dim()
+    if axes == 4:
+        # As below, in one call.
+        return x if x.is_contiguous(memory_format=_CHANNELS_LAST) else x.contiguous()
     if axes > 2 and x.permute(0, *range(2, axes), 1).is_contiguous():
         return x
     return x.contiguous()

@@ -256,3 +256,31 @@ def _same_statistics(ours, oracle, bar):
     close(ours.running_var, oracle.running_var, bar, "running_var")
     if oracle.num_batches_tracked is not None:
         assert ours.num_batches_tracked.item() == oracle.num_batches_tracked.item()
+
+
+class _Subclass(torch.Tensor):
+    """A tensor that the native half asks for its properties one by one."""
+
+
+@pytest.mark.parametrize("view", [
+    lambda x: x,
+    lambda x: x.contiguous(memory_format=torch.channels_last),
+    lambda x: x[1:],
+    lambda x: x[:, 1:4],
+    lambda x: x.transpose(2, 3),
+    lambda x: x.permute(1, 0, 2, 3),
+    lambda x: x[:, :, :1, :1],
+    lambda x: x[:, :1].contiguous(memory_format=torch.channels_last),
+    lambda x: x[:, :, :0],
+])  # fmt: skip
+def test_views_and_subclasses_are_read_where_they_are(device, view):
+    x = view(torch.randn(6, 6, 5, 4, device=device))
+    results = []
+    for given in (x.clone(memory_format=torch.contiguous_format), x, x.as_subclass(_Subclass)):
+        module, given = syncbn.SyncBatchNorm(x.shape[1]).to(device), given.detach().requires_grad_()
+        y = module(given)
+        y.backward(torch.cos(x.detach()))
+        results.append([y, given.grad, module.weight.grad, module.bias.grad, module.running_mean, module.running_var])
+    for other in results[1:]:
+        for got, expected in zip(other, results[0], strict=True):
+            assert torch.allclose(got, expected, atol=1e-5)

@@ -4,11 +4,11 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use syncbn_cuda::cudarc::driver::CudaStream;
 use syncbn_cuda::{Cuda, CudaError};
 
 use crate::memory;
+use crate::tensor::Torch;
 
 /// The device of this ordinal.
 pub(crate) fn open(ordinal: usize) -> Result<Cuda, CudaError> {
@@ -25,10 +25,6 @@ pub(crate) fn open(ordinal: usize) -> Result<Cuda, CudaError> {
 
 /// The stream that torch gives work on this device to, in this thread.
 pub(crate) fn current_stream(py: Python<'_>, cuda: &Cuda) -> PyResult<Arc<CudaStream>> {
-    static CURRENT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let current = CURRENT.get_or_try_init(py, || {
-        Ok::<_, PyErr>(py.import("torch._C")?.getattr("_cuda_getCurrentRawStream")?.unbind())
-    })?;
-    let address = current.bind(py).call1((cuda.context().ordinal(),))?.extract()?;
+    let address = Torch::get(py)?.current_stream(py, cuda.context().ordinal())?;
     Ok(memory::stream(cuda, address))
 }

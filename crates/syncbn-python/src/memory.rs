@@ -1,4 +1,4 @@
-//! Torch's memory and streams, borrowed for one call: all unsafe code of the crate.
+//! Torch's memory and streams, borrowed for one call.
 //!
 //! What is promised here: the caller of a pass holds its tensors until it returns (they are the call's arguments), and torch's
 //! allocator frees CUDA memory in the order of the stream that the work was given to. As with torch's own operations, nobody

@@ -1,13 +1,14 @@
 //! Torch's tensors, read through their Python interface and checked, so that a pass trusts them.
 //!
-//! A call has some ten tensors and takes some ten microseconds, so nothing is asked twice here.
+//! A call has some ten tensors and takes some ten microseconds, so torch is asked once for each, where it can answer so (`dlpack.rs`).
 
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyTuple, PyType};
-use syncbn_core::{Dtype, Geometry, MAX_AXES, ShapeError};
+use pyo3::types::PyType;
+use syncbn_core::{Dtype, Geometry, ShapeError};
 
+use crate::dlpack::Exchange;
 use crate::error::{Failure, Refused};
 use crate::memory::Memory;
 
@@ -34,20 +35,23 @@ pub(crate) struct Activations {
 }
 
 /// What is asked of torch at every call, looked up once.
-struct Torch {
+pub(crate) struct Torch {
     tensor: Py<PyType>,
     parameter: Py<PyType>,
     dtypes: [(Py<PyAny>, Dtype); 5],
+    exchange: Option<Exchange>,
 }
 
 impl Torch {
-    fn get(py: Python<'_>) -> PyResult<&Self> {
+    pub(crate) fn get(py: Python<'_>) -> PyResult<&Self> {
         static TORCH: PyOnceLock<Torch> = PyOnceLock::new();
         TORCH.get_or_try_init(py, || {
             let torch = py.import("torch")?;
             let dtype = |name: &str, dtype| Ok::<_, PyErr>((torch.getattr(name)?.unbind(), dtype));
+            let tensor = torch.getattr("Tensor")?.cast_into::<PyType>()?;
             Ok(Self {
-                tensor: torch.getattr("Tensor")?.cast_into::<PyType>()?.unbind(),
+                exchange: Exchange::of(&tensor)?,
+                tensor: tensor.unbind(),
                 parameter: py.import("torch.nn")?.getattr("Parameter")?.cast_into::<PyType>()?.unbind(),
                 dtypes: [
                     dtype("float32", Dtype::F32)?,
@@ -60,34 +64,60 @@ impl Torch {
         })
     }
 
-    fn is_tensor(&self, object: &Bound<'_, PyAny>) -> PyResult<bool> {
-        let (exact, py) = (object.get_type_ptr(), object.py());
-        let is = |class: &Py<PyType>| class.bind(py).as_type_ptr() == exact;
-        Ok(is(&self.tensor) || is(&self.parameter) || object.is_instance(self.tensor.bind(py))?)
+    /// The address of the stream that work on this CUDA device is given to, in this thread.
+    pub(crate) fn current_stream(&self, py: Python<'_>, ordinal: usize) -> PyResult<u64> {
+        if let Some(exchange) = self.exchange {
+            return exchange.current_stream(py, ordinal);
+        }
+        let module = py.import(intern!(py, "torch._C"))?;
+        module.call_method1(intern!(py, "_cuda_getCurrentRawStream"), (ordinal,))?.extract()
     }
+
+    /// Whether it is a tensor, and of no other class that may answer questions differently.
+    fn is_plain(&self, object: &Bound<'_, PyAny>) -> bool {
+        let (exact, py) = (object.get_type_ptr(), object.py());
+        [&self.tensor, &self.parameter].iter().any(|class| class.bind(py).as_type_ptr() == exact)
+    }
+
+    /// By one question for each property.
+    fn describe(&self, name: &'static str, tensor: &Bound<'_, PyAny>) -> Result<Described, Failure> {
+        let py = tensor.py();
+        if !self.is_plain(tensor) && !tensor.is_instance(self.tensor.bind(py))? {
+            return Err(Refused::NoTensor { name, got: tensor.get_type().name()?.to_string() }.into());
+        }
+        let dtype = tensor.getattr(intern!(py, "dtype"))?;
+        let known = self.dtypes.iter().find(|(known, _)| known.is(&dtype));
+        let Some(&(_, dtype)) = known else {
+            return Err(Refused::Dtype { name, got: dtype.to_string() }.into());
+        };
+        let place = if tensor.getattr(intern!(py, "is_cpu"))?.is_truthy()? {
+            Place::Cpu
+        } else if tensor.getattr(intern!(py, "is_cuda"))?.is_truthy()? {
+            Place::Cuda(tensor.call_method0(intern!(py, "get_device"))?.extract()?)
+        } else {
+            let got = tensor.getattr(intern!(py, "device"))?.to_string();
+            return Err(Refused::Device { name, got, expected: "the CPU or a CUDA device".into() }.into());
+        };
+        // Wrapped tensors (fake ones, those of vmap) raise here.
+        let pointer = tensor.call_method0(intern!(py, "data_ptr")).map_err(|_| Refused::NoMemory { name })?;
+        let pointer = pointer.extract()?;
+        let sizes = tensor.getattr(intern!(py, "shape"))?.extract()?;
+        let strides = tensor.call_method0(intern!(py, "stride"))?.extract()?;
+        Ok(Described { memory: Memory { pointer, len: 0, dtype, place }, sizes, strides })
+    }
+}
+
+/// A tensor's memory, without its length, and its shape and strides in elements.
+pub(crate) struct Described {
+    pub(crate) memory: Memory,
+    pub(crate) sizes: Vec<usize>,
+    pub(crate) strides: Vec<isize>,
 }
 
 /// A tensor of activations or their gradient. One in neither order of memory is refused with its strides when a pass needs it.
 pub(crate) fn activations(name: &'static str, tensor: &Bound<'_, PyAny>) -> Result<Activations, Failure> {
-    let py = tensor.py();
-    let mut memory = memory(name, tensor)?;
-    let mut sizes = [0_usize; MAX_AXES];
-    let shape = tensor.getattr(intern!(py, "shape"))?.cast_into::<PyTuple>().map_err(PyErr::from)?;
-    let axes = shape.len();
-    let geometry = if axes > MAX_AXES {
-        Err(ShapeError::Axes { shape: shape.extract()? })
-    } else {
-        for (size, axis) in sizes.iter_mut().zip(shape.iter_borrowed()) {
-            *size = axis.extract()?;
-        }
-        let sizes = sizes.get(..axes).unwrap_or_default();
-        if is_true(tensor, intern!(py, "is_contiguous"))? {
-            Geometry::channels_first(sizes)
-        } else {
-            let strides: Vec<isize> = tensor.call_method0(intern!(py, "stride"))?.extract()?;
-            Geometry::strided(sizes, &strides, 1)
-        }
-    };
+    let Described { mut memory, sizes, strides } = describe(name, tensor)?;
+    let geometry = Geometry::strided(&sizes, &strides, 1);
     memory.len = geometry.as_ref().map_or(0, Geometry::len);
     memory.check(name)?;
     Ok(Activations { memory, geometry })
@@ -95,12 +125,15 @@ pub(crate) fn activations(name: &'static str, tensor: &Bound<'_, PyAny>) -> Resu
 
 /// Numbers side by side: parameters, running statistics, what a forward pass saves.
 pub(crate) fn numbers(name: &'static str, tensor: &Bound<'_, PyAny>) -> Result<Memory, Failure> {
-    let mut memory = memory(name, tensor)?;
-    let py = tensor.py();
-    if !is_true(tensor, intern!(py, "is_contiguous"))? {
-        return Err(Refused::Gaps { name }.into());
+    let Described { mut memory, sizes, strides } = describe(name, tensor)?;
+    memory.len = sizes.iter().product();
+    let mut expected = 1;
+    for (size, stride) in sizes.into_iter().zip(strides).rev() {
+        if memory.len > 0 && size > 1 && usize::try_from(stride) != Ok(expected) {
+            return Err(Refused::Gaps { name }.into());
+        }
+        expected *= size;
     }
-    memory.len = tensor.call_method0(intern!(py, "numel"))?.extract()?;
     memory.check(name)?;
     Ok(memory)
 }
@@ -113,35 +146,18 @@ pub(crate) fn optional(
     tensor.map(|tensor| numbers(name, tensor)).transpose()
 }
 
-/// All but the length.
-fn memory(name: &'static str, tensor: &Bound<'_, PyAny>) -> Result<Memory, Failure> {
+fn describe(name: &'static str, tensor: &Bound<'_, PyAny>) -> Result<Described, Failure> {
     let py = tensor.py();
     let torch = Torch::get(py)?;
-    if !torch.is_tensor(tensor)? {
-        return Err(Refused::NoTensor { name, got: tensor.get_type().name()?.to_string() }.into());
-    }
-    let dtype = tensor.getattr(intern!(py, "dtype"))?;
-    let known = torch.dtypes.iter().find(|(known, _)| known.is(&dtype));
-    let Some(&(_, dtype)) = known else {
-        return Err(Refused::Dtype { name, got: dtype.to_string() }.into());
+    let described =
+        torch.exchange.filter(|_| torch.is_plain(tensor)).and_then(|exchange| exchange.describe(tensor));
+    let described = match described {
+        Some(described) => described,
+        // This also finds the words for what is wrong.
+        None => torch.describe(name, tensor)?,
     };
-    let place = if tensor.getattr(intern!(py, "is_cpu"))?.is_truthy()? {
-        Place::Cpu
-    } else if tensor.getattr(intern!(py, "is_cuda"))?.is_truthy()? {
-        Place::Cuda(tensor.call_method0(intern!(py, "get_device"))?.extract()?)
-    } else {
-        let got = tensor.getattr(intern!(py, "device"))?.to_string();
-        return Err(Refused::Device { name, got, expected: "the CPU or a CUDA device".into() }.into());
-    };
-    if is_true(tensor, intern!(py, "is_neg"))? {
+    if tensor.call_method0(intern!(py, "is_neg"))?.is_truthy()? {
         return Err(Refused::Lazy { name }.into());
     }
-    // Wrapped tensors (fake ones, those of vmap) raise here.
-    let pointer = tensor.call_method0(intern!(py, "data_ptr")).map_err(|_| Refused::NoMemory { name })?;
-    let pointer = pointer.extract()?;
-    Ok(Memory { pointer, len: 0, dtype, place })
-}
-
-fn is_true(tensor: &Bound<'_, PyAny>, method: &Bound<'_, pyo3::types::PyString>) -> PyResult<bool> {
-    tensor.call_method0(method)?.is_truthy()
+    Ok(described)
 }
