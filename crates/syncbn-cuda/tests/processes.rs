@@ -83,7 +83,8 @@ fn join(over: Over, timeout: Duration) -> (Cuda, Arc<dyn Communicator<Cuda>>) {
         }
         Over::Peers => {
             let cuda = Cuda::open(LaunchEnv::from_env().unwrap().local_rank).unwrap();
-            let tcp = TcpCommunicator::from_env(timeout).unwrap();
+            // Only kernels are held to the time-out: a device on which a process was killed may take seconds to open.
+            let tcp = TcpCommunicator::from_env(PATIENCE).unwrap();
             let peers = PeerCommunicator::new(&cuda, ViaHost(tcp), timeout).unwrap();
             assert_eq!(peers.reason().is_none(), peers.world_size().get() > 1, "{peers:?}");
             (cuda, Arc::new(peers))
@@ -107,8 +108,8 @@ fn train(over: Over) {
     let (cuda, communicator) = join(over, TIMEOUT);
     let mut rig = Rig::new(&cuda, communicator, 3);
     loop {
-        rig.step();
-        match rig.layer.state(&rig.queue) {
+        // A failure is told by the pass that comes next, or by whoever waits for the queue.
+        match rig.try_step().and_then(|()| rig.layer.state(&rig.queue)) {
             Ok(state) => println!("{:?}", state.num_batches_tracked),
             Err(error) => return println!("failed: {error}"),
         }
@@ -212,8 +213,9 @@ fn lose_one(over: Over, signal: &str) {
     let mut ranks = over.start("train", 2, 2);
     let mut lines: Vec<_> =
         ranks.iter_mut().map(|rank| BufReader::new(rank.stdout.take().unwrap())).collect();
-    next_line(&mut lines[0]);
-    next_line(&mut lines[1]);
+    for (rank, lines) in ranks.iter_mut().zip(&mut lines) {
+        wait_for_a_step(rank, lines);
+    }
     let sent = Command::new("kill").args(["-s", signal, &ranks[1].id().to_string()]).status().unwrap();
     assert!(sent.success());
     let killed = Instant::now();
@@ -226,10 +228,14 @@ fn lose_one(over: Over, signal: &str) {
     ranks[1].wait().unwrap();
 }
 
-fn next_line(lines: &mut BufReader<ChildStdout>) {
+fn wait_for_a_step(rank: &mut Child, lines: &mut BufReader<ChildStdout>) {
     let mut line = String::new();
     lines.read_line(&mut line).unwrap();
-    assert!(line.starts_with("Some"), "`{line}`");
+    if !line.starts_with("Some") {
+        let _ = rank.kill();
+        let said = std::io::read_to_string(rank.stderr.take().unwrap()).unwrap();
+        panic!("the rank made no step: {line}{said}");
+    }
 }
 
 fn start_too_few() {
