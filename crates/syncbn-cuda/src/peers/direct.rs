@@ -132,7 +132,7 @@ impl Direct {
         let elsewhere = usize::try_from(report.other_rank).ok().and_then(|rank| rank.checked_sub(1));
         let kind = match (elsewhere, self.call(report.other_call)) {
             (None, _) => match self.missing(report.number) {
-                // All have sent by now: late ones, or this device has not started what reads it.
+                // All have sent everything by now: late ones, or this device has not started what reads it.
                 Ok(missing) if missing.is_empty() => CommErrorKind::Unfinished { timeout: self.timeout },
                 Ok(missing) => CommErrorKind::Timeout { missing, timeout: self.timeout },
                 Err(error) => CommErrorKind::Transport(Arc::new(error)),
@@ -145,18 +145,20 @@ impl Direct {
         self.error(self.call(report.call), true, kind)
     }
 
-    /// The ranks that have sent nothing in the pass of this number. Copies a few bytes, on a stream of its own.
+    /// The ranks for which others wait in the pass of this number: they have sent nothing, or the numbers of the fewest channels. Others
+    /// may have sent a part, too, as they wait in a kernel of many blocks. Copies the packets, on a stream of its own.
     fn missing(&self, number: u64) -> Result<Vec<usize>, CudaError> {
         let ranks = self.links.len();
-        let mut missing = Vec::new();
-        for rank in 0..ranks {
-            let slot = (number % 2) as usize * ranks + rank;
-            let [_, of_pass, ..] = self.inbox.peek(slot * PACKETS_PER_SLOT * PACKET_BYTES)?;
-            if u64::from(of_pass) != number {
-                missing.push(rank);
-            }
-        }
-        Ok(missing)
+        let slots = (number % 2) as usize * ranks;
+        let sent = |rank: usize| {
+            let packets = self.inbox.peek((slots + rank) * PACKETS_PER_SLOT, PACKETS_PER_SLOT)?;
+            let (header, channels) = packets.split_at(HEADER);
+            let in_order = header.iter().take(1).chain(channels);
+            Ok(in_order.take_while(|[_, of_pass, ..]| u64::from(*of_pass) == number).count())
+        };
+        let sent = (0..ranks).map(sent).collect::<Result<Vec<_>, CudaError>>()?;
+        let (least, most) = (sent.iter().copied().min(), sent.iter().copied().max());
+        Ok((0..ranks).filter(|&rank| least < most && Some(sent[rank]) == least).collect())
     }
 
     /// The call of this identity, use and step.

@@ -11,7 +11,7 @@ use cudarc::driver::{CudaContext, sys};
 
 use super::capture::RelaxedCapture;
 use super::driver::{self, DeviceMemory};
-use super::params::Report;
+use super::params::{PACKET_BYTES, Report};
 use crate::error::CudaError;
 
 /// The driver's handle of memory that other processes may open.
@@ -49,20 +49,21 @@ impl Inbox {
         self.memory.as_ref().map_or(0, DeviceMemory::pointer)
     }
 
-    /// The current packet at this offset in bytes.
+    /// The current packets from this one on.
     ///
     /// # Errors
     ///
     /// Those of the driver, also after a kernel has failed.
-    pub(crate) fn peek(&self, at: usize) -> Result<[u32; 4], CudaError> {
-        let mut words = [0; 4];
-        let Some(memory) = &self.memory else { return Ok(words) };
+    pub(crate) fn peek(&self, first: usize, count: usize) -> Result<Vec<[u32; 4]>, CudaError> {
+        let mut packets = vec![[0; 4]; count];
+        let Some(memory) = &self.memory else { return Ok(packets) };
         let _relaxed = RelaxedCapture::begin()?;
         let stream = memory.context().new_stream().map_err(CudaError::driver("making a stream"))?;
+        let from = memory.pointer() + (first * PACKET_BYTES) as u64;
         // SAFETY: callers ask for places within the memory, which is on the stream's device. Kernels write it in whole words, so that
         // what is read is a value that was there.
-        unsafe { driver::download(&stream, memory.pointer() + at as u64, &mut words) }?;
-        Ok(words)
+        unsafe { driver::download(&stream, from, packets.as_flattened_mut()) }?;
+        Ok(packets)
     }
 
     fn context(&self) -> Option<&Arc<CudaContext>> {
