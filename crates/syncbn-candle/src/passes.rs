@@ -5,8 +5,8 @@ use candle_core::op::BackpropOp;
 use candle_core::{DType, Result, Tensor};
 use syncbn_core::functional::{self, Statistics as CoreStatistics};
 use syncbn_core::{
-    Backend, Element, ErrorKind, FunctionalBatchNorm, Gradients, Kernels, Operation, Param, SavedRef,
-    SavedStatistics, ShapeError, Stage, View, ViewMut, bf16, f16,
+    Backend, Element, ErrorKind, FunctionalBatchNorm, Gradients, Kernels, Operation, SavedRef,
+    SavedStatistics, Stage, Tensor as Role, View, ViewMut, bf16, f16,
 };
 
 use crate::device::{Given, OnDevice, of_storage};
@@ -42,12 +42,14 @@ impl<B: OnDevice> Use<B> {
         B: Kernels<T>,
     {
         let queue = B::queue(x.0);
-        let shape_error = |source| of_layer(error(layer, Operation::Forward, shape_kind(source)));
-        let geometry = self.geometry(x.1.shape()).map_err(shape_error)?;
+        let bad = |tensor| {
+            move |source| of_layer(layer.error(Operation::Forward, ErrorKind::Shape { tensor, source }))
+        };
+        let geometry = self.geometry(x.1.shape()).map_err(bad(Role::X))?;
         let (mut memory, lent);
         let mut y = B::make::<T>(x.0, geometry.len())?;
-        let view = View::new(B::lend::<T>(x.0, x.1, &queue)?, geometry).map_err(shape_error)?;
-        let view_mut = ViewMut::new(B::lend_new(&mut y, &queue), geometry).map_err(shape_error)?;
+        let view = View::new(B::lend::<T>(x.0, x.1, &queue)?, geometry).map_err(bad(Role::X))?;
+        let view_mut = ViewMut::new(B::lend_new(&mut y, &queue), geometry).map_err(bad(Role::Y))?;
         let weight = optional::<B, T::Param>(self.call.has_weight, weight, &queue)?;
         let bias = optional::<B, T::Param>(self.call.has_bias, bias, &queue)?;
         let slot = B::slot(&self.call.saved);
@@ -58,7 +60,7 @@ impl<B: OnDevice> Use<B> {
         } else {
             let allocated = layer.backend().saved(&queue, layer.config().channels);
             memory =
-                allocated.map_err(|source| of_layer(error(layer, Operation::Forward, allocation(source))))?;
+                allocated.map_err(|source| of_layer(layer.error(Operation::Forward, allocation(source))))?;
             let statistics = match &self.call.statistics {
                 Statistics::Group => CoreStatistics::Group { running: None },
                 Statistics::Local => CoreStatistics::Local,
@@ -107,20 +109,22 @@ impl<B: OnDevice> Backward<B> {
         B: Kernels<T>,
     {
         let (queue, beside) = (B::queue(x.0), x.0);
-        let shape_error = |source| of_layer(error(layer, Operation::Backward, shape_kind(source)));
+        let bad = |tensor| {
+            move |source| of_layer(layer.error(Operation::Backward, ErrorKind::Shape { tensor, source }))
+        };
         let Some(saved) = B::slot(&self.used.call.saved).get() else {
             return Err(Error::NothingSaved { operation: "backward", layer: layer.name().into() }.into());
         };
-        let geometry = self.used.geometry(x.1.shape()).map_err(shape_error)?;
+        let geometry = self.used.geometry(x.1.shape()).map_err(bad(Role::X))?;
         let mut dx = B::make::<T>(beside, if self.wants.x { geometry.len() } else { 0 })?;
         let new = |wanted: bool| wanted.then(|| B::make::<T::Param>(beside, geometry.channels())).transpose();
         let (mut d_weight, mut d_bias) = (new(self.wants.weight)?, new(self.wants.bias)?);
 
-        let x = View::new(B::lend::<T>(x.0, x.1, &queue)?, geometry).map_err(shape_error)?;
-        let dy_geometry = self.used.geometry(dy.1.shape()).map_err(shape_error)?;
-        let dy = View::new(B::lend::<T>(dy.0, dy.1, &queue)?, dy_geometry).map_err(shape_error)?;
+        let x = View::new(B::lend::<T>(x.0, x.1, &queue)?, geometry).map_err(bad(Role::X))?;
+        let dy_geometry = self.used.geometry(dy.1.shape()).map_err(bad(Role::Dy))?;
+        let dy = View::new(B::lend::<T>(dy.0, dy.1, &queue)?, dy_geometry).map_err(bad(Role::Dy))?;
         let gradients = if self.wants.x {
-            let dx = ViewMut::new(B::lend_new(&mut dx, &queue), geometry).map_err(shape_error)?;
+            let dx = ViewMut::new(B::lend_new(&mut dx, &queue), geometry).map_err(bad(Role::Dx))?;
             Gradients::OutOfPlace { dy, dx }
         } else {
             Gradients::ParametersOnly { dy }
@@ -159,19 +163,6 @@ fn unfit<B: Backend>(passes: &Passes<B>, operation: &'static str, got: DType) ->
     Error::Dtype { operation, layer: passes.name().into(), tensor: "x", expected, got }.into()
 }
 
-fn shape_kind(source: ShapeError) -> ErrorKind {
-    ErrorKind::Shape { tensor: syncbn_core::Tensor::X, source }
-}
-
 fn allocation(source: impl std::error::Error + Send + Sync + 'static) -> ErrorKind {
     ErrorKind::Backend { stage: Stage::Allocation, source: Box::new(source) }
-}
-
-fn error<B: Backend, P: Param>(
-    layer: &FunctionalBatchNorm<B, P>,
-    operation: Operation,
-    kind: ErrorKind,
-) -> syncbn_core::Error {
-    let (rank, world_size) = (layer.group().rank(), layer.group().world_size().get());
-    syncbn_core::Error { operation, layer: layer.name().into(), rank, world_size, kind: Box::new(kind) }
 }

@@ -170,6 +170,21 @@ impl<B: Backend, P: Param> FunctionalBatchNorm<B, P> {
         &self.group
     }
 
+    /// An error of an adapter's own, found before a pass, with this layer's name and rank.
+    ///
+    /// ```
+    /// use syncbn_core::{Backend, Error, ErrorKind, FunctionalBatchNorm, Geometry, Operation, Tensor};
+    ///
+    /// fn geometry<B: Backend>(norm: &FunctionalBatchNorm<B, f32>, shape: &[usize]) -> Result<Geometry, Error> {
+    ///     Geometry::channels_first(shape)
+    ///         .map_err(|source| norm.error(Operation::Forward, ErrorKind::Shape { tensor: Tensor::X, source }))
+    /// }
+    /// ```
+    #[must_use]
+    pub fn error(&self, operation: Operation, kind: impl Into<ErrorKind>) -> Error {
+        self.context(operation).error(kind)
+    }
+
     /// The backend.
     #[must_use]
     pub fn backend(&self) -> &B {

@@ -4,8 +4,8 @@
 
 use syncbn_core::functional::{self, Statistics};
 use syncbn_core::{
-    Element, Error, ErrorKind, FunctionalBatchNorm, Gradients, Kernels, NonFinite, Operation, Param,
-    RunningMut, SavedRef, SavedToken, ShapeError, Tensor, View, ViewMut,
+    Element, ErrorKind, FunctionalBatchNorm, Gradients, Kernels, NonFinite, Operation, Param, RunningMut,
+    SavedRef, SavedToken, Tensor, View, ViewMut,
 };
 
 use crate::error::{Failure, Refused};
@@ -46,8 +46,10 @@ pub(crate) fn prepare<B: Lent + Kernels<T>, T: Element>(
     queue: &B::Queue,
     x: &Activations,
 ) -> Result<(), Failure> {
-    let geometry =
-        x.geometry.clone().map_err(|source| bad_shape(norm, Operation::Prepare, Tensor::X, source))?;
+    let geometry = x
+        .geometry
+        .clone()
+        .map_err(|source| norm.error(Operation::Prepare, ErrorKind::Shape { tensor: Tensor::X, source }))?;
     Ok(norm.prepare::<T>(queue, &geometry)?)
 }
 
@@ -184,7 +186,7 @@ fn view<'a, B: Lent, T: Element>(
     tensor: Tensor,
     given: &'a Activations,
 ) -> Result<View<'a, B, T>, Failure> {
-    let bad = |source| bad_shape(norm, operation, tensor, source);
+    let bad = |source| norm.error(operation, ErrorKind::Shape { tensor, source });
     let geometry = given.geometry.clone().map_err(bad)?;
     let mem = norm.backend().mem(tensor.name(), &given.memory)?;
     Ok(View::new(mem, geometry).map_err(bad)?)
@@ -196,21 +198,10 @@ fn view_mut<'a, B: Lent, T: Element>(
     tensor: Tensor,
     given: &'a mut Activations,
 ) -> Result<ViewMut<'a, B, T>, Failure> {
-    let bad = |source| bad_shape(norm, operation, tensor, source);
+    let bad = |source| norm.error(operation, ErrorKind::Shape { tensor, source });
     let geometry = given.geometry.clone().map_err(bad)?;
     let mem = norm.backend().mem_mut(tensor.name(), &mut given.memory)?;
     Ok(ViewMut::new(mem, geometry).map_err(bad)?)
-}
-
-fn bad_shape<B: Lent, P: Param>(
-    norm: &FunctionalBatchNorm<B, P>,
-    operation: Operation,
-    tensor: Tensor,
-    source: ShapeError,
-) -> Error {
-    let (rank, world_size) = (norm.group().rank(), norm.group().world_size().get());
-    let kind = Box::new(ErrorKind::Shape { tensor, source });
-    Error { operation, layer: norm.name().into(), rank, world_size, kind }
 }
 
 fn lend<'a, B: Lent, P: Param>(
