@@ -43,3 +43,23 @@ fn the_readme_names_the_crates_and_versions_of_the_workspace() {
     let minimum = format!("Rust {}", rust.trim_matches('"'));
     assert!(readme.contains(&minimum), "the README is to name {minimum}");
 }
+
+/// Until the crates are on a registry.
+#[test]
+fn guides_take_the_crates_from_the_repository() {
+    let docs = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs")).unwrap();
+    let guides =
+        docs.map(|entry| entry.unwrap().path()).filter(|path| path.extension().is_some_and(|e| e == "md"));
+    let mut seen = 0;
+    for guide in guides {
+        let text = fs::read_to_string(&guide).unwrap();
+        for line in
+            blocks(&text, "toml").into_iter().flat_map(str::lines).filter(|line| line.starts_with("syncbn-"))
+        {
+            let is_there = ["{ git = ", "{ path = "].iter().any(|source| line.contains(source));
+            assert!(is_there, "{}: {line}", guide.display());
+            seen += 1;
+        }
+    }
+    assert!(seen > 0, "no guide names a crate");
+}

@@ -55,7 +55,7 @@ impl Running {
         })
     }
 
-    /// Whether they are three variables, each with memory of its own.
+    /// Whether mean and variance are two variables.
     pub(crate) fn are_distinct(&self) -> bool {
         let id = |var: &Var| Tensor::id(var);
         id(&self.mean) != id(&self.var)

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Core has everything else: the order of these steps, the checks of arguments, state, and errors with their context.
-//! `docs/adding-a-backend.md` in the repository builds a working backend of 200 lines, and `syncbn-testkit` tests one against
+//! `docs/adding-a-backend.md` in the repository builds a working backend of some 220 lines, and `syncbn-testkit` tests one against
 //! all laws in one line.
 //!
 //! # The first reading: a backend that computes nothing
@@ -67,6 +67,7 @@
 //! | the sum, before `normalize` was enqueued | running statistics unchanged; the group is poisoned, unless nothing was sent ([`Unsent`](crate::CommErrorKind::Unsent)) |
 //! | the sum of a device-native communicator, noticed later | running statistics may be wrong ([`late`](crate::CommError::late)); the layer refuses use until a state is loaded |
 //! | `normalize`, `grad_input`, `flush` | the other ranks have the sum and go on, so core poisons the group |
+//! | any step of a pass whose ranks meet inside its kernels ([`Meeting::Inside`]) | peers may have this rank's sums, so core poisons the group |
 //!
 //! This is why running statistics are written by `normalize`, after the sum. An error that the device reports only later (a lost
 //! device) comes from whichever call sees it first.
@@ -93,8 +94,9 @@
 //!
 //! **[`Kernels::forward`] and [`Kernels::backward`]** are whole passes, which are provided: two kernels, with the sum between
 //! them as [`Meeting`] says. A backend that gains from it overrides them, for a rank alone or for kernels that sum in their peers'
-//! memory, and leaves every other [`Meeting`] to [`forward_by_kernels`](crate::meeting::forward_by_kernels). Core returns an error if
-//! a backend leaves out the sum ([`SumLeftOut`](crate::ErrorKind::SumLeftOut)) or asks for it twice.
+//! memory, and leaves every other [`Meeting`] to [`forward_by_kernels`](crate::meeting::forward_by_kernels) and
+//! [`backward_by_kernels`](crate::meeting::backward_by_kernels). With [`Meeting::Between`] core returns an error if a backend leaves out
+//! the sum ([`SumLeftOut`](crate::ErrorKind::SumLeftOut)) or asks for it twice; into kernels that sum it cannot see.
 //!
 //! **[`Storage`]**: memory that a layer owns. [`SyncBatchNorm`](crate::SyncBatchNorm) needs it for parameters and running statistics;
 //! [`FunctionalBatchNorm`](crate::FunctionalBatchNorm) does not.

@@ -219,7 +219,7 @@ impl fmt::Display for ErrorKind {
                  recomputation that needs them",
             ),
             Self::NotTheGroups { scope } => {
-                write!(f, "running statistics move by a batch of the group, and what was saved is {scope:?}")
+                write!(f, "running statistics move by a batch of the group: the saved statistics are {scope:?}, expected Group")
             }
             Self::StateTensor { tensor, expected: true } => {
                 write!(f, "the state has no {tensor}, expected one")

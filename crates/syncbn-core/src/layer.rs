@@ -139,7 +139,7 @@ impl<B: Storage, P: Param> SyncBatchNorm<B, P> {
         self.mode.training
     }
 
-    /// Whether the layer normalises with its running statistics even in training mode, as in fine-tuning. Weight and bias of a frozen
+    /// Sets whether the layer normalises with its running statistics even in training mode, as in fine-tuning. Weight and bias of a frozen
     /// layer still have gradients.
     ///
     /// # Errors
@@ -159,7 +159,7 @@ impl<B: Storage, P: Param> SyncBatchNorm<B, P> {
         self.mode.frozen
     }
 
-    /// Whether training passes update the running statistics and their counter, which they do in a new layer. Every rank sets the same
+    /// Sets whether training passes update the running statistics and their counter, which they do in a new layer. Every rank sets the same
     /// before its next forward pass: ranks compare it, or their running statistics would drift apart.
     pub fn set_updates_running_stats(&mut self, updates: bool) {
         self.inner.updates_running = updates;

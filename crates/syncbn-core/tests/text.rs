@@ -198,7 +198,7 @@ fn each_kind_of_refusal_says_what_to_do_or_what_is_there() {
         ),
         (
             ErrorKind::NotTheGroups { scope: Scope::Local },
-            "running statistics move by a batch of the group, and what was saved is Local",
+            "running statistics move by a batch of the group: the saved statistics are Local, expected Group",
         ),
         (ErrorKind::ForeignSaved, "the saved statistics belong to another layer"),
         (ErrorKind::HalfLoaded, "an earlier load of a state failed half-way: load a state again"),

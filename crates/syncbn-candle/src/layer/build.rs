@@ -74,8 +74,8 @@ fn counter(layer: &str, vb: &VarBuilder<'_>) -> Result<Var> {
     if vb.contains_tensor(NAME) {
         // Before it becomes an i64, which is 0 for a NaN.
         let got = wide(&get(DType::F64)?)?.to_scalar::<f64>()?;
-        if got < 0.0 || got.fract() != 0.0 || got > i64::MAX as f64 {
-            return Err(no_value(layer, NAME, 0, "a whole number from 0 to 2^63", got));
+        if got < 0.0 || got.fract() != 0.0 || got >= i64::MAX as f64 {
+            return Err(no_value(layer, NAME, 0, "a whole number from 0 to below 2^63", got));
         }
     }
     match get(DType::I64) {
