@@ -9,16 +9,24 @@ use std::time::Duration;
 use syncbn_comm::threads;
 use syncbn_core::functional::{Backward, Forward, Statistics, UpdateRunning};
 use syncbn_core::{
-    Config, FunctionalBatchNorm, Gradients, Group, HostCommunicator as _, NonFinite, RunningMut, SavedRef,
-    SavedToken, ViaHost, View, ViewMut, saved_len,
+    Config, ErrorKind, FunctionalBatchNorm, Geometry, Gradients, Group, HostCommunicator as _, NonFinite,
+    Operation, RunningMut, SavedRef, SavedToken, ViaHost, View, ViewMut, saved_len,
 };
 use syncbn_cpu::Cpu;
 
-/// The framework's tensor: a shape (N, C, *spatial), and numbers.
+/// The framework's tensor: a shape (N, C, *spatial), strides in elements, and numbers.
 #[derive(Clone, Debug)]
 struct Tensor {
     shape: Vec<usize>,
+    strides: Vec<isize>,
     values: Vec<f32>,
+}
+
+impl Tensor {
+    /// Zeros of the shape and the memory order of this tensor.
+    fn zeros_like(&self) -> Self {
+        Self { values: vec![0.0; self.values.len()], ..self.clone() }
+    }
 }
 
 /// What the framework's graph keeps between the two passes.
@@ -35,6 +43,17 @@ struct Grads {
     bias: Vec<f32>,
 }
 
+/// The tensor's shape and memory order. One with gaps is an error here, with the layer's name; a framework would copy it.
+fn geometry(
+    norm: &FunctionalBatchNorm<Cpu, f32>,
+    operation: Operation,
+    role: syncbn_core::Tensor,
+    tensor: &Tensor,
+) -> Result<Geometry, syncbn_core::Error> {
+    Geometry::strided(&tensor.shape, &tensor.strides, 1)
+        .map_err(|source| norm.error(operation, ErrorKind::Shape { tensor: role, source }))
+}
+
 /// `y`, and what backward needs. It changes nothing: running statistics are moved apart, by [`update`].
 fn forward(
     norm: &FunctionalBatchNorm<Cpu, f32>,
@@ -42,11 +61,12 @@ fn forward(
     weight: &[f32],
     bias: &[f32],
 ) -> Result<(Tensor, Context), Box<dyn Error>> {
-    let mut y = Tensor { shape: x.shape.clone(), values: vec![0.0; x.values.len()] };
+    let geometry = geometry(norm, Operation::Forward, syncbn_core::Tensor::X, x)?;
+    let mut y = x.zeros_like();
     let mut saved = vec![0.0; saved_len(norm.config().channels)];
     let args = Forward::new(
-        View::<Cpu, f32>::channels_first(&x.values, &x.shape)?,
-        ViewMut::channels_first(&mut y.values[..], &y.shape)?,
+        View::<Cpu, f32>::new(&x.values, geometry)?,
+        ViewMut::new(&mut y.values[..], geometry)?,
         Statistics::Group { running: None },
         &mut saved[..],
     );
@@ -61,13 +81,15 @@ fn backward(
     weight: &[f32],
     dy: &Tensor,
 ) -> Result<Grads, Box<dyn Error>> {
-    let mut dx = Tensor { shape: dy.shape.clone(), values: vec![0.0; dy.values.len()] };
+    let x_geometry = geometry(norm, Operation::Backward, syncbn_core::Tensor::X, &context.x)?;
+    let dy_geometry = geometry(norm, Operation::Backward, syncbn_core::Tensor::Dy, dy)?;
+    let mut dx = context.x.zeros_like();
     let (mut d_weight, mut d_bias) = (vec![0.0; weight.len()], vec![0.0; weight.len()]);
     let gradients = Gradients::out_of_place(
-        View::<Cpu, f32>::channels_first(&dy.values, &dy.shape),
-        ViewMut::channels_first(&mut dx.values[..], &dx.shape),
+        View::<Cpu, f32>::new(&dy.values, dy_geometry),
+        ViewMut::new(&mut dx.values[..], x_geometry),
     )?;
-    let x = View::channels_first(&context.x.values[..], &context.x.shape)?;
+    let x = View::new(&context.x.values[..], x_geometry)?;
     let args = Backward::new(saved_of(context)?, x, gradients)
         .weight(Some(weight))
         .parameters(Some(&mut d_weight), Some(&mut d_bias));
@@ -100,7 +122,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         let run = || -> Result<_, Box<dyn Error>> {
             let group = Group::new(ViaHost(comm));
             let norm = FunctionalBatchNorm::<Cpu, f32>::new("norm", Config::new(2), Cpu, &(), group)?;
-            let x = Tensor { shape: vec![3, 2], values: (0..6).map(|i| first + i as f32).collect() };
+            let values = (0..6).map(|i| first + i as f32).collect();
+            let x = Tensor { shape: vec![3, 2], strides: vec![2, 1], values };
             let (weight, bias) = ([1.0, 2.0], [0.0, 0.5]);
             let (y, context) = forward(&norm, &x, &weight, &bias)?;
             let grads = backward(&norm, &context, &weight, &y)?;

@@ -13,7 +13,7 @@
 //!    [`Geometry::strided`] and [`View::new`](crate::View::new), over memory that begins at the tensor's first element. Allocate y, and later dx, with
 //!    the strides of x. If the strides are refused ([`ShapeError::Strides`](crate::ShapeError::Strides)), copy the tensor; if dy has another
 //!    memory order than x, copy dy to x's. Pass slices as `&values[..]`, since Rust infers the backend from the type of memory, and takes a
-//!    `&Vec` for another type; or name the backend, as in `View::<Cpu, f32>::new`. A view that cannot be made is a [`ShapeError`](crate::ShapeError), without the layer's name. Take memory for
+//!    `&Vec` for another type; or name the backend, as in `View::<Cpu, f32>::new`. A view that cannot be made is a [`ShapeError`](crate::ShapeError); [`error`](FunctionalBatchNorm::error) gives it the layer's name. Take memory for
 //!    [`saved_len`](crate::saved_len) values of `f64`, and call [`forward`](FunctionalBatchNorm::forward). Keep x, the saved values and the
 //!    token ([`SavedToken::to_words`]) for the backward function.
 //! 3. In the backward function, call [`backward`](FunctionalBatchNorm::backward) with them. It has to be called on every rank, in the
@@ -24,7 +24,8 @@
 //!
 //! All calls take a queue of the backend: a CUDA stream, for instance, and `()` on the CPU. A function that is generic over the type of
 //! activations has the bounds `T: Element<Param = P>` and `B: Kernels<T>`; if the type is known only at run time, match on it and call
-//! that function for each type of one `P`. `examples/examples/03_adapter.rs` in the repository is a whole adapter.
+//! that function for each type of one `P`. `docs/adding-an-adapter.md` in the repository builds a whole
+//! adapter.
 
 mod args;
 mod check;

@@ -5,8 +5,10 @@
 use std::fs;
 use std::path::Path;
 
-const GUIDES: [&str; 2] = ["docs/adding-a-backend.md", "docs/adding-a-communicator.md"];
-const COMPILED: [&str; 6] = [
+const GUIDES: [&str; 3] =
+    ["docs/adding-a-backend.md", "docs/adding-a-communicator.md", "docs/adding-an-adapter.md"];
+const COMPILED: [&str; 7] = [
+    "examples/examples/03_adapter.rs",
     "crates/syncbn-core/examples/noop_backend.rs",
     "examples/example-backend/src/lib.rs",
     "examples/example-backend/tests/conformance.rs",
@@ -35,5 +37,5 @@ fn every_block_of_the_guides_is_a_piece_of_a_compiled_file() {
             blocks += 1;
         }
     }
-    assert!(blocks >= 7, "only {blocks} blocks were found");
+    assert!(blocks >= 11, "only {blocks} blocks were found");
 }
