@@ -80,6 +80,10 @@ impl Group {
     }
 
     /// Whether the group still works, without waiting.
+    ///
+    /// # Errors
+    ///
+    /// The failure that has poisoned the group.
     pub fn status(&self) -> Result<(), CommError> {
         self.member.status()
     }

@@ -98,6 +98,11 @@ impl SyncBatchNorm {
     }
 
     /// The forward pass in training, and what it saved, for [`recompute`](Self::recompute).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Layer`]: x does not fit the layer, or a collective failed; [`Error::Dtype`], [`Error::Device`]: x is of another type, or
+    /// elsewhere. Running statistics are then unchanged, except after an error that is [`late`](syncbn_core::CommError::late).
     pub fn forward_train(&self, x: &Tensor) -> Result<(Tensor, Saved)> {
         let saved = Saved::default();
         let y = self.apply(x, Statistics::Group, saved.clone())?;
@@ -129,6 +134,10 @@ impl SyncBatchNorm {
     /// # Ok(())
     /// # }
     /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NothingSaved`] if no forward pass has filled `saved`; [`Error::Layer`] if another layer's has, or if x has another shape.
     pub fn recompute(&self, x: &Tensor, saved: &Saved) -> Result<Tensor> {
         if !self.passes.have(saved) {
             return Err(Error::NothingSaved { operation: "recomputation", layer: self.name().into() }.into());

@@ -9,6 +9,7 @@
 //! Deliberately not here: kernels, which are the backends', and models.
 
 #![forbid(unsafe_code)]
+#![warn(clippy::missing_errors_doc)]
 
 mod config;
 mod cpu;

@@ -75,6 +75,11 @@ impl LaunchEnv {
     ///
     /// The job's token is that of `SYNCBN_SECRET`, or of the launcher's job id: `TORCHELASTIC_RUN_ID`; `PMIX_NAMESPACE` or
     /// `OMPI_MCA_ess_base_jobid`; `SLURM_JOB_ID` and, under srun, `SLURM_STEP_ID`. Without any of them it is the same for all jobs.
+    ///
+    /// # Errors
+    ///
+    /// [`BootstrapError::NoLauncher`] without any launcher's variables; [`MissingVariable`](BootstrapError::MissingVariable),
+    /// [`NotUnicode`](BootstrapError::NotUnicode), [`BadVariable`](BootstrapError::BadVariable), [`Rank`](BootstrapError::Rank): of theirs.
     pub fn from_env() -> Result<Self, BootstrapError> {
         env::launch_env(&|name| std::env::var_os(name))
     }

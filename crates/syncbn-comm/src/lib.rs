@@ -8,6 +8,7 @@
 //! [`ViaHost`](syncbn_core::ViaHost), which puts those of this crate in every backend's service.
 
 #![forbid(unsafe_code)]
+#![warn(clippy::missing_errors_doc)]
 
 pub mod bootstrap;
 mod deadline;

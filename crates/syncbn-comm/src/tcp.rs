@@ -82,17 +82,31 @@ impl TcpCommunicator {
     ///
     /// `timeout` is how long a rank waits for the others, here and in each collective: it has to cover the difference in the
     /// ranks' speed. [`Duration::MAX`] waits for ever.
+    ///
+    /// # Errors
+    ///
+    /// As [`LaunchEnv::from_env`] and [`new`](Self::new).
     pub fn from_env(timeout: Duration) -> Result<Self, BootstrapError> {
         Self::new(&LaunchEnv::from_env()?, timeout)
     }
 
     /// Joins the processes that were told of the same rendezvous. Every rank calls it.
+    ///
+    /// # Errors
+    ///
+    /// [`BootstrapError::Missing`] on rank 0, with the ranks that did not come, and on those that did;
+    /// [`NoAnswer`](BootstrapError::NoAnswer) where rank 0 was not reached; [`Listen`](BootstrapError::Listen), [`WorldSize`](BootstrapError::WorldSize)
+    /// and others of the rendezvous.
     pub fn new(env: &LaunchEnv, timeout: Duration) -> Result<Self, BootstrapError> {
         join::join(env, timeout, |_| ())
     }
 
     /// As [`new`](Self::new), on rank 0 alone: with port 0 in its rendezvous it listens at one of the system's choice. It calls
     /// `announce` with the port once it listens there, for a launcher's own way of telling the others, who call `new`.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
     pub fn host(
         env: &LaunchEnv,
         timeout: Duration,

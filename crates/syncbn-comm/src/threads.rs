@@ -36,6 +36,10 @@ impl ThreadGroup {
     ///
     /// `timeout` is how long a rank waits in a collective for those that have not come: it has to cover the difference in the
     /// ranks' speed. [`Duration::MAX`] waits for ever. A group has at most [`MAX_WORLD_SIZE`] ranks.
+    ///
+    /// # Errors
+    ///
+    /// [`TooManyRanks`].
     #[expect(clippy::new_ret_no_self, reason = "a group is nothing besides its ranks' communicators")]
     pub fn new(world_size: NonZeroUsize, timeout: Duration) -> Result<Vec<ThreadComm>, TooManyRanks> {
         match world_size.get() {
@@ -80,6 +84,10 @@ impl ThreadComm {
     ///
     /// Collective: every rank of the group calls it. The new groups have this one's time-out and are otherwise independent
     /// of it and of each other: each can fail, or be left, on its own.
+    ///
+    /// # Errors
+    ///
+    /// As a sum's: a rank that does not come, left, or makes another call. This group is then poisoned.
     pub fn split(&self, color: Option<u32>, key: i64) -> Result<Option<Self>, CommError> {
         let mut state = self.meeting.enter(self.rank, &Step::Split)?;
         state.places[self.rank].side = color.map(|color| (color, key));

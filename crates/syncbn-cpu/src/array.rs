@@ -38,6 +38,10 @@ impl<'a, T: Element, S: DataMut<Elem = T>, D: Dimension> IntoViewMut<'a, Cpu, T>
 }
 
 /// An array of shape (N, *spatial, C) as a tensor to be read.
+///
+/// # Errors
+///
+/// [`ShapeError`]: less than two axes, no channels, or memory with gaps or in another order.
 pub fn channels_last<T: Element, S: Data<Elem = T>, D: Dimension>(
     array: &ArrayBase<S, D>,
 ) -> Result<View<'_, Cpu, T>, ShapeError> {
@@ -45,6 +49,10 @@ pub fn channels_last<T: Element, S: Data<Elem = T>, D: Dimension>(
 }
 
 /// An array of shape (N, *spatial, C) as a tensor to be written.
+///
+/// # Errors
+///
+/// As [`channels_last`].
 pub fn channels_last_mut<T: Element, S: DataMut<Elem = T>, D: Dimension>(
     array: &mut ArrayBase<S, D>,
 ) -> Result<ViewMut<'_, Cpu, T>, ShapeError> {
@@ -73,6 +81,10 @@ fn borrowed_mut<T: Element, D: Dimension>(
 /// Normalises `x`, of shape (N, C, *spatial), and returns y with what the backward pass needs.
 ///
 /// As [`SyncBatchNorm::forward`], with y in new memory of the same shape and layout.
+///
+/// # Errors
+///
+/// As [`SyncBatchNorm::forward`].
 pub fn forward_array<T, S, D>(
     layer: &mut SyncBatchNorm<Cpu, T::Param>,
     x: &ArrayBase<S, D>,
@@ -104,6 +116,10 @@ pub struct ArrayGradients<T: Element, D: Dimension> {
 /// shape and layout.
 ///
 /// As [`SyncBatchNorm::backward`], with the gradients in new memory.
+///
+/// # Errors
+///
+/// As [`SyncBatchNorm::backward`].
 pub fn backward_array<T, S, R, D>(
     layer: &mut SyncBatchNorm<Cpu, T::Param>,
     saved: &SavedStatistics<Cpu>,

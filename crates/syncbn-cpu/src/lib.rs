@@ -19,6 +19,7 @@
 //! The order of steps, the formulas of running averages and errors about arguments are core's.
 
 #![forbid(unsafe_code)]
+#![warn(clippy::missing_errors_doc)]
 // The inner loops have to be compiled inside the function that has the vector instructions.
 #![allow(clippy::inline_always)]
 

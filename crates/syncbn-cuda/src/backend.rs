@@ -30,6 +30,10 @@ const PASSES: [&Kernel; 2] = [&forward::KERNEL, &backward::KERNEL];
 
 /// Compiles every specialization of every kernel for an architecture such as `sm_90`. No device is needed. Returns the number of
 /// specializations.
+///
+/// # Errors
+///
+/// [`CudaError::MissingLibrary`] without NVRTC; [`CudaError::Compile`] with the kernel's name and NVRTC's log.
 pub fn compile_all(architecture: &str) -> Result<usize, CudaError> {
     module::compile_all(&[&KERNELS[..], &PASSES].concat(), meet::SPECIALIZATION, architecture)
 }

@@ -44,6 +44,11 @@ impl fmt::Debug for Cuda {
 
 impl Cuda {
     /// The device of this ordinal, through its primary context.
+    ///
+    /// # Errors
+    ///
+    /// [`CudaError::MissingLibrary`] without NVIDIA's driver or NVRTC; [`CudaError::NoDevice`]; [`CudaError::TooOld`] before Volta;
+    /// [`CudaError::Driver`].
     pub fn open(ordinal: usize) -> Result<Self, CudaError> {
         driver::find()?;
         let count = CudaContext::device_count().map_err(CudaError::driver("counting devices"))?;
@@ -55,6 +60,10 @@ impl Cuda {
     }
 
     /// The device of a context that the caller has.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
     pub fn new(context: Arc<CudaContext>) -> Result<Self, CudaError> {
         let during = "asking for the device's properties";
         let (major, minor) = context.compute_capability().map_err(CudaError::driver(during))?;
@@ -93,6 +102,10 @@ impl Cuda {
     }
 
     /// The CUDA versions of the driver and of the compiler, by name.
+    ///
+    /// # Errors
+    ///
+    /// [`CudaError::MissingLibrary`], [`CudaError::Driver`].
     pub fn versions(&self) -> Result<[(String, String); 2], CudaError> {
         let driver = driver::version()?;
         let (major, minor) = nvrtc()?.version();

@@ -24,6 +24,7 @@
 //! Deliberately not here: autograd, and streams, which are the caller's.
 
 #![deny(unsafe_code)]
+#![warn(clippy::missing_errors_doc)]
 
 mod access;
 mod backend;

@@ -48,6 +48,10 @@ impl<T: Scalar> Buffer<T> {
     /// The queue waits for the last write on other streams, and writes that are enqueued later wait for the queue. So enqueue the
     /// kernel before anything else uses the buffer. Launching it is where `unsafe` begins: the address is good for
     /// [`len`](Self::len) elements of type `T`, as long as the buffer lives.
+    ///
+    /// # Errors
+    ///
+    /// [`CudaError::OtherQueue`]: the queue is another device's; [`CudaError::Capturing`], [`CudaError::Uncaptured`]: it captures a graph.
     pub fn device_ptr(&self, queue: &Arc<CudaStream>) -> Result<u64, CudaError> {
         Access::begin(OpenQueue::new(queue)?).read("a buffer", self.mem().region, self.len)
     }
@@ -82,12 +86,20 @@ impl<T: Scalar> Buffer<T> {
     ///     Ok(())
     /// }
     /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`device_ptr`](Self::device_ptr).
     pub fn device_ptr_mut(&mut self, queue: &Arc<CudaStream>) -> Result<u64, CudaError> {
         let len = self.len;
         Access::begin(OpenQueue::new(queue)?).write("a buffer", self.mem_mut().region, len)
     }
 
     /// Enqueues a copy of another buffer of the same length and context.
+    ///
+    /// # Errors
+    ///
+    /// [`CudaError::Length`]; and as [`device_ptr`](Self::device_ptr).
     pub fn copy_from(&mut self, queue: &Arc<CudaStream>, from: &Self) -> Result<(), CudaError> {
         transfer::copy(queue, &mut self.mem_mut(), &from.mem())
     }

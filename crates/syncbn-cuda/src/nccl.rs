@@ -43,6 +43,10 @@ pub struct NcclId([u8; 128]);
 
 impl NcclId {
     /// A new one. With `NCCL_COMM_ID` set (NCCL's own rendezvous) every rank makes it for itself.
+    ///
+    /// # Errors
+    ///
+    /// [`CudaError::MissingLibrary`] without NCCL; [`CudaError::Nccl`].
     pub fn new() -> Result<Self, CudaError> {
         Ok(Self(nccl()?.unique_id()?.0))
     }
@@ -81,6 +85,11 @@ impl NcclCommunicator {
     /// Joins the group of this id, with one device per rank. Collective: every rank calls it, and it returns once all have
     /// come and one sum has gone through, or after `timeout`, which also bounds how long a sum may take: it has to cover the
     /// difference in the ranks' speed, and what is queued before a sum.
+    ///
+    /// # Errors
+    ///
+    /// [`CudaError::NotMet`] after the time-out; [`CudaError::Nccl`]; [`CudaError::FirstSum`] if the first sum was wrong or did not end;
+    /// [`CudaError::Rank`].
     pub fn new(
         cuda: &Cuda,
         id: &NcclId,
@@ -101,6 +110,10 @@ impl NcclCommunicator {
     /// Opens the device of this process's local rank and joins all processes of the launcher, as [`LaunchEnv::from_env`] finds
     /// them. With `NCCL_COMM_ID` set, NCCL's own rendezvous is used; otherwise rank 0 listens, and ranks that do not come are
     /// named.
+    ///
+    /// # Errors
+    ///
+    /// [`CudaError::Bootstrap`], which names the ranks that did not come; and as [`Cuda::open`] and [`new`](Self::new).
     pub fn from_env(timeout: Duration) -> Result<(Cuda, Self), CudaError> {
         let began = Instant::now();
         let env = LaunchEnv::from_env()?;
@@ -123,6 +136,10 @@ impl NcclCommunicator {
     /// Divides the group: ranks of one color form a new group, ordered by key, and by old rank where keys are equal. A rank
     /// without a color belongs to none and gets `None`. Collective, within the group's time-out; the new groups are independent
     /// of this one.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new). Do not use this group after an error: some ranks may be in the call still.
     pub fn split(&self, color: Option<u16>, key: i32) -> Result<Option<Self>, CudaError> {
         let deadline = deadline(self.group.timeout);
         self.cuda.bind()?;
@@ -132,6 +149,10 @@ impl NcclCommunicator {
 
     /// Waits until the queue's work is done, sums in replayed graphs included; after `timeout` the group is aborted, which
     /// releases the queue, and poisoned.
+    ///
+    /// # Errors
+    ///
+    /// [`CommErrorKind::Unfinished`](syncbn_core::CommErrorKind::Unfinished) after `timeout`, and the failure that has poisoned the group.
     pub fn wait(&self, queue: &CudaStream, timeout: Duration) -> Result<(), CommError> {
         self.group.wait(queue, timeout)
     }

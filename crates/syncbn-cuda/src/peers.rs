@@ -118,6 +118,10 @@ impl PeerCommunicator {
 
     /// Opens the device of this process's local rank, and joins all processes of the launcher, with NCCL beneath
     /// ([`NcclCommunicator::from_env`]).
+    ///
+    /// # Errors
+    ///
+    /// As [`NcclCommunicator::from_env`]; [`CudaError::FirstSum`] if the ranks could not exchange their addresses.
     pub fn from_env(timeout: Duration) -> Result<(Cuda, Self), CudaError> {
         let (cuda, nccl) = NcclCommunicator::from_env(timeout)?;
         let joined = Self::new(&cuda, nccl, timeout);
@@ -133,6 +137,10 @@ impl PeerCommunicator {
 
     /// Waits until the queue's work is done, replayed graphs included. After `timeout` this rank's kernels give up, which releases
     /// the queue, and the group is poisoned.
+    ///
+    /// # Errors
+    ///
+    /// [`CommErrorKind::Unfinished`] after `timeout`, and the failure that has poisoned the group.
     pub fn wait(&self, queue: &CudaStream, timeout: Duration) -> Result<(), CommError> {
         let began = Instant::now();
         let driver = |error| {

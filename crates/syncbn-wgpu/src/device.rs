@@ -28,6 +28,10 @@ impl fmt::Debug for Wgpu {
 
 impl Wgpu {
     /// The fastest adapter of this machine, with all the limits that it has.
+    ///
+    /// # Errors
+    ///
+    /// [`WgpuError::NoAdapter`], [`WgpuError::NoDevice`]; and as [`new`](Self::new).
     pub fn open() -> Result<Self, WgpuError> {
         let backends = wgpu::Instance::enabled_backend_features();
         let missing = |reason: String| WgpuError::NoAdapter { backends: format!("{backends:?}"), reason };
@@ -59,6 +63,11 @@ impl Wgpu {
     /// large as the device's `max_storage_buffer_binding_size`.
     ///
     /// The device's arithmetic is tested first. It is an error if sums in twice the precision of `f32` do not work on it.
+    ///
+    /// # Errors
+    ///
+    /// [`WgpuError::Arithmetic`], as above; [`WgpuError::Limit`] if the device allows less than WebGPU's defaults;
+    /// [`WgpuError::DeviceLost`].
     pub fn new(device: wgpu::Device, queue: wgpu::Queue) -> Result<Self, WgpuError> {
         let gpu = Gpu::new(device, queue)?;
         let f16_by_bits = crate::probe::try_out(&gpu)?;

@@ -14,6 +14,7 @@
 //! Deliberately not here: autograd, subgroup operations, and `f64` activations.
 
 #![forbid(unsafe_code)]
+#![warn(clippy::missing_errors_doc)]
 
 mod backend;
 mod copy;

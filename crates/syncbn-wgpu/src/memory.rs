@@ -197,6 +197,10 @@ impl<T: Scalar> Buffer<T> {
 
     /// The first `len` elements of the application's own buffer, which needs the usages [`Buffer::USAGE`] and room for whole words
     /// of 4 bytes. It stays shared: what the application writes to it, the layer reads.
+    ///
+    /// # Errors
+    ///
+    /// [`WgpuError::Usage`], [`WgpuError::OutOfBuffer`].
     pub fn from_wgpu(inner: wgpu::Buffer, len: usize) -> Result<Self, WgpuError> {
         let place = Place { buffer: Some(&inner), offset: 0, len, padded: false };
         if let Some(slice) = place.slice::<T>() {

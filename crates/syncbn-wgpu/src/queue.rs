@@ -59,6 +59,10 @@ impl Queue {
     /// Records commands of the caller's, in order with those of the passes before and after. A command that wgpu refuses is an
     /// error of this call, or of the enclosing [`Queue::hold`]. While the commands are recorded, other use of this queue is the
     /// error [`WgpuError::Recording`].
+    ///
+    /// # Errors
+    ///
+    /// [`WgpuError::Recording`] inside another `record`; what wgpu says of the commands.
     pub fn record<R>(&self, commands: impl FnOnce(&mut wgpu::CommandEncoder) -> R) -> Result<R, WgpuError> {
         let mut recording = Recording { queue: self, encoder: Some(self.take_encoder()?) };
         let result = recording.encoder.as_mut().map(commands);
@@ -87,6 +91,10 @@ impl Queue {
 
     /// Runs `work` and submits what it has recorded in one piece, where each pass would have submitted its own. A
     /// communicator that needs the sums on the host still submits what lies before it.
+    ///
+    /// # Errors
+    ///
+    /// What wgpu says of the work, when it is submitted.
     pub fn hold<R>(&self, work: impl FnOnce() -> R) -> Result<R, WgpuError> {
         self.pending().holds += 1;
         let hold = Hold(self);

@@ -153,6 +153,11 @@ fn no_kernels(layer: &str, device: &Device) -> candle_core::Error {
 impl SyncBatchNorm {
     /// Candle's layer over a group. Weight, bias and running statistics are the same variables, where they are variables; the
     /// counter starts at 0.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`]: candle's layer does not remove the mean, or has one variable as mean and variance; [`Error::Dtype`],
+    /// [`Error::Device`], [`Error::Value`]: of its variables; [`Error::Layer`]: of its settings.
     pub fn from_candle(layer: &BatchNorm, name: &str, group: &Group) -> Result<Self> {
         let (mean, var) = (layer.running_mean(), layer.running_var());
         let config = SyncBatchNormConfig {

@@ -25,6 +25,11 @@ const LAST_REPLY: Duration = Duration::from_millis(400);
 ///
 /// It returns once all ranks have come, or after `timeout`, with the ranks that have not where that is known. The time-out
 /// covers everything, the resolution of rank 0's name as well.
+///
+/// # Errors
+///
+/// [`BootstrapError`], which names the ranks that did not come; on rank 0 what `bytes` returns, which the others are not told: they get
+/// [`BootstrapError::NoAnswer`].
 pub fn share<const N: usize, E: From<BootstrapError>>(
     env: &LaunchEnv,
     timeout: Duration,

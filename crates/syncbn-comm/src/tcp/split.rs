@@ -31,6 +31,10 @@ impl TcpCommunicator {
     ///
     /// Collective: every rank of the group calls it. The new groups have this one's time-out and are otherwise independent
     /// of it and of each other: each can fail, or be left, on its own.
+    ///
+    /// # Errors
+    ///
+    /// As a sum's: a rank that does not come, left, or makes another call. This group is then poisoned, and so on every rank.
     pub fn split(&self, color: Option<u32>, key: i64) -> Result<Option<Self>, CommError> {
         let step = Step::Split;
         let mut entered = self.enter(&step)?;

@@ -15,8 +15,11 @@ use super::{ThreadComm, ThreadGroup};
 ///
 /// A rank leaves the group when its body drops the communicator, at the latest by returning. If a body panics, the other
 /// ranks' collectives fail, and once all have ended the earliest panic is raised again in the caller: the cause, and not the
-/// panics of ranks that were told of it. The error is the operating system's, if it cannot start as many threads, or
-/// [`TooManyRanks`](super::TooManyRanks).
+/// panics of ranks that were told of it.
+///
+/// # Errors
+///
+/// The operating system's, if it cannot start as many threads; [`TooManyRanks`](super::TooManyRanks).
 pub fn run<R: Send>(
     world_size: NonZeroUsize,
     timeout: Duration,

@@ -31,6 +31,10 @@ pub struct MemMut<'a, T: Scalar> {
 
 /// Memory of cudarc's for at least `len` elements, at least one, with whatever values it has: for kernels that write all of it. A
 /// copy to the host before that gives any numbers.
+///
+/// # Errors
+///
+/// [`CudaError::OutOfMemory`].
 pub fn allocate<T: Scalar + DeviceRepr>(
     stream: &Arc<CudaStream>,
     len: usize,
