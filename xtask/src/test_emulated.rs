@@ -39,7 +39,7 @@ pub(crate) struct Args {
     /// How many devices there are.
     #[arg(long, value_name = "N", default_value_t = DEVICES)]
     devices: usize,
-    /// For the tests: names to filter by, and their other options.
+    /// For the tests: a name to filter by (those of processes take one alone), and their other options.
     #[arg(last = true)]
     filters: Vec<String>,
 }
