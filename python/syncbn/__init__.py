@@ -12,8 +12,6 @@ from .convert import BatchNorm, convert_sync_batchnorm, revert
 from .errors import ArgumentError, DeviceError, Error, GroupError
 from .groups import step
 
-if _dist.is_available():
-    from .joining import Joinable  # noqa: F401
 
 __all__ = [
     "ArgumentError",
@@ -22,8 +20,14 @@ __all__ = [
     "Error",
     "GroupError",
     "SyncBatchNorm",
+    "__version__",
     "convert_sync_batchnorm",
     "name_layers",
     "revert",
     "step",
 ]
+
+if _dist.is_available():
+    from .joining import Joinable
+
+    __all__ += ["Joinable"]

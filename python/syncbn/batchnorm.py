@@ -6,14 +6,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import groups, operations
 from ._syncbn import Layer
+from .checkpoint import Uses
 from .eager import Passes
 from .errors import ArgumentError, Error
 from .half_precision import NARROW, wide
+from .tokens import Tokens
 
 _is_compiling = torch.compiler.is_compiling
 _is_jit_tracing = torch._C._is_tracing
@@ -22,6 +25,8 @@ _is_transformed = torch._C._are_functorch_transforms_active
 _default_group = groups.default_group
 # Settings that the native half compares between ranks: a change makes another layer of it.
 _SETTINGS = frozenset({"num_features", "eps", "momentum", "affine", "track_running_stats", "process_group", "name"})
+# What is made anew in a copy, and in another process.
+_OWN = frozenset({"_ready", "key", "uses", "tokens"})
 
 
 class SyncBatchNorm(_BatchNorm):
@@ -51,10 +56,17 @@ class SyncBatchNorm(_BatchNorm):
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **options)
         self.process_group = process_group
         self.name = name
-        self.key = operations.register(self)
+        self._begin()
+
+    def _begin(self) -> None:
+        # Not by __setattr__, which nn.Module makes slow.
+        self.__dict__.update(_ready=(None, None, None, None), uses=Uses(), tokens=Tokens(), key=operations.register(self))
 
     def forward(self, input: Tensor) -> Tensor:
         """y, of the shape, type and memory order of `input` (N, C, *spatial)."""
+        if type(input) is Proxy:
+            # torch.fx traces it as one call, as it does with torch's own modules.
+            return input.tracer.create_proxy("call_module", input.tracer.path_of_module(self), (input,), {})
         if not self.training:
             return self._evaluate(input)
         if _is_compiling() or (_dispatch_modes() and operations.is_traced()):
@@ -71,7 +83,7 @@ class SyncBatchNorm(_BatchNorm):
             running = (buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"])
         passes = self.passes(input)
         run = passes.forward if not _is_transformed() else passes.forward_transformed
-        if weight is not None and weight.dtype in NARROW:
+        if (weight is not None and weight.dtype in NARROW) or (bias is not None and bias.dtype in NARROW):
             weight, bias = wide(weight), wide(bias)
         return run(input, weight, bias, running)
 
@@ -108,16 +120,23 @@ class SyncBatchNorm(_BatchNorm):
             track_running_stats=self.track_running_stats,
             double=double,
         )
-        passes = Passes(layer, self.num_features, group)
+        passes = Passes(layer, self.num_features, group, self.uses, self.tokens)
         self.__dict__["_ready"] = (passes, self.process_group or _default_group(), device, double)
         return passes
 
     def _forward_traced(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_exporting():
+            text = f"forward of layer `{self.name}`: torch.export cannot keep a training step: call eval() or syncbn.revert first"
+            raise Error(text, operation="forward", layer=self.name)
         return operations.training_step(self, x, wide(self.weight), wide(self.bias))
 
     def _evaluate(self, x: Tensor) -> Tensor:
         """Torch's own batch norm: with running statistics nothing is left to synchronise. Without them, the batch is this rank's."""
-        mean, var, weight, bias = self.running_mean, self.running_var, self.weight, self.bias
+        parameters = self.running_mean, self.running_var, self.weight, self.bias
+        if any(each is not None and each.dtype is not x.dtype for each in parameters):
+            # Torch takes tensors of half precision beside others of float32, and no other mixture.
+            parameters = tuple(wide(each) for each in parameters)
+        mean, var, weight, bias = parameters
         wanted = torch.is_grad_enabled() and (x.requires_grad or getattr(weight, "requires_grad", False))
         if wanted and mean is not None and not (torch.compiler.is_exporting() or torch.jit.is_tracing()):
             # The backward pass needs them as they are now: until then DDP may write its broadcast over them.
@@ -130,18 +149,16 @@ class SyncBatchNorm(_BatchNorm):
             raise ArgumentError(text, operation="forward", layer=self.name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in _SETTINGS:
+        if name in _SETTINGS and not _is_same(self.__dict__.get(name), value):
             self.__dict__["_ready"] = (None, None, None, None)
         super().__setattr__(name, value)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.__dict__["_ready"] = (None, None, None, None)
-        self.key = operations.register(self)
+        self._begin()
 
     def __getstate__(self) -> dict[str, Any]:
-        # What is ready here is this process's, and made again elsewhere.
-        return {key: value for key, value in self.__dict__.items() if key not in ("_ready", "key")}
+        return {key: value for key, value in self.__dict__.items() if key not in _OWN}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SyncBatchNorm:
         # A copy is in the same group.
@@ -153,6 +170,10 @@ class SyncBatchNorm(_BatchNorm):
         # Not by __getstate__, which torch's parametrizations forbid.
         copy.__setstate__(deepcopy(SyncBatchNorm.__getstate__(self), memo))
         return copy
+
+
+def _is_same(old: Any, new: Any) -> bool:
+    return old is new or (type(old) is type(new) and isinstance(new, (bool, int, float, str)) and old == new)
 
 
 def name_layers(model: nn.Module) -> None:

@@ -6,12 +6,18 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.parametrize import is_parametrized
 
 from .batchnorm import SyncBatchNorm, name_layers
+from .errors import ArgumentError
 
 _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+# A compiled call is one of the old module; the others are apex's, or are set below.
+_LEFT_BEHIND = ("_compiled_call_impl", "channel_last", "fuse_relu", "qconfig")
+_SYNCHRONISED = (SyncBatchNorm, nn.SyncBatchNorm)
 _HOOKS = (
     "_backward_pre_hooks",
     "_backward_hooks",
@@ -30,16 +36,22 @@ _HOOKS = (
 
 
 def convert_sync_batchnorm(module: nn.Module, process_group: Any | None = None) -> nn.Module:
-    """The model with a SyncBatchNorm in the place of every BatchNorm1d, 2d and 3d, and of torch's and apex's SyncBatchNorm.
+    """The model with a SyncBatchNorm in the place of every BatchNorm1d, 2d and 3d, of torch's and apex's SyncBatchNorm, and of what
+    `revert` has made. A SyncBatchNorm of ours gets the process group, if one is given.
 
     The model is changed in place, and returned; only where the model is a batch norm itself, another module is. Parameters and
     buffers are the same objects, so an optimiser made before stays right. Names, training flags, hooks, and modules that are used
-    in several places stay as they are. Subclasses of torch's modules, whose forward may be another, are left alone, with a warning.
+    in several places stay as they are. Other batch norms, whose forward may be another, are left alone, with a warning: subclasses of
+    torch's modules, lazy and scripted ones, and those whose forward was replaced.
     """
+    if process_group is not None:
+        for layer in module.modules():
+            if isinstance(layer, SyncBatchNorm):
+                layer.process_group = process_group
     done: dict[int, nn.Module] = {}
     converted = _replaced(module, _is_convertible, lambda old: _to_sync(old, process_group), done)
     name_layers(converted)
-    left = {type(each).__qualname__ for each in converted.modules() if isinstance(each, _PLAIN)}
+    left = {name for each in converted.modules() if (name := _name_if_left(each)) is not None}
     if left:
         kinds = ", ".join(sorted(left))
         warnings.warn(f"not converted, since their forward may be another than batch norm's: {kinds}", stacklevel=2)
@@ -50,9 +62,16 @@ def revert(module: nn.Module) -> nn.Module:
     """The model with a plain batch norm in the place of every SyncBatchNorm, for export to ONNX, TorchScript, or other programs.
 
     It takes inputs of any number of axes, as SyncBatchNorm does. The model is changed in place, and returned, as by
-    `convert_sync_batchnorm`.
+    `convert_sync_batchnorm`. A parametrized layer is refused: its weight or bias is computed, and has to become a parameter first.
     """
-    return _replaced(module, lambda old: isinstance(old, (SyncBatchNorm, nn.SyncBatchNorm)), _to_plain, {})
+    for name, layer in module.named_modules():
+        if isinstance(layer, _SYNCHRONISED) and is_parametrized(layer):
+            text = f"revert: layer `{name}` is parametrized: call torch.nn.utils.parametrize.remove_parametrizations first"
+            raise ArgumentError(text, operation="revert", layer=name)
+        if isinstance(layer, _SYNCHRONISED) and "forward" in layer.__dict__:
+            text = f"revert: layer `{name}` has a forward of its own, which was put on the module: remove it first"
+            raise ArgumentError(text, operation="revert", layer=name)
+    return _replaced(module, lambda old: isinstance(old, _SYNCHRONISED), _to_plain, {})
 
 
 class BatchNorm(_BatchNorm):
@@ -84,7 +103,16 @@ def _replaced(
 
 
 def _is_convertible(module: nn.Module) -> bool:
-    return type(module) in _PLAIN or _is_apex(module)
+    return (type(module) in (*_PLAIN, BatchNorm) or _is_apex(module)) and "forward" not in module.__dict__
+
+
+def _name_if_left(module: nn.Module) -> str | None:
+    """The kind of a batch norm that was not converted."""
+    if isinstance(module, torch.jit.ScriptModule):
+        name = module.original_name
+        return name if "BatchNorm" in name else None
+    is_left = isinstance(module, _BatchNorm) and not isinstance(module, SyncBatchNorm)
+    return type(module).__qualname__ if is_left else None
 
 
 def _is_apex(module: nn.Module) -> bool:
@@ -114,12 +142,14 @@ def _filled(new: Any, old: _BatchNorm) -> Any:
         new.register_parameter(name, parameter)
     for name, buffer in old._buffers.items():
         new.register_buffer(name, buffer)
+    for name, child in old._modules.items():
+        new.register_module(name, child)
     for hooks in _HOOKS:
         if hooks in old.__dict__:
             new.__dict__[hooks] = old.__dict__[hooks]
     # An attribute that somebody has put on the module, as trainers do.
     for name, value in old.__dict__.items():
-        if name not in new.__dict__ and name not in ("channel_last", "fuse_relu", "qconfig"):
+        if name not in new.__dict__ and name not in _LEFT_BEHIND:
             new.__dict__[name] = value
     if hasattr(old, "qconfig"):
         new.qconfig = old.qconfig

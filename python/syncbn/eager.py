@@ -5,7 +5,7 @@ A small layer's step is bound by this path, so nothing is computed twice here, a
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from .tokens import Tokens
 _is_grad_enabled = torch.is_grad_enabled
 _empty, _empty_like = torch.empty, torch.empty_like
 _CHANNELS_LAST = torch.channels_last
+_functorch = torch._C._functorch
 
 
 class Noted(NamedTuple):
@@ -45,6 +46,7 @@ class Backward(NamedTuple):
 class Use(NamedTuple):
     """What one forward pass leaves for its backward pass, and for its second run."""
 
+    passes: Passes
     saved: Tensor
     token: Token
     noted: Noted | None
@@ -65,6 +67,10 @@ class Record:
         noted = Noted(self._step, passes, x.new_empty((0, *x.shape[1:])), (weight, bias, running))
         self._step.append(noted)
         return noted
+
+    def is_empty(self) -> bool:
+        """Whether there was no step."""
+        return not self._step
 
     def prepare(self) -> None:
         """Loads what the replay needs: meanwhile nothing may run on the device that waits for the replay."""
@@ -93,23 +99,19 @@ record: Record | None = None
 
 
 class Passes:
-    """A layer's passes on one device, in one group."""
+    """A layer's passes on one device, in one group, with one set of settings.
+
+    `uses` and `tokens` are the module's: settings may change between a forward pass and what comes after it.
+    """
 
     __slots__ = ("channels", "group", "layer", "tokens", "uses")
 
-    def __init__(self, layer: Layer, channels: int, group: Any) -> None:
+    def __init__(self, layer: Layer, channels: int, group: Any, uses: Uses, tokens: Tokens) -> None:
         self.layer = layer
         self.channels = channels
         self.group = group
-        self.uses = Uses()
-        self.tokens = Tokens()
-
-    def token_of(self, saved: Tensor, x: Tensor, backward: bool = False) -> Token:
-        """The token of the forward pass in a graph that has saved this, for `x` in the memory order that it has now."""
-        token = self.tokens.find(saved, backward)
-        if token is None:
-            raise Error(f"backward of layer `{self.layer.name}`: there was no forward pass", layer=self.layer.name)
-        return token.with_input(x)
+        self.uses = uses
+        self.tokens = tokens
 
     def forward(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running | None) -> Tensor:
         """`y` of a training step, with gradients; running statistics are moved."""
@@ -123,7 +125,14 @@ class Passes:
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running | None
     ) -> Tensor:
         """The same inside a transform of torch.func."""
+        if _is_batched(x):
+            raise self.not_for("vmap")
         return _TransformedNorm.apply(dense(x), weight, bias, self, running)[0]
+
+    def not_for(self, transform: str) -> Error:
+        """What to raise where a transform cannot be."""
+        text = f"forward of layer `{self.layer.name}`: torch.func.{transform} of a training step is not supported: every batch has one sum"
+        return Error(text, operation="forward", layer=self.layer.name)
 
     def _forward_in_regions(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running | None
@@ -139,6 +148,15 @@ class Passes:
         y = _Norm.apply(x, weight, bias, self, running, (use, made))
         self.uses.note(regions, use or made[0])
         return y
+
+
+def _is_batched(x: Tensor) -> bool:
+    """Whether a vmap is among the transforms that x is in."""
+    while _functorch.is_functorch_wrapped_tensor(x):
+        if _functorch.is_batchedtensor(x):
+            return True
+        x = _functorch.get_unwrapped(x)
+    return False
 
 
 def dense(x: Tensor) -> Tensor:
@@ -172,14 +190,14 @@ class _Norm(Function):
     ) -> Tensor:
         y = _empty_like(x)
         if again is not None and again[0] is not None:
-            saved, token, noted = again[0]
+            passes, saved, token, noted = again[0]
             passes.layer.recompute(x, y, weight, bias, saved, token)
         else:
             saved = _empty(3 * passes.channels + 1, dtype=torch.float64, device=x.device)
             token = half_precision.forward(passes.layer, x, y, weight, bias, running, saved)
             noted = None if record is None else record.forward(passes, x, weight, bias, running)
             if again is not None:
-                again[1].append(Use(saved, token, noted))
+                again[1].append(Use(passes, saved, token, noted))
         ctx.save_for_backward(x, weight, saved)
         ctx.use = (passes, token, noted)
         return y
@@ -207,15 +225,23 @@ class _TransformedNorm(Function):
     ) -> tuple[Tensor, Tensor]:
         y = _empty_like(x)
         saved = _empty(3 * passes.channels + 1, dtype=torch.float64, device=x.device)
-        passes.tokens.latest = half_precision.forward(passes.layer, x, y, weight, bias, running, saved)
+        passes.tokens.latest = (passes, half_precision.forward(passes.layer, x, y, weight, bias, running, saved))
         return y, saved
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: Tensor, weight: Any, bias: Any, passes: Passes, running: Any) -> NoReturn:
+        raise passes.not_for("vmap")
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
+        raise ctx.passes.not_for("jvp")
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         x, weight, _, passes, _ = inputs
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(x, weight, output[1])
-        ctx.passes, ctx.token = passes, passes.tokens.latest
+        ctx.passes, ctx.token = passes.tokens.latest
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, _saved: Tensor | None) -> tuple[Tensor | None, ...]:

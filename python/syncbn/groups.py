@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -57,12 +58,14 @@ else:
 def step(number: int) -> None:
     """Tells every group which of the trainer's steps begins; call it once a step, on every rank.
 
-    A rank that has left out a whole step is then told apart from its peers at the next sum.
+    A rank that has skipped a step is then reported at the next sum.
     """
     global _step
-    _step = number
+    if not hasattr(number, "__index__") or not 0 <= index(number) < 2**64:
+        raise ArgumentError(f"step: {number!r} is no number of a step, expected an int from 0 to below 2^64", operation="step")
+    _step = index(number)
     for group in _all():
-        group.set_step(number)
+        group.set_step(_step)
 
 
 def group_of(process_group: ProcessGroup | None, device: int) -> _syncbn.Group:
@@ -186,9 +189,13 @@ def _own_address() -> str:
 
 
 def _timeout(process_group: ProcessGroup, device: int) -> timedelta:
-    options = getattr(_backend(process_group, device), "options", None)
-    timeout = getattr(options, "_timeout", None)
-    return min(timeout or dist.default_pg_timeout, _FOREVER)
+    # A group may have nothing for tensors on this device; its time-out holds all the same.
+    others = (process_group._get_backend(kind) for kind in process_group._device_types)
+    for backend in (_backend(process_group, device), *others):
+        timeout = getattr(getattr(backend, "options", None), "_timeout", None)
+        if timeout is not None:
+            return min(timeout, _FOREVER)
+    return min(dist.default_pg_timeout, _FOREVER)
 
 
 def _backend_name(process_group: ProcessGroup, device: int) -> str:

@@ -5,7 +5,7 @@
             ddp(x).sum().backward()
 
 A rank that has joined goes on to take part in the sums of its last step, with empty batches, until the others are done. So the
-statistics are those of the ranks that still have samples, and its running statistics are theirs.
+statistics are those of the ranks that still have samples, and its running statistics are theirs. Every rank needs one step at least.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.distributed.algorithms.join import Joinable as _Joinable
 
 from . import eager
 from .batchnorm import SyncBatchNorm
-from .errors import ArgumentError
+from .errors import ArgumentError, Error
 from .groups import default_group
 
 
@@ -84,6 +84,9 @@ class _Hook(JoinHook):
         self._error: BaseException | None = None
 
     def main_hook(self) -> None:
+        if self._steps.is_empty():
+            text = "joining: this rank has joined before its first step, and cannot know which sums to take part in: give it a batch"
+            raise Error(text, operation="joining")
         self._wait()
         if not self._prepared:
             # CUDA may load a kernel only when the device is idle. Later it runs sums of other hooks, which wait for ranks that wait for

@@ -19,9 +19,11 @@ from torch import Tensor
 from . import double_backward
 from .checkpoint import is_second_run
 from .eager import Passes, dense, gradients
+from .errors import Error
 from .half_precision import wide
 
 if TYPE_CHECKING:
+    from ._syncbn import Token
     from .batchnorm import SyncBatchNorm
 
 _library = torch.library.Library("syncbn", "DEF")
@@ -72,18 +74,28 @@ def is_traced() -> bool:
     return any(torch._C._get_dispatch_mode(key) is not None for key in _TRACERS)
 
 
-def _passes(layer: str, x: Tensor) -> Passes:
+def _module(layer: str) -> SyncBatchNorm:
     module = _layers.get(layer)
     if module is None:
-        raise LookupError(f"the SyncBatchNorm of key {layer} is gone, and a graph that uses it runs")
-    return module.passes(x)
+        raise Error(f"a graph runs SyncBatchNorm number {layer} of this process, which is gone: keep the model as long as the graph")
+    return module
+
+
+def _noted(layer: str, saved: Tensor, x: Tensor, backward: bool = False) -> tuple[Passes, Token]:
+    """The forward pass that has saved this, with its token for `x` in the memory order that it has now."""
+    module = _module(layer)
+    noted = module.tokens.find(saved, backward)
+    if noted is None:
+        raise Error(f"backward of layer `{module.name}`: there was no forward pass", layer=module.name)
+    passes, token = noted
+    return passes, token.with_input(x)
 
 
 def _forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, layer: str) -> tuple[Tensor, Tensor]:
-    passes = _passes(layer, x)
+    passes = _module(layer).passes(x)
     y = torch.empty_like(x)
     saved = _new_saved(x)
-    passes.tokens.note(saved, passes.layer.forward(x, y, weight, bias, None, saved, group=True))
+    passes.tokens.note(saved, passes, passes.layer.forward(x, y, weight, bias, None, saved, group=True))
     return y, saved
 
 
@@ -97,15 +109,15 @@ def _update_running(mean: Tensor, var: Tensor, count: Tensor, saved: Tensor, x: 
     if is_second_run() or not HAS_EFFECTS and _is_in_compiled_backward():
         # The first run has moved them.
         return
-    passes = _passes(layer, x)
-    passes.layer.update_running((mean, var, count), saved, passes.token_of(saved, x))
+    passes, token = _noted(layer, saved, x)
+    passes.layer.update_running((mean, var, count), saved, token)
 
 
 def _backward(
     dy: Tensor, x: Tensor, weight: Tensor | None, saved: Tensor, layer: str, wanted: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    passes = _passes(layer, x)
-    made = gradients(dy, x, weight, saved, passes.layer, passes.token_of(saved, x, backward=True), tuple(wanted))
+    passes, token = _noted(layer, saved, x, backward=True)
+    made = gradients(dy, x, weight, saved, passes.layer, token, tuple(wanted))
     return tuple(x.new_empty(0) if gradient is None else gradient for gradient in made)
 
 
@@ -119,7 +131,7 @@ def _double_backward(
     saved: Tensor,
     layer: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    passes = _passes(layer, x)
+    passes, _ = _noted(layer, saved, x)
     given = tuple(gradient if gradient.numel() > 0 else None for gradient in (d_dx, d_d_weight, d_d_bias))
     d_dy, d_x, d_weight = double_backward.gradients(given, dy, x, weight, saved, passes.group, passes.layer.name)
     return d_dy, d_x, x.new_empty(0) if d_weight is None else d_weight

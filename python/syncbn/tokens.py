@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from ._syncbn import Token
+
+if TYPE_CHECKING:
+    from .eager import Passes
 
 _MOST = 256
 
@@ -16,28 +20,29 @@ _MOST = 256
 @dataclass(slots=True)
 class _Kept:
     storage: StorageWeakRef
-    token: Token
+    run: tuple[Passes, Token]
     ran: bool = False
     """Whether its backward pass has run."""
 
 
 class Tokens:
-    """The tokens of one layer's forward passes, found again by the memory of what they saved."""
+    """The tokens of one layer's forward passes, and what ran them, found again by the memory of what they saved."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[int, _Kept] = OrderedDict()
-        self.latest: Token | None = None
+        self.latest: tuple[Passes, Token] | None = None
 
-    def note(self, saved: Tensor, token: Token) -> None:
-        """Notes the token of what was saved."""
+    def note(self, saved: Tensor, passes: Passes, token: Token) -> None:
+        """Notes the forward pass that has saved this."""
+        run = (passes, token)
         address = saved.data_ptr()
         self._kept.pop(address, None)
-        self._kept[address] = _Kept(StorageWeakRef(saved.untyped_storage()), token)
-        self.latest = token
+        self._kept[address] = _Kept(StorageWeakRef(saved.untyped_storage()), run)
+        self.latest = run
         if len(self._kept) > _MOST:
             self._kept.popitem(last=False)
 
-    def find(self, saved: Tensor, backward: bool) -> Token | None:
+    def find(self, saved: Tensor, backward: bool) -> tuple[Passes, Token] | None:
         """What was noted. A tensor that was moved since, as by hooks for saved tensors, is the latest one whose memory is gone
         and whose backward pass has not run: backward passes come in the opposite order."""
         kept = self._kept.get(saved.data_ptr())
@@ -46,4 +51,4 @@ class Tokens:
         if kept is None:
             return self.latest
         kept.ran |= backward
-        return kept.token
+        return kept.run

@@ -6,6 +6,7 @@ import pytest
 import torch
 from common import close, fill
 from torch import nn
+from torch.nn.utils import parametrize
 
 import syncbn
 
@@ -50,6 +51,39 @@ def test_back_again():
     assert type(syncbn.revert(syncbn.SyncBatchNorm(3))) is syncbn.BatchNorm
     with pytest.raises(ValueError, match="2 axes"):
         syncbn.BatchNorm(3)(torch.randn(3))
+
+
+def test_back_and_converted_again():
+    layer = nn.BatchNorm2d(3)
+    model = syncbn.convert_sync_batchnorm(syncbn.revert(syncbn.convert_sync_batchnorm(nn.Sequential(layer))))
+    assert type(model[0]) is syncbn.SyncBatchNorm
+    assert model[0].weight is layer.weight
+    assert model[0].running_var is layer.running_var
+
+
+def test_a_converted_model_gets_another_process_group():
+    group = object()
+    model = syncbn.convert_sync_batchnorm(nn.Sequential(nn.BatchNorm2d(3)))
+    layer = model[0]
+    assert syncbn.convert_sync_batchnorm(model, group)[0] is layer
+    assert layer.process_group is group
+    assert syncbn.convert_sync_batchnorm(model)[0].process_group is group
+
+
+class _Twice(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+def test_a_parametrized_layer_is_not_reverted_in_silence():
+    model = syncbn.convert_sync_batchnorm(nn.Sequential(nn.BatchNorm1d(3)))
+    parametrize.register_parametrization(model[0], "weight", _Twice())
+    x = torch.randn(5, 3)
+    expected = model(x)
+    with pytest.raises(syncbn.ArgumentError, match="layer `0` is parametrized"):
+        syncbn.revert(model)
+    parametrize.remove_parametrizations(model[0], "weight")
+    assert torch.allclose(syncbn.revert(model)(x), expected, atol=1e-6)
 
 
 def test_hooks_go_along():
@@ -104,3 +138,59 @@ def test_evaluation_is_traced_and_exported():
     exported = torch.export.export(model, (x,))
     assert not any(word in str(node.target) for node in exported.graph.nodes for word in ("syncbn", "clone"))
     close(exported.module()(x), model(x), 1e-6)
+
+
+class _Own(nn.modules.batchnorm._BatchNorm):
+    def _check_input_dim(self, input):
+        pass
+
+
+@pytest.mark.parametrize("make", [
+    lambda: nn.LazyBatchNorm2d(),
+    lambda: _Own(3),
+    lambda: torch.jit.script(nn.BatchNorm2d(3)),
+    lambda: _with_forward(nn.BatchNorm2d(3)),
+])  # fmt: skip
+def test_other_batch_norms_are_left_alone_with_a_warning(make):
+    layer = make()
+    with pytest.warns(UserWarning, match="not converted.*BatchNorm|not converted.*_Own"):
+        model = syncbn.convert_sync_batchnorm(nn.Sequential(layer))
+    assert model[0] is layer
+
+
+def _with_forward(layer: nn.Module) -> nn.Module:
+    layer.forward = lambda x: x
+    return layer
+
+
+def test_a_layer_with_a_forward_of_its_own_is_not_reverted_in_silence():
+    with pytest.raises(syncbn.ArgumentError, match="a forward of its own"):
+        syncbn.revert(nn.Sequential(_with_forward(syncbn.SyncBatchNorm(3))))
+
+
+def test_a_compiled_batch_norm_is_converted_too():
+    model = nn.Sequential(nn.BatchNorm1d(3, momentum=1.0))
+    model[0].compile(backend="eager")
+    syncbn.convert_sync_batchnorm(model)(torch.randn(50, 3) + 5)
+    assert (model[0].running_mean - 5).abs().max() < 1
+
+
+def test_modules_inside_a_batch_norm_go_along():
+    layer = nn.BatchNorm1d(3)
+    layer.beside = nn.Linear(1, 1)
+    assert syncbn.convert_sync_batchnorm(nn.Sequential(layer))[0].beside is layer.beside
+
+
+def test_a_training_step_is_not_exported():
+    model = nn.Sequential(syncbn.SyncBatchNorm(3, name="bn1"))
+    with pytest.raises(Exception, match="layer `bn1`: torch.export cannot keep a training step"):
+        torch.export.export(model, (torch.randn(5, 3),))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_torch_fx_traces_it_as_one_call(training):
+    model = nn.Sequential(nn.Linear(3, 3), syncbn.SyncBatchNorm(3)).train(training)
+    traced = torch.fx.symbolic_trace(model)
+    assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == ["0", "1"]
+    x = torch.randn(5, 3)
+    assert torch.equal(traced(x), model(x))

@@ -107,6 +107,14 @@ def test_the_groups_error_comes_before_the_stores(monkeypatch):
         groups._join_nccl(_Gone(), "place", 0, 0, 2, second)
 
 
+def test_the_groups_time_out_holds_for_tensors_that_it_cannot_send():
+    seconds = timedelta(seconds=7)
+    backend = SimpleNamespace(options=SimpleNamespace(_timeout=seconds))
+    cuda = torch.device("cuda")
+    group = SimpleNamespace(_device_types=[cuda], _get_backend=lambda kind: backend)
+    assert groups._timeout(group, -1) == groups._timeout(group, 0) == seconds
+
+
 def _fail(*_):
     raise syncbn.GroupError("nobody came", operation="joining the group", kind="timeout", ranks=[1])
 
@@ -120,10 +128,11 @@ def test_the_store_forgets_a_group_that_is_made(monkeypatch):
         groups._join_nccl(_Gone(), "place", 0, 0, 2, timedelta(seconds=5))
 
 
-def test_steps_are_counted_from_zero():
-    syncbn.step(7)
-    with pytest.raises(OverflowError):
-        syncbn.step(-1)
+@pytest.mark.parametrize("number", [-1, 2.0, "1", 2**64, None])
+def test_steps_are_counted_from_zero(number):
+    syncbn.step(torch.tensor(7))
+    with pytest.raises(syncbn.ArgumentError, match="no number of a step"):
+        syncbn.step(number)
     syncbn.step(0)
 
 

@@ -284,3 +284,67 @@ def test_views_and_subclasses_are_read_where_they_are(device, view):
     for other in results[1:]:
         for got, expected in zip(other, results[0], strict=True):
             assert torch.allclose(got, expected, atol=1e-5)
+
+
+NARROW_AND_WIDE = [torch.float32, torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", NARROW_AND_WIDE, ids=str)
+@pytest.mark.parametrize("parameters", NARROW_AND_WIDE, ids=str)
+def test_evaluation_takes_the_types_that_training_takes(device, dtype, parameters):
+    module = syncbn.SyncBatchNorm(3).to(device, parameters)
+    x = torch.randn(40, 3, device=device).to(dtype)
+    expected = torch.nn.BatchNorm1d(3).to(device)
+    for _ in range(3):
+        assert module(x).dtype is dtype
+        expected(x.float())
+    y, of_float = module.eval()(x), expected.eval()(x.float())
+    assert y.dtype is dtype
+    bar = 1e-6 if (dtype, parameters) == (torch.float32,) * 2 else 0.05
+    assert (y.float() - of_float).abs().max() < bar
+
+
+def test_a_bias_of_half_precision_alone(device):
+    x = torch.randn(9, 3, device=device)
+    module, expected = syncbn.SyncBatchNorm(3).to(device), torch.nn.BatchNorm1d(3).to(device)
+    module.bias.data = torch.full_like(module.bias, 0.5).bfloat16()
+    assert torch.allclose(module(x), expected(x) + 0.5, atol=1e-5)
+
+
+def test_the_same_settings_again_are_the_same_layer():
+    module, x = syncbn.SyncBatchNorm(3), torch.randn(4, 3)
+    passes = module.passes(x)
+    module.momentum, module.eps, module.name = 0.1, 1e-5, "SyncBatchNorm"
+    assert module.passes(x) is passes
+    module.momentum = 0.2
+    assert module.passes(x) is not passes
+
+
+@pytest.mark.parametrize("way", ["eager", "checkpointed", "compiled"])
+def test_settings_may_change_between_forward_and_backward(way):
+    module = syncbn.SyncBatchNorm(3)
+    expected = torch.nn.BatchNorm1d(3)
+    run = {
+        "eager": module,
+        "checkpointed": lambda x: torch.utils.checkpoint.checkpoint(module, x, use_reentrant=False),
+        "compiled": torch.compile(module, backend="aot_eager"),
+    }[way]
+    given = torch.randn(9, 3)
+    x, of_torch = given.clone().requires_grad_(), given.clone().requires_grad_()
+    y, z = run(x), expected(of_torch)
+    module.momentum, module.eps, module.name = 0.5, 1.0, "bn1"
+    (y**3).sum().backward()
+    (z**3).sum().backward()
+    assert torch.allclose(x.grad, of_torch.grad, atol=1e-4)
+    assert torch.allclose(module.running_mean, expected.running_mean, atol=1e-6)
+
+
+def test_transforms_that_a_batch_cannot_have_are_refused_by_the_layers_name():
+    module = syncbn.SyncBatchNorm(3, name="bn1")
+    for refused in (
+        lambda: torch.func.vmap(module)(torch.randn(2, 5, 3)),
+        lambda: torch.func.vmap(module)(torch.randn(2, 5, 3, 4)),
+        lambda: torch.func.jvp(module, (torch.randn(5, 3),), (torch.randn(5, 3),)),
+    ):
+        with pytest.raises(syncbn.Error, match="layer `bn1`: torch.func"):
+            refused()

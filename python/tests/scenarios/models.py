@@ -93,6 +93,24 @@ def join_with_uneven_inputs(ranks: Ranks) -> None:
         assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
 
 
+def joining_before_the_first_step_is_an_error(ranks: Ranks) -> None:
+    """Such a rank cannot know which layers the others use."""
+    if ranks.world == 1 or ranks.native:
+        return
+    group = torch.distributed.new_group(timeout=timedelta(seconds=3))
+    model = syncbn.convert_sync_batchnorm(_model(ranks, False), group)
+    ddp = DistributedDataParallel(model, broadcast_buffers=False, process_group=group)
+    try:
+        with Join([syncbn.Joinable(ddp), ddp]):
+            for _ in range(ranks.rank):
+                ddp(ranks.randn(3, 3, 6, 6)).square().mean().backward()
+    except (syncbn.Error, RuntimeError) as error:
+        if ranks.rank == 0:
+            assert isinstance(error, syncbn.Error) and "before its first step" in str(error), error
+    else:
+        raise AssertionError(f"rank {ranks.rank}: no error")
+
+
 def join_without_ours_is_an_error(ranks: Ranks) -> None:
     if ranks.world == 1 or ranks.native:
         return
