@@ -137,6 +137,11 @@ pub enum BootstrapError {
         /// The number of ranks.
         world_size: usize,
     },
+    /// The rendezvous has port 0, at which nobody can be reached.
+    #[error(
+        "the rendezvous has port 0, at which nobody can be reached: rank 0 has to announce one (TcpCommunicator::host)"
+    )]
+    NoPort,
     /// The system has no sockets, or no random numbers, to give.
     #[error("the system refused what meeting other ranks needs: {source}")]
     System {

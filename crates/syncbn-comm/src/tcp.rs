@@ -98,6 +98,7 @@ impl TcpCommunicator {
     /// [`NoAnswer`](BootstrapError::NoAnswer) where rank 0 was not reached; [`Listen`](BootstrapError::Listen), [`WorldSize`](BootstrapError::WorldSize)
     /// and others of the rendezvous.
     pub fn new(env: &LaunchEnv, timeout: Duration) -> Result<Self, BootstrapError> {
+        check_port(env)?;
         join::join(env, timeout, |_| ())
     }
 
@@ -112,6 +113,9 @@ impl TcpCommunicator {
         timeout: Duration,
         announce: impl FnOnce(u16),
     ) -> Result<Self, BootstrapError> {
+        if env.rank > 0 {
+            check_port(env)?;
+        }
         join::join(env, timeout, announce)
     }
 
@@ -157,11 +161,18 @@ impl TcpCommunicator {
     /// Poisons the group, now or as soon as this rank's other thread notices.
     fn found(&self, failure: Failure) {
         lock(&self.outside.found).get_or_insert(failure);
-        if let Some(mut links) = self.try_links() {
-            self.settle(&mut links);
-        }
+        self.catch_up();
         // If this fails, the other thread finds the failure when it next wakes, at its deadline at the latest.
         let _ = self.outside.waker.wake();
+    }
+
+    /// Tells the peers what was found while a thread of this rank held the links. Whoever lets go of them calls it: one that finds them
+    /// held leaves it to the holder.
+    fn catch_up(&self) {
+        while lock(&self.outside.found).is_some() {
+            let Some(mut links) = self.try_links() else { return };
+            self.settle(&mut links);
+        }
     }
 
     fn settle(&self, links: &mut Links) {
@@ -226,16 +237,17 @@ impl HostCommunicator for TcpCommunicator {
     }
 
     fn status(&self) -> Result<(), CommError> {
-        match self.try_links() {
-            Some(mut links) => {
-                self.settle(&mut links);
-                links.check()
-            }
+        let Some(mut links) = self.try_links() else {
             // Another thread of this rank is in a collective, and checks itself.
-            None => {
-                lock(&self.outside.found).as_ref().map_or(Ok(()), |failure| Err(failure.status(self.rank)))
-            }
-        }
+            return lock(&self.outside.found)
+                .as_ref()
+                .map_or(Ok(()), |failure| Err(failure.status(self.rank)));
+        };
+        self.settle(&mut links);
+        let status = links.check();
+        drop(links);
+        self.catch_up();
+        status
     }
 
     fn membership(&self) -> Option<Arc<Membership>> {
@@ -274,10 +286,7 @@ impl Drop for Entered<'_> {
     fn drop(&mut self) {
         self.links = None;
         self.communicator.busy.store(false, Ordering::Release);
-        // What was found since the collective last looked, by a thread that found the links in use.
-        if let Some(mut links) = self.communicator.try_links() {
-            self.communicator.settle(&mut links);
-        }
+        self.communicator.catch_up();
     }
 }
 
@@ -285,6 +294,11 @@ impl Outside {
     fn take(&self) -> Option<Failure> {
         lock(&self.found).take()
     }
+}
+
+fn check_port(env: &LaunchEnv) -> Result<(), BootstrapError> {
+    let is_nowhere = env.rendezvous.port == 0 && env.world_size.get() > 1;
+    if is_nowhere { Err(BootstrapError::NoPort) } else { Ok(()) }
 }
 
 /// No code of a caller runs under a lock: a panic cannot leave half a change.

@@ -56,6 +56,24 @@ fn a_rank_that_panics_is_reported_to_its_peers_at_once() {
     }
 }
 
+/// The panic does not drop the communicator: another place has it, too.
+#[test]
+fn a_panic_beside_a_communicator_that_lives_on_is_reported() {
+    let kept = Mutex::new(Vec::new());
+    let outcome = at_once(|| {
+        catch_unwind(AssertUnwindSafe(|| {
+            threads::run(size(2), Duration::MAX, |comm| {
+                let comm = Arc::new(comm);
+                kept.lock().unwrap().push(Arc::clone(&comm));
+                assert!(comm.rank() != 1, "rank 1 gives up");
+                let error = sum(&comm, [1.0, 1.0]).unwrap_err();
+                assert!(matches!(error.kind, CommErrorKind::Left { rank: 1, panicked: true }), "{error}");
+            })
+        }))
+    });
+    assert_eq!(outcome.unwrap_err().downcast_ref::<&str>(), Some(&"rank 1 gives up"));
+}
+
 #[test]
 fn a_rank_that_drops_its_communicator_is_reported_to_those_who_wait_for_it() {
     let [zero, one] = group();

@@ -6,6 +6,7 @@ mod common;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -62,6 +63,36 @@ fn status_says_that_a_rank_has_left_before_the_next_sum_does() {
     }
     for error in [zero.status().unwrap_err(), sum(&zero, &backward("bn", 1)).unwrap_err()] {
         assert!(matches!(error.kind, CommErrorKind::Left { rank: 1, panicked: false }), "{error}");
+    }
+}
+
+/// A monitor's question may hold the connections while another thread poisons the group. Each round is a chance of it.
+#[test]
+fn a_poison_beside_a_question_for_the_status_reaches_the_peers() {
+    for round in 0..300 {
+        let [zero, one] = group();
+        let ends = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let waiting = scope.spawn(move || sum(&zero, &backward("bn", 1)).unwrap_err());
+            scope.spawn(|| {
+                while !ends.load(Ordering::Relaxed) {
+                    let _ = one.status();
+                }
+            });
+            thread::sleep(Duration::from_micros(300));
+            ends.store(true, Ordering::Relaxed);
+            let kind = CommErrorKind::Disagree("the device is lost".into());
+            one.poison(&CommError { rank: 1, world_size: 2, call: None, late: false, kind });
+            let began = Instant::now();
+            while !waiting.is_finished() && began.elapsed() < Duration::from_secs(5) {
+                thread::sleep(Duration::from_micros(100));
+            }
+            let heard = waiting.is_finished();
+            let _ = one.status(); // which would tell it
+            assert!(heard, "round {round}: rank 0 has heard nothing");
+            let error = waiting.join().unwrap();
+            assert!(error.to_string().contains("the device is lost"), "{error}");
+        });
     }
 }
 
@@ -273,4 +304,16 @@ fn ranks_of_another_job_or_world_size_do_not_get_in() {
         assert!(zero.contains("[1]") && zero.contains("another job") && zero.contains("3 ranks"), "{zero}");
     });
     assert!(began.elapsed() < timeout + Duration::from_secs(1));
+}
+
+#[test]
+fn a_rendezvous_at_port_0_is_refused_at_once() {
+    let began = Instant::now();
+    for rank in 0..2 {
+        let error = TcpCommunicator::new(&env(rank, 2, 0), PATIENT).unwrap_err();
+        assert!(matches!(error, BootstrapError::NoPort), "{error}");
+    }
+    let error = TcpCommunicator::host(&env(1, 2, 0), PATIENT, |_| ()).unwrap_err();
+    assert!(matches!(error, BootstrapError::NoPort), "{error}");
+    assert!(began.elapsed() < Duration::from_secs(5));
 }

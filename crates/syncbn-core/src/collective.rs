@@ -96,7 +96,7 @@ impl CollectiveId {
             (self.length != other.length, "number of numbers"),
             (
                 self.settings != other.settings,
-                "settings (eps, momentum, affine, tracking, updates or type of parameters)",
+                "settings (eps, momentum, affine, tracking, updates, non_finite or type of parameters)",
             ),
         ];
         differences.into_iter().find_map(|(differs, what)| differs.then_some(what))

@@ -77,8 +77,8 @@ impl Config {
     /// (FNV-1a of 64 bits).
     pub(crate) fn digest(&self, params: Dtype, updates_running_stats: bool) -> u64 {
         let Self { channels, eps, momentum, affine, track_running_stats, non_finite } = *self;
-        // No momentum is NaN.
-        let momentum = momentum.unwrap_or(f64::NAN);
+        // No momentum is NaN. The sum makes 0 of -0.
+        let momentum = momentum.unwrap_or(f64::NAN) + 0.0;
         let words = [
             channels as u64,
             eps.to_bits(),

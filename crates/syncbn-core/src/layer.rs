@@ -234,15 +234,19 @@ impl<B: Storage, P: Param> SyncBatchNorm<B, P> {
     /// The scale, for an optimiser to change. Statistics that earlier forward passes saved are refused from now on
     /// ([`ErrorKind::ParametersChanged`]).
     pub fn weight_mut(&mut self) -> Option<&mut B::Buffer<P>> {
-        self.parameters += 1;
-        self.affine.as_mut().map(|affine| &mut affine.weight)
+        self.affine_mut().map(|affine| &mut affine.weight)
     }
 
     /// The shift, for an optimiser to change. Statistics that earlier forward passes saved are refused from now on
     /// ([`ErrorKind::ParametersChanged`]).
     pub fn bias_mut(&mut self) -> Option<&mut B::Buffer<P>> {
+        self.affine_mut().map(|affine| &mut affine.bias)
+    }
+
+    fn affine_mut(&mut self) -> Option<&mut Affine<B, P>> {
+        let affine = self.affine.as_mut()?;
         self.parameters += 1;
-        self.affine.as_mut().map(|affine| &mut affine.bias)
+        Some(affine)
     }
 
     /// The running mean, one value per channel, if the layer tracks statistics.

@@ -173,7 +173,14 @@ fn a_weight_or_bias_alone_is_completed_where_the_framework_has_such_layers() {
 
     let no_bias = ["params.scale", "batch_stats.mean", "batch_stats.var"].map(|name| f32s(name, &[3.0; 2]));
     let file = Checkpoint::new(no_bias).unwrap().with_framework(Framework::FLAX);
-    assert_eq!(file.load::<f64>("", &file.config("").unwrap()).unwrap().state.bias, Some(vec![0.0; 2]));
+    let mut state = file.load::<f64>("", &file.config("").unwrap()).unwrap().state;
+    assert_eq!(state.bias, Some(vec![0.0; 2]));
+    for other in [vec![1.0; 3], vec![0.0; 3], vec![]] {
+        let mut file = file.clone();
+        state.bias = Some(other);
+        assert!(matches!(file.store("", &state), Err(StateError::Shape { .. })), "of another length");
+        assert_eq!(file.tensors().count(), 3, "nothing is changed");
+    }
 
     let file = Checkpoint::new(tensors()).unwrap();
     let torch = Framework { num_batches_tracked: None, parameters_apart: false, ..Framework::KERAS };

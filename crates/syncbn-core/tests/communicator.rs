@@ -152,7 +152,10 @@ fn identities_say_the_first_thing_in_which_they_differ() {
         (one().with_kind(CollectiveKind::AllReduce), "pass"),
         (one().with_use(2, 4), "use"),
         (longer, "number of numbers"),
-        (one().with_layer(1, 3), "settings (eps, momentum, affine, tracking, updates or type of parameters)"),
+        (
+            one().with_layer(1, 3),
+            "settings (eps, momentum, affine, tracking, updates, non_finite or type of parameters)",
+        ),
     ] {
         assert_eq!((one().difference(&other), other.difference(&one())), (Some(what), Some(what)));
     }

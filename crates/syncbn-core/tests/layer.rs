@@ -5,7 +5,7 @@
 use example_backend::Plain;
 use syncbn_core::{
     Config, Error, ErrorKind, Gradients, NonFinite, ParamGradients, SavedStatistics, Scope, SingleRank,
-    SyncBatchNorm, View, ViewMut,
+    State, SyncBatchNorm, Tensor, View, ViewMut,
 };
 
 type Layer = SyncBatchNorm<Plain, f32>;
@@ -185,4 +185,32 @@ fn training_may_leave_the_running_statistics_untouched() {
     layer.set_updates_running_stats(true);
     assert_eq!(forward(&mut layer, X).unwrap().1, y);
     assert_ne!(layer.state(&()).unwrap(), before);
+}
+
+/// Memory of a host is a `Vec`, which a caller may replace.
+#[test]
+fn parameters_of_another_length_are_refused_before_a_state_is_saved_or_loaded() {
+    let mut layer = layer(Config::new(3));
+    let state = layer.state(&()).unwrap();
+    *layer.bias_mut().unwrap() = vec![1.0; 2];
+    let wrong =
+        |kind: ErrorKind| matches!(kind, ErrorKind::Length { tensor: Tensor::Bias, expected: 3, got: 2 });
+    assert!(wrong(kind(layer.state(&()))));
+    let weights = State { weight: Some(vec![5.0; 3]), ..state.clone() };
+    assert!(wrong(kind(layer.load_state(&(), &weights))));
+    assert_eq!(layer.weight().unwrap(), &[1.0; 3], "nothing was written");
+    *layer.bias_mut().unwrap() = vec![1.0; 3];
+    layer.load_state(&(), &state).unwrap();
+    assert_eq!(layer.state(&()).unwrap(), state);
+}
+
+#[test]
+fn a_layer_without_parameters_has_none_to_change() {
+    let mut layer = layer(Config::new(2).with_affine(false));
+    let (x, mut y) = ([1.0, 2.0, 3.0, 5.0], [0.0; 4]);
+    let view = |x| View::channels_first(x, &[2, 2]);
+    let saved =
+        layer.forward::<f32>(&(), view(&x[..]), ViewMut::channels_first(&mut y[..], &[2, 2])).unwrap();
+    assert!(layer.weight_mut().is_none() && layer.bias_mut().is_none());
+    layer.recompute::<f32>(&(), &saved, view(&x[..]), ViewMut::channels_first(&mut y[..], &[2, 2])).unwrap();
 }

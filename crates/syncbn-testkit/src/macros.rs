@@ -257,6 +257,7 @@ macro_rules! communicator_conformance {
                     ranks_that_disagree_on_the_call_all_fail,
                     a_message_of_another_length_is_refused,
                     a_poisoned_group_answers_at_once_and_a_new_one_works,
+                    a_poison_is_heard_beside_a_thread_that_asks_for_the_status,
                     a_rank_may_poison_its_group_with_the_failure_of_another,
                     a_split_orders_by_key_and_then_by_old_rank,
                     several_groups_work_at_once,

@@ -69,6 +69,11 @@ pub(super) fn launch_env(lookup: Lookup<'_>) -> Result<LaunchEnv, BootstrapError
         BootstrapError::BadVariable { name: family.world_size, value: size.to_string(), expected }
     })?;
     let local_rank = required(family.local_rank)?;
+    if local_rank >= size {
+        let (name, value) = (family.local_rank, local_rank.to_string());
+        let expected = format!("less than {}, which is {size}", family.world_size);
+        return Err(BootstrapError::BadVariable { name, value, expected });
+    }
     let (rendezvous, token) = (rendezvous(lookup, family, size)?, token(lookup, family)?);
     Ok(LaunchEnv { rank, world_size, local_rank, rendezvous, token })
 }

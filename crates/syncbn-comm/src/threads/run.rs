@@ -13,8 +13,8 @@ use super::{ThreadComm, ThreadGroup};
 
 /// Runs `body` on a thread of its own for each rank of a new group, waits for all, and returns what they returned, by rank.
 ///
-/// A rank leaves the group when its body drops the communicator, at the latest by returning. If a body panics, the other
-/// ranks' collectives fail, and once all have ended the earliest panic is raised again in the caller: the cause, and not the
+/// A rank leaves the group when its communicator is dropped: at the latest when the body returns, if it has not put it elsewhere. If a
+/// body panics, the other ranks' collectives fail, and once all have ended the earliest panic is raised again in the caller: the cause, and not the
 /// panics of ranks that were told of it.
 ///
 /// # Errors
@@ -59,6 +59,9 @@ struct Panic {
 /// What the body returns, or its panic.
 fn caught<R>(body: &impl Fn(ThreadComm) -> R, comm: ThreadComm) -> Result<R, Panic> {
     let (rank, meeting) = (comm.rank, Arc::clone(&comm.meeting));
-    catch_unwind(AssertUnwindSafe(|| body(comm)))
-        .map_err(|payload| Panic { payload, first: meeting.first_panic(rank) })
+    catch_unwind(AssertUnwindSafe(|| body(comm))).map_err(|payload| {
+        // The body may have put its communicator where the panic does not drop it.
+        meeting.leave(rank, true);
+        Panic { payload, first: meeting.first_panic(rank) }
+    })
 }

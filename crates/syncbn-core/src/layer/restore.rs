@@ -43,9 +43,11 @@ impl<B: Storage, P: Param> SyncBatchNorm<B, P> {
     /// # Errors
     ///
     /// [`ErrorKind::Communicator`] if a collective that the state depends on has failed late; [`ErrorKind::Untrusted`],
-    /// [`ErrorKind::HalfLoaded`]: an earlier failure may have spoilt the state; [`ErrorKind::Backend`]. The layer is unchanged.
+    /// [`ErrorKind::HalfLoaded`]: an earlier failure may have spoilt the state; [`ErrorKind::Length`]: memory of another length was put in
+    /// the place of weight or bias; [`ErrorKind::Backend`]. The layer is unchanged.
     pub fn state(&mut self, queue: &B::Queue) -> Result<State<P>, Error> {
         self.check_trust(Operation::SaveState, false)?;
+        self.check_parameters(Operation::SaveState)?;
         let state = self.download(queue)?;
         // The download has waited for the device, so a failure of the work before it shows by now.
         self.check_trust(Operation::SaveState, false)?;
@@ -82,12 +84,14 @@ impl<B: Storage, P: Param> SyncBatchNorm<B, P> {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::StateTensor`], [`ErrorKind::Length`]: the state does not fit; [`ErrorKind::StateValue`]: it has a variance or a counter
+    /// [`ErrorKind::StateTensor`], [`ErrorKind::Length`]: the state does not fit, or the layer's own weight or bias has another length;
+    /// [`ErrorKind::StateValue`]: it has a variance or a counter
     /// below 0 (NaN is taken, since training may have made it). Nothing is changed then. [`ErrorKind::Backend`]: the device failed after a
     /// part was written, and the layer refuses use ([`ErrorKind::HalfLoaded`]) until a load succeeds.
     pub fn load_state(&mut self, queue: &B::Queue, state: &State<P>) -> Result<(), Error> {
         let context = self.inner.context(Operation::LoadState);
         check_state(&context, self.inner.config(), state)?;
+        self.check_parameters(Operation::LoadState)?;
 
         self.trust = Trust::HalfLoaded;
         self.parameters += 1;
@@ -109,6 +113,14 @@ impl<B: Storage, P: Param> SyncBatchNorm<B, P> {
         }
         self.trust = Trust::Clean;
         Ok(())
+    }
+
+    /// Refuses weight and bias of a wrong length: a caller may have put other memory in their place.
+    fn check_parameters(&self, operation: Operation) -> Result<(), Error> {
+        let Some(affine) = &self.affine else { return Ok(()) };
+        let (context, channels) = (self.inner.context(operation), self.inner.config().channels);
+        context.length(Tensor::Weight, channels, B::mem_len(&B::mem(&affine.weight)))?;
+        context.length(Tensor::Bias, channels, B::mem_len(&B::mem(&affine.bias)))
     }
 
     /// Refuses the operation if a collective that the state depends on has failed. The first call returns the communicator's error,

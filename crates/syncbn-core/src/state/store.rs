@@ -19,7 +19,8 @@ impl Checkpoint<'_> {
     /// # Errors
     ///
     /// [`StateError`], and nothing is changed: if the file has a tensor that the state lacks, or the reverse; if the numbers of channels
-    /// differ; if a finite value overflows the file's type.
+    /// differ; if a finite value overflows the file's type. Values are stored as they are, those that `load` refuses among them: a running
+    /// statistic that is not finite, for instance.
     pub fn store<P: Param>(&mut self, prefix: &str, state: &State<P>) -> Result<Vec<Change>, StateError> {
         let entry = self.entry(prefix);
         if entry.tensors.is_empty() {
@@ -40,6 +41,9 @@ impl Checkpoint<'_> {
 
     /// What becomes of a tensor that the file does not have.
     fn absent<P: Param>(&self, prefix: &str, tensor: Tensor, state: &State<P>) -> Result<Stored, StateError> {
+        if let (Some(values), Some(other)) = (state.vector(tensor), self.find(prefix, Tensor::RunningMean)) {
+            check_vector_shape(other, values.len())?;
+        }
         let all = |values: &[P], filled: f64| values.iter().all(|value| value.to_f64() == filled);
         let apart = self.framework.parameters_apart;
         let (filled, dtype, shape, bytes) = match (tensor, state.vector(tensor), state.num_batches_tracked) {

@@ -3,6 +3,7 @@
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -225,6 +226,45 @@ pub fn a_poisoned_group_answers_at_once_and_a_new_one_works<H: CommHarness>(harn
         Ok(())
     })?;
     run(harness, 2, &|comm| check_sum(harness, &comm, 1, 2).map(drop))
+}
+
+/// One thread of a rank asks for the status, again and again, and another poisons the group: the peers hear why, and not only that the
+/// rank has left.
+pub fn a_poison_is_heard_beside_a_thread_that_asks_for_the_status<H: CommHarness>(harness: &H) -> Outcome {
+    const ROUNDS: usize = 10;
+    for _ in 0..ROUNDS {
+        run(harness, 2, &|comm| {
+            check_sum(harness, &comm, 0, 2)?;
+            if comm.rank() == 1 {
+                poison_while_status_is_asked(&comm);
+                return Ok(());
+            }
+            let error = failing_sum(&comm)?;
+            ensure!(error.to_string().contains("the device is lost"), "rank 0 is told: {error}");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+fn poison_while_status_is_asked<C: HostCommunicator>(comm: &C) {
+    let (asked, ends) = (AtomicBool::new(false), AtomicBool::new(false));
+    let ask = || {
+        while !ends.load(Ordering::Relaxed) {
+            let _ = comm.status();
+            asked.store(true, Ordering::Relaxed);
+        }
+    };
+    thread::scope(|scope| {
+        scope.spawn(ask);
+        while !asked.load(Ordering::Relaxed) {
+            thread::yield_now();
+        }
+        // Its last question may be on its way while this goes on.
+        ends.store(true, Ordering::Relaxed);
+        let kind = CommErrorKind::Disagree("the device is lost".into());
+        comm.poison(&CommError { rank: 1, world_size: 2, call: None, late: false, kind });
+    });
 }
 
 /// A rank poisons its group, with the failure of another group of any size: its own calls and those of its peers fail at once, and
