@@ -184,7 +184,7 @@ def test_modules_inside_a_batch_norm_go_along():
 def test_a_training_step_is_not_exported():
     model = nn.Sequential(syncbn.SyncBatchNorm(3, name="bn1"))
     with pytest.raises(Exception, match="layer `bn1`: torch.export cannot keep a training step"):
-        torch.export.export(model, (torch.randn(5, 3),))
+        torch.export.export(model, (torch.randn(5, 3),), strict=False)
 
 
 @pytest.mark.parametrize("training", [True, False])
