@@ -103,7 +103,11 @@ impl SavedToken {
             _ => return None,
         };
         let axes = usize::try_from(axes).ok()?;
-        let sizes = sizes.get(..axes)?.iter().map(|&size| usize::try_from(size).ok());
+        let (sizes, unused) = sizes.split_at_checked(axes)?;
+        if unused.iter().any(|&word| word != 0) {
+            return None;
+        }
+        let sizes = sizes.iter().map(|&size| usize::try_from(size).ok());
         let mut sizes: Vec<usize> = sizes.collect::<Option<_>>()?;
         let geometry = match layout {
             0 => Geometry::channels_first(&sizes),
