@@ -168,6 +168,7 @@ sabotage! {
     a_variance_below_zero: NegativeVariance, forward::a_constant_channel_gives_bias, f32;
     writing_behind_the_tensor: WritesBehindTheTensor, forward::any_split_of_a_batch_gives_the_y_of_the_whole, f32;
     in_place_that_differs: InPlaceReadsLate, backward::in_place_gives_the_bits_of_apart, f32;
+    in_place_without_the_weight_if_frozen: FrozenInPlaceWithoutWeight, backward::in_place_gives_the_bits_of_apart, f32;
     results_that_change_from_run_to_run: Flickers, determinism::two_runs_give_the_same_bits, f32;
     parameters_read_as_halves: ParametersInHalf, forward::any_split_of_a_batch_gives_the_y_of_the_whole, f32;
     subnormals_flushed: SubnormalsFlushed, forward::subnormal_values_are_not_flushed, f32;

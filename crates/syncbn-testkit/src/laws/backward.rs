@@ -1,6 +1,8 @@
 //! The results of a backward pass: dx of the whole batch, and each rank's own gradients of weight and bias.
 
-use syncbn_core::{CollectiveId, Element, Gradients, HostCommunicator, Kernels, Layout, State};
+use syncbn_core::{
+    CollectiveId, Element, Gradients, HostCommunicator, Kernels, Layout, State, Storage, SyncBatchNorm,
+};
 
 use crate::bits::{same_bits, same_state};
 use crate::expected::{Expected, train};
@@ -40,27 +42,40 @@ where
     Expected::<T>::of(&whole).check_rank_parameters(0, &d_weight, &d_bias)
 }
 
-/// dx written over dy has the same bits as dx in memory of its own, and so have the parameters' gradients.
+/// dx written over dy has the same bits as dx in memory of its own, and so have the parameters' gradients: in training, and with
+/// frozen statistics.
 pub fn in_place_gives_the_bits_of_apart<H: Harness, T: Element>(harness: &H) -> Outcome
 where
     H::Backend: Kernels<T>,
 {
     for_all(CASES / 2, &case(harness.max_world_size()), |case| {
         let differ = ranks(harness, case.world_size(), |rank: &Rank<H::Backend>| {
-            let (x, dy) = (case.x::<T>(rank.index), case.dy::<T>(rank.index));
             let mut layer = rank.layer(case.config(), &case.state())?;
-            let placed = Placed::new(rank, &x, case.layout)?;
-            let (saved, _) = rank.forward(&mut layer, &placed, &x)?;
-            let apart = rank.backward(&mut layer, &saved, &placed, &dy)?;
-            let mut dx = Placed::new(rank, &dy, case.layout)?;
-            let mut room = ParameterRoom::new(rank, x.channels)?;
-            let wanted = Gradients::in_place(dx.view_mut());
-            layer.backward(&rank.queue, &saved, placed.view(), wanted, room.borrow())?;
-            let (d_weight, d_bias) = room.read(rank)?;
-            Written { dx: dx.read(rank)?, d_weight, d_bias }.same_bits(&apart)
+            check_in_place::<_, T>(rank, &mut layer, case)?;
+            layer.set_training(false);
+            // Without running statistics this is the rank's own batch, which may have one element.
+            if case.track { check_in_place::<_, T>(rank, &mut layer, case) } else { Ok(()) }
         });
         differ.map(drop)
     })
+}
+
+fn check_in_place<B: Storage + Kernels<T>, T: Element>(
+    rank: &Rank<B>,
+    layer: &mut SyncBatchNorm<B, T::Param>,
+    case: &Case,
+) -> Outcome {
+    let (x, dy) = (case.x::<T>(rank.index), case.dy::<T>(rank.index));
+    let placed = Placed::new(rank, &x, case.layout)?;
+    let (saved, _) = rank.forward(layer, &placed, &x)?;
+    let apart = rank.backward(layer, &saved, &placed, &dy)?;
+    let mut dx = Placed::new(rank, &dy, case.layout)?;
+    let mut room = ParameterRoom::new(rank, x.channels)?;
+    let wanted = Gradients::in_place(dx.view_mut());
+    layer.backward(&rank.queue, &saved, placed.view(), wanted, room.borrow())?;
+    let (d_weight, d_bias) = room.read(rank)?;
+    let got = Written { dx: dx.read(rank)?, d_weight, d_bias };
+    got.same_bits(&apart).map_err(|why| why.at(format!("{:?} statistics", saved.scope())))
 }
 
 /// A rank that needs no dx still takes part, so that its peers get theirs; what it does get has the same bits.

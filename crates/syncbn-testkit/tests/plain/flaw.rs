@@ -35,6 +35,7 @@ pub(crate) enum Flaw {
     NegativeVariance,
     WritesBehindTheTensor,
     InPlaceReadsLate,
+    FrozenInPlaceWithoutWeight,
     Flickers,
     ParametersInHalf,
     SubnormalsFlushed,

@@ -138,7 +138,9 @@ impl<T: Element> Kernels<T> for Plain {
                 GradSource::Frozen if self.flaw == Flaw::FrozenLooksAtX => Some((0.0, 0.0)),
                 GradSource::Frozen => None,
             };
-            let weight = value(weight.as_ref(), c, 1.0);
+            let forgets_weight =
+                self.flaw == Flaw::FrozenInPlaceWithoutWeight && dy.is_none() && sums.is_none();
+            let weight = if forgets_weight { 1.0 } else { value(weight.as_ref(), c, 1.0) };
             let mut terms = GradTerms::new(weight, invstd, batch.count, sums);
             match self.flaw {
                 Flaw::DxWithoutMeanTerm => terms.mean_dy = 0.0,
