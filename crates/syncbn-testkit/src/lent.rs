@@ -1,13 +1,13 @@
 //! Training steps of [`FunctionalBatchNorm`], over borrowed memory that is a whole buffer or a part of
 //! one.
 
-use syncbn_core::functional::{Backward, Forward, Statistics, UpdateRunning};
+use syncbn_core::functional::{Backward, Forward, Recompute, Statistics, UpdateRunning};
 use syncbn_core::{
     Backend, Element, FunctionalBatchNorm, Geometry, Gradients, Kernels, Layout, RunningMut, SavedRef,
     SavedToken, Scalar, ShapeError, State, Storage, View, ViewMut, saved_len,
 };
 
-use crate::bits::same_bits;
+use crate::bits::{same_bits, without_payload};
 use crate::harness::Harness;
 use crate::outcome::{Outcome, Verdict};
 use crate::rank::{Rank, Step, Written};
@@ -143,7 +143,7 @@ fn geometry<T: Copy>(tensor: &Tensor<T>, layout: Layout) -> Result<Geometry, Sha
     }
 }
 
-/// One training step of a case on this rank, through the layer over borrowed memory.
+/// One training step of a case on this rank, through the layer over borrowed memory. y is computed twice: it is recomputed, too.
 pub fn step<H: Harness, T: Element>(rank: &Rank<H::Backend>, case: &Case, how: How) -> Outcome<Step<T>>
 where
     H::Backend: Kernels<T> + Kernels<T::Param>,
@@ -182,6 +182,14 @@ where
         token = SavedToken::from_words(words).ok_or_else(|| crate::broken!("a token is not its words"))?;
     }
 
+    let mut again = Lent::<H, T>::blank(rank, len, before)?;
+    let (view, out) = (View::new(x_lent.mem()?, geometry)?, ViewMut::new(again.mem_mut()?, geometry)?);
+    let args = Recompute::new(SavedRef { token, mem: saved.mem()? }, view, out)
+        .affine(weight.as_ref().map(Lent::mem).transpose()?, bias.as_ref().map(Lent::mem).transpose()?);
+    layer.recompute(queue, args)?;
+    let y = y.read(rank)?;
+    same_bits("the recomputed y", &without_payload(&again.read(rank)?), &without_payload(&y))?;
+
     let dy = Lent::<H, T>::new(rank, &dy.in_memory(layout), before)?;
     let mut dx = Lent::<H, T>::blank(rank, len, before)?;
     let room = |wanted: bool| wanted.then(|| Lent::<H, T::Param>::blank(rank, channels, before)).transpose();
@@ -210,5 +218,5 @@ where
         d_weight: read(&d_weight)?.unwrap_or_default(),
         d_bias: read(&d_bias)?.unwrap_or_default(),
     };
-    Ok(Step { y: x.filled_from(layout, &y.read(rank)?), gradients, state })
+    Ok(Step { y: x.filled_from(layout, &y), gradients, state })
 }

@@ -186,6 +186,8 @@ sabotage! {
     a_weight_of_0_taken_for_none: WeightOf0IsNone, forward::a_weight_of_0_gives_bias_and_no_dx, f32;
     a_weight_that_needs_a_bias: NoWeightWithoutBias, functional::weight_and_bias_need_not_come_together, f32;
     a_bias_gradient_that_needs_the_weights: NoDBiasWithoutDWeight, functional::weight_and_bias_need_not_come_together, f32;
+    a_bias_alone_forgotten_on_recomputation: RecomputesWithoutBiasAlone, functional::weight_and_bias_need_not_come_together, f32;
+    a_weight_alone_forgotten_on_recomputation: RecomputesWithoutWeightAlone, functional::weight_and_bias_need_not_come_together, f32;
     offsets_into_a_buffer_ignored: IgnoresOffsets, functional::parts_of_larger_buffers_are_read_and_written_alone, f32;
     a_shift_by_the_first_element_in_f32: ShiftsByTheFirstInF32, forward::an_outlier_of_1e4_deviations_costs_no_digits, f32;
     sums_that_travel_as_one_number_each: MessageOfTwoParts, kernels::a_mean_far_above_its_deviation_is_as_exact_over_64_ranks_as_on_one, f32;

@@ -60,7 +60,7 @@ where
     check_way::<H, T>(harness, How { update_apart: true, ..How::USUAL })
 }
 
-/// A weight without a bias, a bias without a weight, and neither: in y, dx, and as the gradients that are asked for.
+/// A weight without a bias, a bias without a weight, and neither: in y, also recomputed, in dx, and as the gradients that are asked for.
 pub fn weight_and_bias_need_not_come_together<H: Harness, T: Element>(harness: &H) -> Outcome
 where
     H::Backend: Kernels<T> + Kernels<T::Param>,

@@ -54,6 +54,8 @@ pub(crate) enum Flaw {
     WeightOf0IsNone,
     NoWeightWithoutBias,
     NoDBiasWithoutDWeight,
+    RecomputesWithoutBiasAlone,
+    RecomputesWithoutWeightAlone,
     IgnoresOffsets,
     ShiftsByTheFirstInF32,
     MessageOfTwoParts,

@@ -47,6 +47,12 @@ impl<T: Element> Kernels<T> for Plain {
         let (geometry, x_mem, y_mem) = (*x.geometry(), x.mem(), y.mem_mut());
         let x = if self.flaw == Flaw::IgnoresOffsets { x_mem.at_start().read() } else { x_mem.read() };
         let eps = if self.flaw == Flaw::IgnoresEps { 1e-5 } else { eps };
+        let again = matches!(source, Source::Saved { .. });
+        let (weight, bias) = match (self.flaw, weight, bias) {
+            (Flaw::RecomputesWithoutBiasAlone, None, _) if again => (None, None),
+            (Flaw::RecomputesWithoutWeightAlone, _, None) if again => (None, None),
+            (_, weight, bias) => (weight, bias),
+        };
         let (saved, running) = self.statistics(&geometry, source, eps);
         if let Some(running) = running
             && !(self.flaw == Flaw::EmptyRankIsSilent && geometry.is_empty())
