@@ -200,6 +200,10 @@ sabotage! {
     a_pass_that_ignores_the_sums_error: IgnoresTheSumsError, failures::a_failed_forward_changes_nothing_and_poisons_the_group, f32;
     a_group_taken_for_a_rank_alone: IgnoresGroup, forward::any_split_of_a_batch_gives_the_y_of_the_whole, f32;
     an_update_apart_ignored: IgnoresUpdateApart, functional::running_statistics_can_be_moved_apart, f32;
+    an_update_apart_that_ignores_the_option_for_what_is_not_finite: ApartIgnoresNonFinite, functional::running_statistics_can_be_moved_apart, f32;
+    an_update_apart_that_knows_no_average: ApartIgnoresTheAverage, functional::running_statistics_can_be_moved_apart, f32;
+    an_update_apart_that_moves_the_variance_by_one_element: ApartMovesVarianceByOne, functional::running_statistics_can_be_moved_apart, f32;
+    an_update_apart_that_counts_in_32_bits: ApartCountsIn32Bits, functional::running_statistics_can_be_moved_apart, f32;
     the_option_for_what_is_not_finite_ignored: IgnoresNonFinite, running::what_is_not_finite_may_be_kept_out_of_running_statistics, f32;
     a_new_momentum_ignored: IgnoresMomentum, running::momentum_may_change_between_steps, f32;
     eps_ignored: IgnoresEps, forward::any_split_of_a_batch_gives_the_y_of_the_whole, f32;

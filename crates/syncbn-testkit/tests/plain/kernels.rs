@@ -57,7 +57,7 @@ impl<T: Element> Kernels<T> for Plain {
         if let Some(running) = running
             && !(self.flaw == Flaw::EmptyRankIsSilent && geometry.is_empty())
         {
-            self.update(&running, &saved);
+            self.update(&running, &saved, again);
         }
         let saved = saved.read();
         let mut y = y_mem.write();
@@ -327,7 +327,7 @@ impl Plain {
         }
     }
 
-    fn update<P: Param>(&self, running: &RunningMut<'_, Self, P>, saved: &Part<'_, f64>) {
+    fn update<P: Param>(&self, running: &RunningMut<'_, Self, P>, saved: &Part<'_, f64>, apart: bool) {
         let RunningMut { mean, var, num_batches_tracked, momentum, non_finite } = running;
         let (mut mean, mut var, mut counter) = (mean.write(), var.write(), num_batches_tracked.write());
         let saved = saved.read();
@@ -335,17 +335,27 @@ impl Plain {
         let late = i64::from(self.flaw == Flaw::CumulativeFromZero && momentum.is_none());
         let momentum =
             if self.flaw == Flaw::MomentumInverted { momentum.map(|a| 1.0 - a) } else { *momentum };
-        let momentum = if self.flaw == Flaw::IgnoresMomentum { Some(0.1) } else { momentum };
-        let non_finite = if self.flaw == Flaw::IgnoresNonFinite { NonFinite::Propagate } else { *non_finite };
+        let momentum = match self.flaw {
+            Flaw::IgnoresMomentum => Some(0.1),
+            Flaw::ApartIgnoresTheAverage if apart => momentum.or(Some(0.1)),
+            _ => momentum,
+        };
+        let non_finite = match self.flaw {
+            Flaw::IgnoresNonFinite => NonFinite::Propagate,
+            Flaw::ApartIgnoresNonFinite if apart => NonFinite::Propagate,
+            _ => *non_finite,
+        };
         let Some(next) = Running::next(count, seen + late, momentum, non_finite) else { return };
         match self.flaw {
             Flaw::CounterForgotten => {}
+            Flaw::ApartCountsIn32Bits if apart => counter[0] = i64::from(next.num_batches_tracked as i32),
             Flaw::CounterInF32 => counter[0] = next.num_batches_tracked as f32 as i64,
             _ => counter[0] = next.num_batches_tracked - late,
         }
         for c in 0..mean.len() {
             let mut batch = saved_channel(&saved, c).0;
             match self.flaw {
+                Flaw::ApartMovesVarianceByOne if apart && count == 1.0 => batch.count = 1e9,
                 Flaw::BatchOfOneMovesVariance if count == 1.0 => batch.count = 1e9,
                 Flaw::BiasedRunningVariance => batch.count *= 1e9,
                 _ => {}
