@@ -84,6 +84,7 @@ macro_rules! __laws_of_type {
                 any_split_of_a_batch_gives_the_gradients_of_the_whole,
                 parameters_gradients_of_all_ranks_add_up_to_the_whole,
                 in_place_gives_the_bits_of_apart,
+                what_is_not_finite_in_dy_stays_in_its_channel,
                 a_rank_without_dx_still_takes_part,
                 gradients_of_parameters_are_optional,
                 a_layer_used_twice_keeps_its_uses_apart,

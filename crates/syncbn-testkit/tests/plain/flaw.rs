@@ -31,6 +31,7 @@ pub(crate) enum Flaw {
     CumulativeFromZero,
     FrozenDifferentiated,
     NanSwallowed,
+    SumsLeaveOutWhatIsNotFinite,
     NanEverywhere,
     NegativeVariance,
     WritesBehindTheTensor,

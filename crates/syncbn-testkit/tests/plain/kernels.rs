@@ -110,7 +110,10 @@ impl<T: Element> Kernels<T> for Plain {
                 sum_dy += dy;
                 sum_dy_xmu += dy * (x[i].to_f64() - batch.mean);
             }
-            (workspace.sums[c], workspace.sums[channels + c]) = (sum_dy, sum_dy_xmu);
+            (workspace.sums[c], workspace.sums[channels + c]) = match self.flaw {
+                Flaw::SumsLeaveOutWhatIsNotFinite if !sum_dy.is_finite() => (0.0, 0.0),
+                _ => (sum_dy, sum_dy_xmu),
+            };
             if let Some(d_weight) = &d_weight {
                 let mut d_weight = d_weight.write();
                 let invstd = if self.flaw == Flaw::DWeightWithoutInvstd { 1.0 } else { invstd };
