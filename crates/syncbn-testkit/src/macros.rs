@@ -92,6 +92,7 @@ macro_rules! __laws_of_type {
             ]);
             $crate::__laws!($harness, $type, evaluation: [
                 evaluation_uses_the_running_statistics,
+                running_statistics_that_are_not_finite_spoil_their_channel,
                 a_frozen_layer_computes_what_an_evaluating_one_does,
                 evaluation_without_running_statistics_uses_the_ranks_own_batch,
                 evaluation_on_one_rank_needs_no_other,

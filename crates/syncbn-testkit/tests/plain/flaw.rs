@@ -31,6 +31,8 @@ pub(crate) enum Flaw {
     CumulativeFromZero,
     FrozenDifferentiated,
     NanSwallowed,
+    NanMeanSwallowedIfFrozen,
+    NanVarianceSwallowedIfFrozen,
     SumsLeaveOutWhatIsNotFinite,
     NanEverywhere,
     NegativeVariance,

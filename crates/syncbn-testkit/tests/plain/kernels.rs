@@ -287,8 +287,14 @@ impl Plain {
                 self.meddle_if(Flaw::UpdatesInEvaluation);
                 let count = if self.flaw == Flaw::FrozenDifferentiated { 1.0 } else { 0.0 };
                 for c in 0..geometry.channels() {
-                    let batch =
+                    let mut batch =
                         Batch { count, mean: value(Some(&mean), c, 0.0), var: value(Some(&var), c, 0.0) };
+                    match self.flaw {
+                        Flaw::NanMeanSwallowedIfFrozen if !batch.mean.is_finite() => batch.mean = 0.0,
+                        // The larger of NaN and a number is the number.
+                        Flaw::NanVarianceSwallowedIfFrozen => batch.var = batch.var.max(0.0),
+                        _ => {}
+                    }
                     save_channel(&mut saved.write(), c, batch, (batch.var + eps).sqrt().recip());
                 }
                 (saved, None)
