@@ -170,6 +170,8 @@ sabotage! {
     nan_in_one_channel_reaches_all: NanEverywhere, forward::what_is_not_finite_stays_in_its_channel, f32;
     a_variance_below_zero: NegativeVariance, forward::a_constant_channel_gives_bias, f32;
     writing_behind_the_tensor: WritesBehindTheTensor, forward::any_split_of_a_batch_gives_the_y_of_the_whole, f32;
+    writing_behind_an_empty_y: WritesBehindAnEmptyY, forward::empty_batches_on_all_ranks_change_nothing, f32;
+    writing_behind_an_empty_dx: WritesBehindAnEmptyDx, forward::empty_batches_on_all_ranks_change_nothing, f32;
     in_place_that_differs: InPlaceReadsLate, backward::in_place_gives_the_bits_of_apart, f32;
     in_place_without_the_weight_if_frozen: FrozenInPlaceWithoutWeight, backward::in_place_gives_the_bits_of_apart, f32;
     results_that_change_from_run_to_run: Flickers, determinism::two_runs_give_the_same_bits, f32;

@@ -36,12 +36,18 @@ where
     })
 }
 
-/// A step over borrowed memory gives the bits of the layer that owns its parameters.
+/// A step over borrowed memory gives the bits of the layer that owns its parameters. Here tensors without elements are memory without
+/// elements.
 pub fn borrowed_memory_gives_the_bits_of_owned<H: Harness, T: Element>(harness: &H) -> Outcome
 where
     H::Backend: Kernels<T> + Kernels<T::Param>,
 {
-    check_way::<H, T>(harness, How::USUAL)
+    check_way::<H, T>(harness, How::USUAL)?;
+    for (spatial, samples) in [(2, &[0][..]), (2, &[0, 3]), (0, &[3, 2])] {
+        let case = Case::plain(5, &[spatial], samples).within(harness.max_world_size());
+        same_steps(&steps::<H, T>(harness, &case, How::USUAL)?, &train::<H, T>(harness, &case)?)?;
+    }
+    Ok(())
 }
 
 /// What a forward pass saved, read into host memory, dropped, and made again from there with its token's words: the same gradients.

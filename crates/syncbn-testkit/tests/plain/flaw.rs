@@ -37,6 +37,8 @@ pub(crate) enum Flaw {
     NanEverywhere,
     NegativeVariance,
     WritesBehindTheTensor,
+    WritesBehindAnEmptyY,
+    WritesBehindAnEmptyDx,
     InPlaceReadsLate,
     FrozenInPlaceWithoutWeight,
     Flickers,

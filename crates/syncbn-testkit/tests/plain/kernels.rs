@@ -89,6 +89,12 @@ impl<T: Element> Kernels<T> for Plain {
         if self.flaw == Flaw::WritesBehindTheTensor && y.len() > geometry.len() {
             y[geometry.len()] = T::default();
         }
+        if let Some(first) = y.first_mut()
+            && self.flaw == Flaw::WritesBehindAnEmptyY
+            && geometry.is_empty()
+        {
+            *first = T::default();
+        }
         Ok(())
     }
 
@@ -137,6 +143,12 @@ impl<T: Element> Kernels<T> for Plain {
             Grad::InPlace(dx) => (None, dx),
         };
         let (dy, mut dx) = (dy.as_ref().map(|dy| dy.mem().read()), dx.mem_mut().write());
+        if let Some(first) = dx.first_mut()
+            && self.flaw == Flaw::WritesBehindAnEmptyDx
+            && geometry.is_empty()
+        {
+            *first = T::default();
+        }
         let channels = geometry.channels();
         for c in 0..channels {
             let (batch, invstd) = saved_channel(&saved, c);
