@@ -162,6 +162,7 @@ sabotage! {
     a_counter_that_stands_still: CounterForgotten, running::the_counter_counts_by_one_however_large_it_is, f32;
     a_counter_in_f32: CounterInF32, running::the_counter_counts_by_one_however_large_it_is, f32;
     a_cumulative_average_off_by_one: CumulativeFromZero, running::without_momentum_statistics_are_the_average_of_all_batches, f32;
+    a_cumulative_average_that_ends_after_10_batches: AverageOf10Batches, running::without_momentum_statistics_are_the_average_of_all_batches, f32;
     frozen_statistics_that_are_differentiated: FrozenDifferentiated, evaluation::evaluation_uses_the_running_statistics, f32;
     nan_replaced_by_zero: NanSwallowed, forward::what_is_not_finite_stays_in_its_channel, f32;
     nan_in_dy_left_out_of_the_sums: SumsLeaveOutWhatIsNotFinite, backward::what_is_not_finite_in_dy_stays_in_its_channel, f32;

@@ -29,6 +29,7 @@ pub(crate) enum Flaw {
     CounterForgotten,
     CounterInF32,
     CumulativeFromZero,
+    AverageOf10Batches,
     FrozenDifferentiated,
     NanSwallowed,
     NanMeanSwallowedIfFrozen,

@@ -358,6 +358,7 @@ impl Plain {
             if self.flaw == Flaw::MomentumInverted { momentum.map(|a| 1.0 - a) } else { *momentum };
         let momentum = match self.flaw {
             Flaw::IgnoresMomentum => Some(0.1),
+            Flaw::AverageOf10Batches if seen >= 10 => momentum.or(Some(0.1)),
             Flaw::ApartIgnoresTheAverage if apart => momentum.or(Some(0.1)),
             _ => momentum,
         };
