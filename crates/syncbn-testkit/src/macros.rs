@@ -94,6 +94,7 @@ macro_rules! __laws_of_type {
                 evaluation_uses_the_running_statistics,
                 running_statistics_that_are_not_finite_spoil_their_channel,
                 a_frozen_layer_computes_what_an_evaluating_one_does,
+                what_a_frozen_pass_saves_does_not_depend_on_the_batch,
                 evaluation_without_running_statistics_uses_the_ranks_own_batch,
                 evaluation_on_one_rank_needs_no_other,
                 an_evaluation_can_be_recomputed,

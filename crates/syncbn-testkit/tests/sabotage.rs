@@ -214,6 +214,9 @@ sabotage! {
     a_new_momentum_ignored: IgnoresMomentum, running::momentum_may_change_between_steps, f32;
     eps_ignored: IgnoresEps, forward::any_split_of_a_batch_gives_the_y_of_the_whole, f32;
     a_count_that_is_not_saved: KeepsNoCount, running::training_may_leave_running_statistics_untouched, f32;
+    a_count_saved_with_frozen_statistics: FrozenKeepsACount, evaluation::what_a_frozen_pass_saves_does_not_depend_on_the_batch, f32;
+    frozen_statistics_not_saved_of_an_empty_batch: FrozenSavesNothingOfEmpty, evaluation::what_a_frozen_pass_saves_does_not_depend_on_the_batch, f32;
+    a_deviation_saved_of_no_elements: EmptyBatchHasADeviation, forward::empty_batches_on_all_ranks_change_nothing, f32;
     a_whole_pass_that_rounds_otherwise: WholePassRoundsOtherwise, kernels::a_whole_pass_alone_gives_the_bits_of_its_kernels, f64;
     half_accumulation_of_long_sums: AccumulatesInHalf, forward::a_mean_of_1e4_with_a_deviation_of_1_costs_no_digits, f16;
 }

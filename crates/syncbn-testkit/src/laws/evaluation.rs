@@ -99,6 +99,28 @@ where
     check_frozen(&case, &frozen)
 }
 
+/// What a frozen pass saves follows from the running statistics alone: the same words after every batch, also after one without elements.
+pub fn what_a_frozen_pass_saves_does_not_depend_on_the_batch<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    let saved_after = |samples: usize| {
+        let case = Case::plain(3, &[2], &[samples]);
+        alone(harness, |rank: &Rank<H::Backend>| {
+            let x = case.x::<T>(0);
+            let mut layer = rank.layer(case.config(), &case.state())?;
+            layer.set_training(false);
+            let (saved, _) = rank.forward(&mut layer, &Placed::new(rank, &x, case.layout)?, &x)?;
+            rank.saved_words(&saved)
+        })
+    };
+    let words = saved_after(2)?;
+    for samples in [3, 0] {
+        same_bits(&format!("what is saved after {samples} samples"), &saved_after(samples)?, &words)?;
+    }
+    Ok(())
+}
+
 /// Without running statistics, evaluation uses each rank's own batch, and differentiates it.
 pub fn evaluation_without_running_statistics_uses_the_ranks_own_batch<H: Harness, T: Element>(
     harness: &H,

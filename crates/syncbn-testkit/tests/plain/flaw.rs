@@ -82,5 +82,8 @@ pub(crate) enum Flaw {
     IgnoresMomentum,
     IgnoresEps,
     KeepsNoCount,
+    FrozenKeepsACount,
+    FrozenSavesNothingOfEmpty,
+    EmptyBatchHasADeviation,
     WholePassRoundsOtherwise,
 }

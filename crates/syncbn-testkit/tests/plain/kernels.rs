@@ -297,7 +297,12 @@ impl Plain {
             }
             Source::Frozen { mean, var, saved } => {
                 self.meddle_if(Flaw::UpdatesInEvaluation);
-                let count = if self.flaw == Flaw::FrozenDifferentiated { 1.0 } else { 0.0 };
+                let count = match self.flaw {
+                    Flaw::FrozenDifferentiated => 1.0,
+                    Flaw::FrozenKeepsACount => geometry.per_channel() as f64,
+                    Flaw::FrozenSavesNothingOfEmpty if geometry.is_empty() => return (saved, None),
+                    _ => 0.0,
+                };
                 for c in 0..geometry.channels() {
                     let mut batch =
                         Batch { count, mean: value(Some(&mean), c, 0.0), var: value(Some(&var), c, 0.0) };
@@ -315,6 +320,7 @@ impl Plain {
                 for c in 0..geometry.channels() {
                     let mut batch = self.batch(workspace, group, c);
                     let invstd = match self.flaw {
+                        Flaw::EmptyBatchHasADeviation if batch.count == 0.0 => eps.sqrt().recip(),
                         _ if batch.count == 0.0 => 0.0,
                         Flaw::EpsOutsideTheRoot => (batch.var.sqrt() + eps).recip(),
                         _ => (batch.var + eps).sqrt().recip(),
