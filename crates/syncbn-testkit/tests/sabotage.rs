@@ -143,6 +143,7 @@ sabotage! {
     bessels_correction_in_the_batch_variance: BesselInTheBatch, forward::a_mean_of_1e4_with_a_deviation_of_1_costs_no_digits, f32;
     local_count_in_place_of_the_groups: LocalCount, forward::any_split_of_a_batch_gives_the_y_of_the_whole, f32;
     eps_outside_the_root: EpsOutsideTheRoot, forward::any_split_of_a_batch_gives_the_y_of_the_whole, f32;
+    a_small_variance_taken_for_0: EpsHidesSmallVariances, forward::a_variance_of_1e_12_drowns_in_an_eps_of_1e_5, f32;
     squares_summed_in_f32: SquaresInF32, forward::a_mean_of_1e4_with_a_deviation_of_1_costs_no_digits, f32;
     mean_kept_in_one_f32: MeanInF32, forward::a_mean_of_1e4_with_a_deviation_of_1_costs_no_digits, f32;
     half_accumulation: AccumulatesInHalf, forward::large_images_are_as_exact_as_small_ones, f16;

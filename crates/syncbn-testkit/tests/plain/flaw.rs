@@ -10,6 +10,7 @@ pub(crate) enum Flaw {
     BesselInTheBatch,
     LocalCount,
     EpsOutsideTheRoot,
+    EpsHidesSmallVariances,
     SquaresInF32,
     MeanInF32,
     AccumulatesInHalf,

@@ -322,6 +322,7 @@ impl Plain {
                     let invstd = match self.flaw {
                         Flaw::EmptyBatchHasADeviation if batch.count == 0.0 => eps.sqrt().recip(),
                         _ if batch.count == 0.0 => 0.0,
+                        Flaw::EpsHidesSmallVariances if batch.var < eps / 1000.0 => eps.sqrt().recip(),
                         Flaw::EpsOutsideTheRoot => (batch.var.sqrt() + eps).recip(),
                         _ => (batch.var + eps).sqrt().recip(),
                     };
