@@ -1,13 +1,13 @@
 //! Training steps of [`FunctionalBatchNorm`], over borrowed memory that is a whole buffer or a part of
 //! one.
 
-use syncbn_core::functional::{Backward, Forward, Statistics, UpdateRunning};
+use syncbn_core::functional::{Backward, Forward, Recompute, Statistics, UpdateRunning};
 use syncbn_core::{
-    Backend, Element, FunctionalBatchNorm, Geometry, Gradients, Kernels, Layout, RunningMut, SavedRef,
-    SavedToken, Scalar, ShapeError, State, Storage, View, ViewMut, saved_len,
+    Backend, Element, FunctionalBatchNorm, Geometry, Gradients, Kernels, Layout, NonFinite, RunningMut,
+    SavedRef, SavedToken, Scalar, ShapeError, State, Storage, View, ViewMut, saved_len,
 };
 
-use crate::bits::same_bits;
+use crate::bits::{same_bits, without_payload};
 use crate::harness::Harness;
 use crate::outcome::{Outcome, Verdict};
 use crate::rank::{Rank, Step, Written};
@@ -87,12 +87,35 @@ pub struct How {
     pub update_apart: bool,
     /// Whether what the forward pass saved leaves the device, is dropped, and is made again.
     pub saved_apart: bool,
+    /// What happens to running statistics if those of the batch are not finite.
+    pub non_finite: NonFinite,
+    /// How many batches there were before.
+    pub tracked: i64,
+    /// What the first number of each rank's x is instead.
+    pub bad: Option<f64>,
 }
 
 impl How {
     /// As the layer that owns its parameters does it.
-    pub const USUAL: Self =
-        Self { before: 0, weight: true, bias: true, update_apart: false, saved_apart: false };
+    pub const USUAL: Self = Self {
+        before: 0,
+        weight: true,
+        bias: true,
+        update_apart: false,
+        saved_apart: false,
+        non_finite: NonFinite::Propagate,
+        tracked: 3,
+        bad: None,
+    };
+
+    /// A rank's x.
+    fn x<T: Element>(&self, case: &Case, rank: usize) -> Tensor<T> {
+        let mut x = case.x::<T>(rank);
+        if let (Some(bad), Some(first)) = (self.bad, x.values.first_mut()) {
+            *first = T::from_f64(bad);
+        }
+        x
+    }
 
     /// What a layer has of a state.
     #[must_use]
@@ -109,29 +132,31 @@ struct Running<H: Harness, T: Element> {
     mean: Lent<H, T::Param>,
     var: Lent<H, T::Param>,
     tracked: Lent<H, i64>,
-    case: Case,
+    momentum: Option<f64>,
+    non_finite: NonFinite,
 }
 
 impl<H: Harness, T: Element> Running<H, T> {
-    fn new(rank: &Rank<H::Backend>, case: &Case, before: usize) -> Outcome<Option<Self>> {
+    fn new(rank: &Rank<H::Backend>, case: &Case, how: How) -> Outcome<Option<Self>> {
+        let before = how.before;
         let state = case.state::<T::Param>();
         let (Some(mean), Some(var)) = (&state.running_mean, &state.running_var) else { return Ok(None) };
         Ok(Some(Self {
             mean: Lent::new(rank, mean, before)?,
             var: Lent::new(rank, var, before)?,
-            tracked: Lent::new(rank, state.num_batches_tracked.as_slice(), before)?,
-            case: case.clone(),
+            tracked: Lent::new(rank, &[how.tracked], before)?,
+            momentum: case.momentum,
+            non_finite: how.non_finite,
         }))
     }
 
     fn lend(&mut self) -> Outcome<RunningMut<'_, H::Backend, T::Param>> {
-        let config = self.case.config();
         Ok(RunningMut {
             mean: self.mean.mem_mut()?,
             var: self.var.mem_mut()?,
             num_batches_tracked: self.tracked.mem_mut()?,
-            momentum: config.momentum,
-            non_finite: config.non_finite,
+            momentum: self.momentum,
+            non_finite: self.non_finite,
         })
     }
 }
@@ -143,15 +168,16 @@ fn geometry<T: Copy>(tensor: &Tensor<T>, layout: Layout) -> Result<Geometry, Sha
     }
 }
 
-/// One training step of a case on this rank, through the layer over borrowed memory.
+/// One training step of a case on this rank, through the layer over borrowed memory. y is computed twice: it is recomputed, too.
 pub fn step<H: Harness, T: Element>(rank: &Rank<H::Backend>, case: &Case, how: How) -> Outcome<Step<T>>
 where
     H::Backend: Kernels<T> + Kernels<T::Param>,
 {
     let (queue, before, layout, channels) = (&rank.queue, how.before, case.layout, case.channels);
     let (backend, group) = (rank.backend.clone(), rank.communicator.clone());
-    let layer = FunctionalBatchNorm::<H::Backend, T::Param>::new("bn", case.config(), backend, queue, group)?;
-    let (x, dy) = (case.x::<T>(rank.index), case.dy::<T>(rank.index));
+    let config = case.config().with_non_finite(how.non_finite);
+    let layer = FunctionalBatchNorm::<H::Backend, T::Param>::new("bn", config, backend, queue, group)?;
+    let (x, dy) = (how.x::<T>(case, rank.index), case.dy::<T>(rank.index));
     let (geometry, len) = (geometry(&x, layout)?, x.values.len());
 
     let state = how.state::<T>(case);
@@ -159,7 +185,7 @@ where
         values.as_ref().map(|values| Lent::<H, _>::new(rank, values, before)).transpose()
     };
     let (weight, bias) = (lend(&state.weight)?, lend(&state.bias)?);
-    let mut running = Running::<H, T>::new(rank, case, before)?;
+    let mut running = Running::<H, T>::new(rank, case, how)?;
     let x_lent = Lent::<H, T>::new(rank, &x.in_memory(layout), before)?;
     let mut y = Lent::<H, T>::blank(rank, len, before)?;
     let mut saved = Lent::<H, f64>::blank(rank, saved_len(channels), before)?;
@@ -181,6 +207,14 @@ where
         saved = Lent::new(rank, &values, before)?;
         token = SavedToken::from_words(words).ok_or_else(|| crate::broken!("a token is not its words"))?;
     }
+
+    let mut again = Lent::<H, T>::blank(rank, len, before)?;
+    let (view, out) = (View::new(x_lent.mem()?, geometry)?, ViewMut::new(again.mem_mut()?, geometry)?);
+    let args = Recompute::new(SavedRef { token, mem: saved.mem()? }, view, out)
+        .affine(weight.as_ref().map(Lent::mem).transpose()?, bias.as_ref().map(Lent::mem).transpose()?);
+    layer.recompute(queue, args)?;
+    let y = y.read(rank)?;
+    same_bits("the recomputed y", &without_payload(&again.read(rank)?), &without_payload(&y))?;
 
     let dy = Lent::<H, T>::new(rank, &dy.in_memory(layout), before)?;
     let mut dx = Lent::<H, T>::blank(rank, len, before)?;
@@ -210,5 +244,5 @@ where
         d_weight: read(&d_weight)?.unwrap_or_default(),
         d_bias: read(&d_bias)?.unwrap_or_default(),
     };
-    Ok(Step { y: x.filled_from(layout, &y.read(rank)?), gradients, state })
+    Ok(Step { y: x.filled_from(layout, &y), gradients, state })
 }

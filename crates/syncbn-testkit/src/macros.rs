@@ -84,6 +84,7 @@ macro_rules! __laws_of_type {
                 any_split_of_a_batch_gives_the_gradients_of_the_whole,
                 parameters_gradients_of_all_ranks_add_up_to_the_whole,
                 in_place_gives_the_bits_of_apart,
+                what_is_not_finite_in_dy_stays_in_its_channel,
                 a_rank_without_dx_still_takes_part,
                 gradients_of_parameters_are_optional,
                 a_layer_used_twice_keeps_its_uses_apart,
@@ -91,7 +92,9 @@ macro_rules! __laws_of_type {
             ]);
             $crate::__laws!($harness, $type, evaluation: [
                 evaluation_uses_the_running_statistics,
+                running_statistics_that_are_not_finite_spoil_their_channel,
                 a_frozen_layer_computes_what_an_evaluating_one_does,
+                what_a_frozen_pass_saves_does_not_depend_on_the_batch,
                 evaluation_without_running_statistics_uses_the_ranks_own_batch,
                 evaluation_on_one_rank_needs_no_other,
                 an_evaluation_can_be_recomputed,

@@ -130,6 +130,13 @@ impl<B: Storage> Rank<B> {
         Ok(values)
     }
 
+    /// Waits, and copies what a forward pass saved: words in the backend's own form.
+    pub fn saved_words(&self, saved: &SavedStatistics<B>) -> Outcome<Vec<f64>> {
+        let mut words = vec![0.0; B::mem_len(&saved.mem())];
+        self.backend.read(&self.queue, saved.mem(), &mut words)?;
+        Ok(words)
+    }
+
     /// A layer in this rank's group.
     pub fn layer<P: Param>(&self, config: Config, state: &State<P>) -> Result<SyncBatchNorm<B, P>, Error> {
         self.layer_in(self.communicator.clone(), config, state)

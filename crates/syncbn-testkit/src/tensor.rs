@@ -118,7 +118,7 @@ const FILLER: f64 = -77.0;
 /// Elements after a tensor, which no kernel may write.
 const GUARD: usize = 5;
 
-/// A tensor in a backend's memory, followed by guard elements. A tensor without elements has memory without elements.
+/// A tensor in a backend's memory, followed by guard elements, also where it has no elements itself.
 pub struct Placed<B: Storage, T: Element> {
     buffer: B::Buffer<T>,
     /// Of the right shape; its values do not matter.
@@ -131,9 +131,7 @@ impl<B: Storage, T: Element> Placed<B, T> {
     /// The tensor, uploaded in this layout.
     pub fn new(rank: &Rank<B>, tensor: &Tensor<T>, layout: Layout) -> Outcome<Self> {
         let mut memory = tensor.in_memory(layout);
-        if !memory.is_empty() {
-            memory.extend([T::from_f64(FILLER); GUARD]);
-        }
+        memory.extend([T::from_f64(FILLER); GUARD]);
         let buffer = rank.upload(&memory)?;
         Ok(Self { buffer, like: tensor.clone(), layout })
     }

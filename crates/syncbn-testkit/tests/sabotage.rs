@@ -143,6 +143,7 @@ sabotage! {
     bessels_correction_in_the_batch_variance: BesselInTheBatch, forward::a_mean_of_1e4_with_a_deviation_of_1_costs_no_digits, f32;
     local_count_in_place_of_the_groups: LocalCount, forward::any_split_of_a_batch_gives_the_y_of_the_whole, f32;
     eps_outside_the_root: EpsOutsideTheRoot, forward::any_split_of_a_batch_gives_the_y_of_the_whole, f32;
+    a_small_variance_taken_for_0: EpsHidesSmallVariances, forward::a_variance_of_1e_12_drowns_in_an_eps_of_1e_5, f32;
     squares_summed_in_f32: SquaresInF32, forward::a_mean_of_1e4_with_a_deviation_of_1_costs_no_digits, f32;
     mean_kept_in_one_f32: MeanInF32, forward::a_mean_of_1e4_with_a_deviation_of_1_costs_no_digits, f32;
     half_accumulation: AccumulatesInHalf, forward::large_images_are_as_exact_as_small_ones, f16;
@@ -162,12 +163,19 @@ sabotage! {
     a_counter_that_stands_still: CounterForgotten, running::the_counter_counts_by_one_however_large_it_is, f32;
     a_counter_in_f32: CounterInF32, running::the_counter_counts_by_one_however_large_it_is, f32;
     a_cumulative_average_off_by_one: CumulativeFromZero, running::without_momentum_statistics_are_the_average_of_all_batches, f32;
+    a_cumulative_average_that_ends_after_10_batches: AverageOf10Batches, running::without_momentum_statistics_are_the_average_of_all_batches, f32;
     frozen_statistics_that_are_differentiated: FrozenDifferentiated, evaluation::evaluation_uses_the_running_statistics, f32;
     nan_replaced_by_zero: NanSwallowed, forward::what_is_not_finite_stays_in_its_channel, f32;
+    nan_in_dy_left_out_of_the_sums: SumsLeaveOutWhatIsNotFinite, backward::what_is_not_finite_in_dy_stays_in_its_channel, f32;
+    a_running_mean_of_nan_taken_for_0: NanMeanSwallowedIfFrozen, evaluation::running_statistics_that_are_not_finite_spoil_their_channel, f32;
+    a_running_variance_of_nan_taken_for_0: NanVarianceSwallowedIfFrozen, evaluation::running_statistics_that_are_not_finite_spoil_their_channel, f32;
     nan_in_one_channel_reaches_all: NanEverywhere, forward::what_is_not_finite_stays_in_its_channel, f32;
     a_variance_below_zero: NegativeVariance, forward::a_constant_channel_gives_bias, f32;
     writing_behind_the_tensor: WritesBehindTheTensor, forward::any_split_of_a_batch_gives_the_y_of_the_whole, f32;
+    writing_behind_an_empty_y: WritesBehindAnEmptyY, forward::empty_batches_on_all_ranks_change_nothing, f32;
+    writing_behind_an_empty_dx: WritesBehindAnEmptyDx, forward::empty_batches_on_all_ranks_change_nothing, f32;
     in_place_that_differs: InPlaceReadsLate, backward::in_place_gives_the_bits_of_apart, f32;
+    in_place_without_the_weight_if_frozen: FrozenInPlaceWithoutWeight, backward::in_place_gives_the_bits_of_apart, f32;
     results_that_change_from_run_to_run: Flickers, determinism::two_runs_give_the_same_bits, f32;
     parameters_read_as_halves: ParametersInHalf, forward::any_split_of_a_batch_gives_the_y_of_the_whole, f32;
     subnormals_flushed: SubnormalsFlushed, forward::subnormal_values_are_not_flushed, f32;
@@ -185,6 +193,8 @@ sabotage! {
     a_weight_of_0_taken_for_none: WeightOf0IsNone, forward::a_weight_of_0_gives_bias_and_no_dx, f32;
     a_weight_that_needs_a_bias: NoWeightWithoutBias, functional::weight_and_bias_need_not_come_together, f32;
     a_bias_gradient_that_needs_the_weights: NoDBiasWithoutDWeight, functional::weight_and_bias_need_not_come_together, f32;
+    a_bias_alone_forgotten_on_recomputation: RecomputesWithoutBiasAlone, functional::weight_and_bias_need_not_come_together, f32;
+    a_weight_alone_forgotten_on_recomputation: RecomputesWithoutWeightAlone, functional::weight_and_bias_need_not_come_together, f32;
     offsets_into_a_buffer_ignored: IgnoresOffsets, functional::parts_of_larger_buffers_are_read_and_written_alone, f32;
     a_shift_by_the_first_element_in_f32: ShiftsByTheFirstInF32, forward::an_outlier_of_1e4_deviations_costs_no_digits, f32;
     sums_that_travel_as_one_number_each: MessageOfTwoParts, kernels::a_mean_far_above_its_deviation_is_as_exact_over_64_ranks_as_on_one, f32;
@@ -197,10 +207,17 @@ sabotage! {
     a_pass_that_ignores_the_sums_error: IgnoresTheSumsError, failures::a_failed_forward_changes_nothing_and_poisons_the_group, f32;
     a_group_taken_for_a_rank_alone: IgnoresGroup, forward::any_split_of_a_batch_gives_the_y_of_the_whole, f32;
     an_update_apart_ignored: IgnoresUpdateApart, functional::running_statistics_can_be_moved_apart, f32;
+    an_update_apart_that_ignores_the_option_for_what_is_not_finite: ApartIgnoresNonFinite, functional::running_statistics_can_be_moved_apart, f32;
+    an_update_apart_that_knows_no_average: ApartIgnoresTheAverage, functional::running_statistics_can_be_moved_apart, f32;
+    an_update_apart_that_moves_the_variance_by_one_element: ApartMovesVarianceByOne, functional::running_statistics_can_be_moved_apart, f32;
+    an_update_apart_that_counts_in_32_bits: ApartCountsIn32Bits, functional::running_statistics_can_be_moved_apart, f32;
     the_option_for_what_is_not_finite_ignored: IgnoresNonFinite, running::what_is_not_finite_may_be_kept_out_of_running_statistics, f32;
     a_new_momentum_ignored: IgnoresMomentum, running::momentum_may_change_between_steps, f32;
     eps_ignored: IgnoresEps, forward::any_split_of_a_batch_gives_the_y_of_the_whole, f32;
     a_count_that_is_not_saved: KeepsNoCount, running::training_may_leave_running_statistics_untouched, f32;
+    a_count_saved_with_frozen_statistics: FrozenKeepsACount, evaluation::what_a_frozen_pass_saves_does_not_depend_on_the_batch, f32;
+    frozen_statistics_not_saved_of_an_empty_batch: FrozenSavesNothingOfEmpty, evaluation::what_a_frozen_pass_saves_does_not_depend_on_the_batch, f32;
+    a_deviation_saved_of_no_elements: EmptyBatchHasADeviation, forward::empty_batches_on_all_ranks_change_nothing, f32;
     a_whole_pass_that_rounds_otherwise: WholePassRoundsOtherwise, kernels::a_whole_pass_alone_gives_the_bits_of_its_kernels, f64;
     half_accumulation_of_long_sums: AccumulatesInHalf, forward::a_mean_of_1e4_with_a_deviation_of_1_costs_no_digits, f16;
 }

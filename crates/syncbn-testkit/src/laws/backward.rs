@@ -1,10 +1,12 @@
 //! The results of a backward pass: dx of the whole batch, and each rank's own gradients of weight and bias.
 
-use syncbn_core::{CollectiveId, Element, Gradients, HostCommunicator, Kernels, Layout, State};
+use syncbn_core::{
+    CollectiveId, Element, Gradients, HostCommunicator, Kernels, Layout, State, Storage, SyncBatchNorm,
+};
 
 use crate::bits::{same_bits, same_state};
 use crate::expected::{Expected, train};
-use crate::harness::{Harness, need_ranks};
+use crate::harness::{Ability, Harness, need, need_ranks};
 use crate::oracle::{self, Affine};
 use crate::outcome::Outcome;
 use crate::property::{CASES, for_all};
@@ -40,27 +42,90 @@ where
     Expected::<T>::of(&whole).check_rank_parameters(0, &d_weight, &d_bias)
 }
 
-/// dx written over dy has the same bits as dx in memory of its own, and so have the parameters' gradients.
+/// dx written over dy has the same bits as dx in memory of its own, and so have the parameters' gradients: in training, and with
+/// frozen statistics.
 pub fn in_place_gives_the_bits_of_apart<H: Harness, T: Element>(harness: &H) -> Outcome
 where
     H::Backend: Kernels<T>,
 {
     for_all(CASES / 2, &case(harness.max_world_size()), |case| {
         let differ = ranks(harness, case.world_size(), |rank: &Rank<H::Backend>| {
-            let (x, dy) = (case.x::<T>(rank.index), case.dy::<T>(rank.index));
             let mut layer = rank.layer(case.config(), &case.state())?;
-            let placed = Placed::new(rank, &x, case.layout)?;
-            let (saved, _) = rank.forward(&mut layer, &placed, &x)?;
-            let apart = rank.backward(&mut layer, &saved, &placed, &dy)?;
-            let mut dx = Placed::new(rank, &dy, case.layout)?;
-            let mut room = ParameterRoom::new(rank, x.channels)?;
-            let wanted = Gradients::in_place(dx.view_mut());
-            layer.backward(&rank.queue, &saved, placed.view(), wanted, room.borrow())?;
-            let (d_weight, d_bias) = room.read(rank)?;
-            Written { dx: dx.read(rank)?, d_weight, d_bias }.same_bits(&apart)
+            check_in_place::<_, T>(rank, &mut layer, case)?;
+            layer.set_training(false);
+            // Without running statistics this is the rank's own batch, which may have one element.
+            if case.track { check_in_place::<_, T>(rank, &mut layer, case) } else { Ok(()) }
         });
         differ.map(drop)
     })
+}
+
+fn check_in_place<B: Storage + Kernels<T>, T: Element>(
+    rank: &Rank<B>,
+    layer: &mut SyncBatchNorm<B, T::Param>,
+    case: &Case,
+) -> Outcome {
+    let (x, dy) = (case.x::<T>(rank.index), case.dy::<T>(rank.index));
+    let placed = Placed::new(rank, &x, case.layout)?;
+    let (saved, _) = rank.forward(layer, &placed, &x)?;
+    let apart = rank.backward(layer, &saved, &placed, &dy)?;
+    let mut dx = Placed::new(rank, &dy, case.layout)?;
+    let mut room = ParameterRoom::new(rank, x.channels)?;
+    let wanted = Gradients::in_place(dx.view_mut());
+    layer.backward(&rank.queue, &saved, placed.view(), wanted, room.borrow())?;
+    let (d_weight, d_bias) = room.read(rank)?;
+    let got = Written { dx: dx.read(rank)?, d_weight, d_bias };
+    got.same_bits(&apart).map_err(|why| why.at(format!("{:?} statistics", saved.scope())))
+}
+
+/// NaN or infinity in one rank's dy: dx of its channel is not finite on any rank, nor are that rank's gradients of the parameters. All
+/// else has the bits that it has without.
+pub fn what_is_not_finite_in_dy_stays_in_its_channel<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    const HURT: usize = 2;
+    need(harness, Ability::NonFinite)?;
+    for layout in [Layout::ChannelsFirst, Layout::ChannelsLast] {
+        let case = Case { layout, ..Case::plain(5, &[3, 3], &[2, 1, 0]) }.within(harness.max_world_size());
+        ranks(harness, case.world_size(), |rank: &Rank<H::Backend>| {
+            let (x, dy) = (case.x::<T>(rank.index), case.dy::<T>(rank.index));
+            let mut layer = rank.layer(case.config(), &case.state())?;
+            let placed = Placed::new(rank, &x, layout)?;
+            let (saved, _) = rank.forward(&mut layer, &placed, &x)?;
+            let clean = rank.backward(&mut layer, &saved, &placed, &dy)?;
+            for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+                let mut dy = dy.clone();
+                if rank.index == 0 {
+                    dy.values[HURT * x.positions() + 1] = T::from_f64(bad);
+                }
+                let hurt = rank.backward(&mut layer, &saved, &placed, &dy)?;
+                check_hurt(&hurt, &clean, HURT, rank.index == 0).map_err(|why| why.at(bad))?;
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+fn check_hurt<T: Element>(hurt: &Written<T>, clean: &Written<T>, channel: usize, own: bool) -> Outcome {
+    for c in 0..hurt.dx.channels {
+        let parameters = |of: &Written<T>| [of.d_weight[c], of.d_bias[c]];
+        if c == channel {
+            let dx = hurt.dx.channel(c);
+            ensure!(dx.iter().all(|dx| !dx.to_f64().is_finite()), "dx of the channel is {dx:?}");
+        } else {
+            same_bits(&format!("dx of channel {c}"), &hurt.dx.channel(c), &clean.dx.channel(c))?;
+        }
+        if c == channel && own {
+            let got = parameters(hurt);
+            ensure!(got.iter().all(|v| !v.to_f64().is_finite()), "d_weight and d_bias are {got:?}");
+        } else {
+            let what = format!("d_weight and d_bias of channel {c}");
+            same_bits(&what, &parameters(hurt), &parameters(clean))?;
+        }
+    }
+    Ok(())
 }
 
 /// A rank that needs no dx still takes part, so that its peers get theirs; what it does get has the same bits.

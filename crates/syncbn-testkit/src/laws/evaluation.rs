@@ -3,8 +3,9 @@
 use syncbn_core::{Element, Kernels};
 
 use crate::bits::{same_bits, same_state, same_steps};
+use crate::ensure;
 use crate::expected::{Expected, train};
-use crate::harness::{Harness, need_ranks};
+use crate::harness::{Ability, Harness, need, need_ranks};
 use crate::outcome::Outcome;
 use crate::property::{CASES, for_all};
 use crate::rank::{Rank, Step, alone, ranks};
@@ -35,6 +36,45 @@ where
     })
 }
 
+/// A running mean or variance that is not finite is not hidden: y of its channel is not finite, nor is dx where it is the variance. All
+/// else has the bits that it has without.
+pub fn running_statistics_that_are_not_finite_spoil_their_channel<H: Harness, T: Element>(
+    harness: &H,
+) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    need(harness, Ability::NonFinite)?;
+    let case = Case::plain(4, &[3], &[2]);
+    let run = |mean: f64, var: f64| {
+        let mut state = case.state::<T::Param>();
+        state.running_mean.iter_mut().for_each(|values| values[1] = T::Param::from_f64(mean));
+        state.running_var.iter_mut().for_each(|values| values[2] = T::Param::from_f64(var));
+        alone(harness, |rank: &Rank<H::Backend>| {
+            let mut layer = rank.layer(case.config(), &state)?;
+            layer.set_training(false);
+            rank.train(&mut layer, &case.x::<T>(0), &case.dy::<T>(0), case.layout)
+        })
+    };
+    let clean = run(0.5, 2.0)?;
+    for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+        let hurt = run(bad, f64::NAN)?;
+        let (y, dx) = ((&hurt.y, &clean.y), (&hurt.gradients.dx, &clean.gradients.dx));
+        for (what, (got, clean), spoilt) in [("y", y, 1..3), ("dx", dx, 2..3)] {
+            for c in 0..case.channels {
+                let values = got.channel(c);
+                if spoilt.contains(&c) {
+                    let lost = values.iter().all(|v| !v.to_f64().is_finite());
+                    ensure!(lost, "{what} of channel {c} is {values:?} with {bad} or NaN in its statistics");
+                } else {
+                    same_bits(&format!("{what} of channel {c}"), &values, &clean.channel(c))?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
 /// A frozen layer in training mode gives the bits of evaluation, and trains again when it is no longer frozen.
 pub fn a_frozen_layer_computes_what_an_evaluating_one_does<H: Harness, T: Element>(harness: &H) -> Outcome
 where
@@ -57,6 +97,28 @@ where
         Ok(frozen)
     })?;
     check_frozen(&case, &frozen)
+}
+
+/// What a frozen pass saves follows from the running statistics alone: the same words after every batch, also after one without elements.
+pub fn what_a_frozen_pass_saves_does_not_depend_on_the_batch<H: Harness, T: Element>(harness: &H) -> Outcome
+where
+    H::Backend: Kernels<T>,
+{
+    let saved_after = |samples: usize| {
+        let case = Case::plain(3, &[2], &[samples]);
+        alone(harness, |rank: &Rank<H::Backend>| {
+            let x = case.x::<T>(0);
+            let mut layer = rank.layer(case.config(), &case.state())?;
+            layer.set_training(false);
+            let (saved, _) = rank.forward(&mut layer, &Placed::new(rank, &x, case.layout)?, &x)?;
+            rank.saved_words(&saved)
+        })
+    };
+    let words = saved_after(2)?;
+    for samples in [3, 0] {
+        same_bits(&format!("what is saved after {samples} samples"), &saved_after(samples)?, &words)?;
+    }
+    Ok(())
 }
 
 /// Without running statistics, evaluation uses each rank's own batch, and differentiates it.

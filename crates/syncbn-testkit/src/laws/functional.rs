@@ -1,10 +1,10 @@
 //! The layer over borrowed memory: what adapters to frameworks build on.
 
-use syncbn_core::{Element, Kernels};
+use syncbn_core::{Element, Kernels, NonFinite, Param, State};
 
-use crate::bits::same_steps;
+use crate::bits::{same_state, same_steps, without_payload};
 use crate::expected::{Expected, train};
-use crate::harness::Harness;
+use crate::harness::{Ability, Harness, need};
 use crate::lent::{How, step};
 use crate::outcome::Outcome;
 use crate::property::{CASES, for_all};
@@ -36,12 +36,18 @@ where
     })
 }
 
-/// A step over borrowed memory gives the bits of the layer that owns its parameters.
+/// A step over borrowed memory gives the bits of the layer that owns its parameters. Here tensors without elements are memory without
+/// elements.
 pub fn borrowed_memory_gives_the_bits_of_owned<H: Harness, T: Element>(harness: &H) -> Outcome
 where
     H::Backend: Kernels<T> + Kernels<T::Param>,
 {
-    check_way::<H, T>(harness, How::USUAL)
+    check_way::<H, T>(harness, How::USUAL)?;
+    for (spatial, samples) in [(2, &[0][..]), (2, &[0, 3]), (0, &[3, 2])] {
+        let case = Case::plain(5, &[spatial], samples).within(harness.max_world_size());
+        same_steps(&steps::<H, T>(harness, &case, How::USUAL)?, &train::<H, T>(harness, &case)?)?;
+    }
+    Ok(())
 }
 
 /// What a forward pass saved, read into host memory, dropped, and made again from there with its token's words: the same gradients.
@@ -52,15 +58,55 @@ where
     check_way::<H, T>(harness, How { saved_apart: true, ..How::USUAL })
 }
 
-/// Running statistics that are moved apart from the pass have the bits of those that the pass moves.
+/// Running statistics that are moved apart from the pass have the bits of those that the pass moves: with any momentum, after any number
+/// of batches, for batches of one element and of none, and where the batch is not finite.
 pub fn running_statistics_can_be_moved_apart<H: Harness, T: Element>(harness: &H) -> Outcome
 where
     H::Backend: Kernels<T> + Kernels<T::Param>,
 {
-    check_way::<H, T>(harness, How { update_apart: true, ..How::USUAL })
+    check_way::<H, T>(harness, How { update_apart: true, ..How::USUAL })?;
+    let case = Case::plain(3, &[2], &[2, 1]).within(harness.max_world_size());
+    for momentum in [None, Some(0.0), Some(0.75), Some(1.0)] {
+        check_apart::<H, T>(harness, &Case { momentum, ..case.clone() }, How::USUAL)?;
+    }
+    for tracked in [0, 99, (1 << 24) + 1, (1 << 31) - 1, (1 << 32) - 1, 1 << 40, (1 << 53) + 1] {
+        let how = How { tracked, ..How::USUAL };
+        check_apart::<H, T>(harness, &Case { momentum: None, ..case.clone() }, how)?;
+    }
+    check_apart::<H, T>(harness, &Case::plain(3, &[2], &[0]), How::USUAL)?;
+    if harness.max_world_size() > 1 {
+        check_apart::<H, T>(harness, &Case::plain(3, &[], &[0, 1]), How::USUAL)?;
+    }
+    if need(harness, Ability::NonFinite).is_ok() {
+        for (bad, non_finite) in
+            [(f64::NAN, NonFinite::Skip), (f64::INFINITY, NonFinite::Skip), (f64::NAN, NonFinite::Propagate)]
+        {
+            check_apart::<H, T>(harness, &case, How { bad: Some(bad), non_finite, ..How::USUAL })?;
+        }
+    }
+    Ok(())
 }
 
-/// A weight without a bias, a bias without a weight, and neither: in y, dx, and as the gradients that are asked for.
+/// The state after a step is the same whether the pass moves running statistics, or they are moved apart.
+fn check_apart<H: Harness, T: Element>(harness: &H, case: &Case, how: How) -> Outcome
+where
+    H::Backend: Kernels<T> + Kernels<T::Param>,
+{
+    let within = steps::<H, T>(harness, case, how)?;
+    let apart = steps::<H, T>(harness, case, How { update_apart: true, ..how })?;
+    for (within, apart) in within.into_iter().zip(apart) {
+        let (got, expected) = (plain_nans(apart.state), plain_nans(within.state));
+        same_state(&got, &expected).map_err(|why| why.at(format!("{how:?}, moved apart, on {case}")))?;
+    }
+    Ok(())
+}
+
+fn plain_nans<P: Param>(state: State<P>) -> State<P> {
+    let plain = |values: Option<Vec<P>>| values.map(|values| without_payload(&values));
+    State { running_mean: plain(state.running_mean), running_var: plain(state.running_var), ..state }
+}
+
+/// A weight without a bias, a bias without a weight, and neither: in y, also recomputed, in dx, and as the gradients that are asked for.
 pub fn weight_and_bias_need_not_come_together<H: Harness, T: Element>(harness: &H) -> Outcome
 where
     H::Backend: Kernels<T> + Kernels<T::Param>,

@@ -69,7 +69,8 @@ fn check_vectors<P: syncbn_core::Param>(
     check_running((mean.unwrap_or_default(), var.unwrap_or_default()), (before, before), statistics, share)
 }
 
-/// Without a momentum the running statistics are the average of all batches, and the initial values do not matter.
+/// Without a momentum the running statistics are the average of all batches, and the initial values do not matter. 12 batches, since
+/// the tenth part, which is a usual momentum, comes with the tenth.
 pub fn without_momentum_statistics_are_the_average_of_all_batches<H: Harness, T: Element>(
     harness: &H,
 ) -> Outcome
@@ -81,7 +82,7 @@ where
     let states = alone(harness, |rank: &Rank<H::Backend>| {
         let mut layer = rank.layer(batch(1).config(), &start)?;
         let mut states = Vec::new();
-        for seed in 1..=4 {
+        for seed in 1..=12 {
             let x = batch(seed).x::<T>(0);
             rank.forward(&mut layer, &Placed::new(rank, &x, batch(1).layout)?, &x)?;
             states.push(layer.state(&rank.queue)?);
@@ -105,22 +106,24 @@ where
     Ok(())
 }
 
-/// The counter is an integer of 64 bits: beyond 2^40 it still increases by 1.
+/// The counter is an integer of 64 bits: beyond 2^40 it still increases by 1, and its inverse is the momentum where there is none.
 pub fn the_counter_counts_by_one_however_large_it_is<H: Harness, T: Element>(harness: &H) -> Outcome
 where
     H::Backend: Kernels<T>,
 {
-    let case = Case::plain(2, &[3], &[3]);
-    for seen in [0, (1_i64 << 24) + 1, (1 << 31) - 1, (1 << 32) - 1, 1 << 40, (1 << 53) + 1] {
-        let start = State { num_batches_tracked: Some(seen), ..case.state::<T::Param>() };
-        let state = alone(harness, |rank: &Rank<H::Backend>| {
-            let x = case.x::<T>(0);
-            let mut layer = rank.layer(case.config(), &start)?;
-            rank.forward(&mut layer, &Placed::new(rank, &x, case.layout)?, &x)?;
-            Ok(layer.state(&rank.queue)?)
-        })?;
-        let got = state.num_batches_tracked;
-        ensure!(got == Some(seen + 1), "after {seen} comes {got:?}");
+    for momentum in [Some(0.1), None] {
+        let case = Case { momentum, ..Case::plain(2, &[3], &[3]) };
+        for seen in [0, 20, 999, (1_i64 << 24) + 1, (1 << 31) - 1, (1 << 32) - 1, 1 << 40, (1 << 53) + 1] {
+            let start = State { num_batches_tracked: Some(seen), ..case.state::<T::Param>() };
+            let state = alone(harness, |rank: &Rank<H::Backend>| {
+                let x = case.x::<T>(0);
+                let mut layer = rank.layer(case.config(), &start)?;
+                rank.forward(&mut layer, &Placed::new(rank, &x, case.layout)?, &x)?;
+                Ok(layer.state(&rank.queue)?)
+            })?;
+            let expected = Expected::<T>::given(&case, start.clone());
+            expected.check_state(&state).map_err(|why| why.at(format!("after {seen} batches")))?;
+        }
     }
     Ok(())
 }

@@ -47,11 +47,17 @@ impl<T: Element> Kernels<T> for Plain {
         let (geometry, x_mem, y_mem) = (*x.geometry(), x.mem(), y.mem_mut());
         let x = if self.flaw == Flaw::IgnoresOffsets { x_mem.at_start().read() } else { x_mem.read() };
         let eps = if self.flaw == Flaw::IgnoresEps { 1e-5 } else { eps };
+        let again = matches!(source, Source::Saved { .. });
+        let (weight, bias) = match (self.flaw, weight, bias) {
+            (Flaw::RecomputesWithoutBiasAlone, None, _) if again => (None, None),
+            (Flaw::RecomputesWithoutWeightAlone, _, None) if again => (None, None),
+            (_, weight, bias) => (weight, bias),
+        };
         let (saved, running) = self.statistics(&geometry, source, eps);
         if let Some(running) = running
             && !(self.flaw == Flaw::EmptyRankIsSilent && geometry.is_empty())
         {
-            self.update(&running, &saved);
+            self.update(&running, &saved, again);
         }
         let saved = saved.read();
         let mut y = y_mem.write();
@@ -83,6 +89,12 @@ impl<T: Element> Kernels<T> for Plain {
         if self.flaw == Flaw::WritesBehindTheTensor && y.len() > geometry.len() {
             y[geometry.len()] = T::default();
         }
+        if let Some(first) = y.first_mut()
+            && self.flaw == Flaw::WritesBehindAnEmptyY
+            && geometry.is_empty()
+        {
+            *first = T::default();
+        }
         Ok(())
     }
 
@@ -104,7 +116,10 @@ impl<T: Element> Kernels<T> for Plain {
                 sum_dy += dy;
                 sum_dy_xmu += dy * (x[i].to_f64() - batch.mean);
             }
-            (workspace.sums[c], workspace.sums[channels + c]) = (sum_dy, sum_dy_xmu);
+            (workspace.sums[c], workspace.sums[channels + c]) = match self.flaw {
+                Flaw::SumsLeaveOutWhatIsNotFinite if !sum_dy.is_finite() => (0.0, 0.0),
+                _ => (sum_dy, sum_dy_xmu),
+            };
             if let Some(d_weight) = &d_weight {
                 let mut d_weight = d_weight.write();
                 let invstd = if self.flaw == Flaw::DWeightWithoutInvstd { 1.0 } else { invstd };
@@ -128,6 +143,12 @@ impl<T: Element> Kernels<T> for Plain {
             Grad::InPlace(dx) => (None, dx),
         };
         let (dy, mut dx) = (dy.as_ref().map(|dy| dy.mem().read()), dx.mem_mut().write());
+        if let Some(first) = dx.first_mut()
+            && self.flaw == Flaw::WritesBehindAnEmptyDx
+            && geometry.is_empty()
+        {
+            *first = T::default();
+        }
         let channels = geometry.channels();
         for c in 0..channels {
             let (batch, invstd) = saved_channel(&saved, c);
@@ -138,7 +159,9 @@ impl<T: Element> Kernels<T> for Plain {
                 GradSource::Frozen if self.flaw == Flaw::FrozenLooksAtX => Some((0.0, 0.0)),
                 GradSource::Frozen => None,
             };
-            let weight = value(weight.as_ref(), c, 1.0);
+            let forgets_weight =
+                self.flaw == Flaw::FrozenInPlaceWithoutWeight && dy.is_none() && sums.is_none();
+            let weight = if forgets_weight { 1.0 } else { value(weight.as_ref(), c, 1.0) };
             let mut terms = GradTerms::new(weight, invstd, batch.count, sums);
             match self.flaw {
                 Flaw::DxWithoutMeanTerm => terms.mean_dy = 0.0,
@@ -274,10 +297,21 @@ impl Plain {
             }
             Source::Frozen { mean, var, saved } => {
                 self.meddle_if(Flaw::UpdatesInEvaluation);
-                let count = if self.flaw == Flaw::FrozenDifferentiated { 1.0 } else { 0.0 };
+                let count = match self.flaw {
+                    Flaw::FrozenDifferentiated => 1.0,
+                    Flaw::FrozenKeepsACount => geometry.per_channel() as f64,
+                    Flaw::FrozenSavesNothingOfEmpty if geometry.is_empty() => return (saved, None),
+                    _ => 0.0,
+                };
                 for c in 0..geometry.channels() {
-                    let batch =
+                    let mut batch =
                         Batch { count, mean: value(Some(&mean), c, 0.0), var: value(Some(&var), c, 0.0) };
+                    match self.flaw {
+                        Flaw::NanMeanSwallowedIfFrozen if !batch.mean.is_finite() => batch.mean = 0.0,
+                        // The larger of NaN and a number is the number.
+                        Flaw::NanVarianceSwallowedIfFrozen => batch.var = batch.var.max(0.0),
+                        _ => {}
+                    }
                     save_channel(&mut saved.write(), c, batch, (batch.var + eps).sqrt().recip());
                 }
                 (saved, None)
@@ -286,7 +320,9 @@ impl Plain {
                 for c in 0..geometry.channels() {
                     let mut batch = self.batch(workspace, group, c);
                     let invstd = match self.flaw {
+                        Flaw::EmptyBatchHasADeviation if batch.count == 0.0 => eps.sqrt().recip(),
                         _ if batch.count == 0.0 => 0.0,
+                        Flaw::EpsHidesSmallVariances if batch.var < eps / 1000.0 => eps.sqrt().recip(),
                         Flaw::EpsOutsideTheRoot => (batch.var.sqrt() + eps).recip(),
                         _ => (batch.var + eps).sqrt().recip(),
                     };
@@ -319,7 +355,7 @@ impl Plain {
         }
     }
 
-    fn update<P: Param>(&self, running: &RunningMut<'_, Self, P>, saved: &Part<'_, f64>) {
+    fn update<P: Param>(&self, running: &RunningMut<'_, Self, P>, saved: &Part<'_, f64>, apart: bool) {
         let RunningMut { mean, var, num_batches_tracked, momentum, non_finite } = running;
         let (mut mean, mut var, mut counter) = (mean.write(), var.write(), num_batches_tracked.write());
         let saved = saved.read();
@@ -327,17 +363,28 @@ impl Plain {
         let late = i64::from(self.flaw == Flaw::CumulativeFromZero && momentum.is_none());
         let momentum =
             if self.flaw == Flaw::MomentumInverted { momentum.map(|a| 1.0 - a) } else { *momentum };
-        let momentum = if self.flaw == Flaw::IgnoresMomentum { Some(0.1) } else { momentum };
-        let non_finite = if self.flaw == Flaw::IgnoresNonFinite { NonFinite::Propagate } else { *non_finite };
+        let momentum = match self.flaw {
+            Flaw::IgnoresMomentum => Some(0.1),
+            Flaw::AverageOf10Batches if seen >= 10 => momentum.or(Some(0.1)),
+            Flaw::ApartIgnoresTheAverage if apart => momentum.or(Some(0.1)),
+            _ => momentum,
+        };
+        let non_finite = match self.flaw {
+            Flaw::IgnoresNonFinite => NonFinite::Propagate,
+            Flaw::ApartIgnoresNonFinite if apart => NonFinite::Propagate,
+            _ => *non_finite,
+        };
         let Some(next) = Running::next(count, seen + late, momentum, non_finite) else { return };
         match self.flaw {
             Flaw::CounterForgotten => {}
+            Flaw::ApartCountsIn32Bits if apart => counter[0] = i64::from(next.num_batches_tracked as i32),
             Flaw::CounterInF32 => counter[0] = next.num_batches_tracked as f32 as i64,
             _ => counter[0] = next.num_batches_tracked - late,
         }
         for c in 0..mean.len() {
             let mut batch = saved_channel(&saved, c).0;
             match self.flaw {
+                Flaw::ApartMovesVarianceByOne if apart && count == 1.0 => batch.count = 1e9,
                 Flaw::BatchOfOneMovesVariance if count == 1.0 => batch.count = 1e9,
                 Flaw::BiasedRunningVariance => batch.count *= 1e9,
                 _ => {}
