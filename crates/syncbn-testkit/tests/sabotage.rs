@@ -169,6 +169,7 @@ sabotage! {
     nan_in_dy_left_out_of_the_sums: SumsLeaveOutWhatIsNotFinite, backward::what_is_not_finite_in_dy_stays_in_its_channel, f32;
     a_running_mean_of_nan_taken_for_0: NanMeanSwallowedIfFrozen, evaluation::running_statistics_that_are_not_finite_spoil_their_channel, f32;
     a_running_variance_of_nan_taken_for_0: NanVarianceSwallowedIfFrozen, evaluation::running_statistics_that_are_not_finite_spoil_their_channel, f32;
+    a_sum_of_nan_sent_as_0: SumOfNanIsSentAs0, collectives::messages_hold_counts_sums_and_squares_of_the_rank, f32;
     nan_in_one_channel_reaches_all: NanEverywhere, forward::what_is_not_finite_stays_in_its_channel, f32;
     a_variance_below_zero: NegativeVariance, forward::a_constant_channel_gives_bias, f32;
     writing_behind_the_tensor: WritesBehindTheTensor, forward::any_split_of_a_batch_gives_the_y_of_the_whole, f32;

@@ -11,7 +11,7 @@ use syncbn_core::{
 use crate::bars::check_number;
 use crate::bits::same_steps;
 use crate::expected::train;
-use crate::harness::{Harness, need_ranks};
+use crate::harness::{Ability, Harness, need, need_ranks};
 use crate::oracle;
 use crate::outcome::Outcome;
 use crate::rank::{ParameterRoom, Rank, alone, ranks, ranks_of};
@@ -81,7 +81,7 @@ where
 const C: usize = 4;
 
 /// A rank's messages: the count, and parts whose sums are `m mean` and `M2 + m mean^2`, all but the last of each a multiple of the
-/// count, so that their sums are exact; backward `[sum_dy | sum_dy_xmu]`.
+/// count, so that their sums are exact; backward `[sum_dy | sum_dy_xmu]`, both NaN where dy is.
 pub fn messages_hold_counts_sums_and_squares_of_the_rank<H: Harness, T: Element>(harness: &H) -> Outcome
 where
     H::Backend: Kernels<T>,
@@ -94,8 +94,24 @@ where
         let comm = groups[rank.index].lock().unwrap().take().unwrap();
         let recorder = Arc::new(Recorder(comm, Mutex::default()));
         let mut layer = rank.layer_in(ViaHost(recorder.clone()), case.config(), &case.state())?;
-        rank.train(&mut layer, &case.x::<T>(rank.index), &case.dy::<T>(rank.index), case.layout)?;
-        Ok(std::mem::take(&mut *recorder.1.lock().unwrap()))
+        let (x, mut dy) = (case.x::<T>(rank.index), case.dy::<T>(rank.index));
+        rank.train(&mut layer, &x, &dy, case.layout)?;
+        let messages = std::mem::take(&mut *recorder.1.lock().unwrap());
+        if need(harness, Ability::NonFinite).is_ok()
+            && let Some(first) = dy.values.first_mut()
+        {
+            *first = T::from_f64(f64::NAN);
+        }
+        rank.train(&mut layer, &x, &dy, case.layout)?;
+        let hurt = recorder.1.lock().unwrap().pop().unwrap_or_default();
+        let there = dy.values.first().is_some_and(|first| first.to_f64().is_nan());
+        ensure!(hurt.len() == 2 * C, "a backward message of {} numbers", hurt.len());
+        let sums = [hurt[0], hurt[C]];
+        ensure!(
+            sums.iter().all(|sum| sum.is_nan() == there),
+            "NaN in dy: {there}, but its sums are {sums:?}"
+        );
+        Ok(messages)
     })?;
     for (rank, messages) in messages.iter().enumerate() {
         let [forward, backward] = &messages[..] else {

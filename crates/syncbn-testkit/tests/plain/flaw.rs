@@ -36,6 +36,7 @@ pub(crate) enum Flaw {
     NanMeanSwallowedIfFrozen,
     NanVarianceSwallowedIfFrozen,
     SumsLeaveOutWhatIsNotFinite,
+    SumOfNanIsSentAs0,
     NanEverywhere,
     NegativeVariance,
     WritesBehindTheTensor,

@@ -49,8 +49,11 @@ impl<T: Element> Kernels<T> for Plain {
         let eps = if self.flaw == Flaw::IgnoresEps { 1e-5 } else { eps };
         let again = matches!(source, Source::Saved { .. });
         let (weight, bias) = match (self.flaw, weight, bias) {
-            (Flaw::RecomputesWithoutBiasAlone, None, _) if again => (None, None),
-            (Flaw::RecomputesWithoutWeightAlone, _, None) if again => (None, None),
+            (Flaw::RecomputesWithoutBiasAlone, None, _) | (Flaw::RecomputesWithoutWeightAlone, _, None)
+                if again =>
+            {
+                (None, None)
+            }
             (_, weight, bias) => (weight, bias),
         };
         let (saved, running) = self.statistics(&geometry, source, eps);
@@ -118,6 +121,7 @@ impl<T: Element> Kernels<T> for Plain {
             }
             (workspace.sums[c], workspace.sums[channels + c]) = match self.flaw {
                 Flaw::SumsLeaveOutWhatIsNotFinite if !sum_dy.is_finite() => (0.0, 0.0),
+                Flaw::SumOfNanIsSentAs0 if sum_dy.is_nan() => (0.0, sum_dy_xmu),
                 _ => (sum_dy, sum_dy_xmu),
             };
             if let Some(d_weight) = &d_weight {
