@@ -97,9 +97,7 @@ def joining_before_the_first_step_is_an_error(ranks: Ranks) -> None:
     """Such a rank cannot know which layers the others use."""
     if ranks.world == 1 or ranks.native:
         return
-    group = torch.distributed.new_group(timeout=timedelta(seconds=3))
-    model = syncbn.convert_sync_batchnorm(_model(ranks, False), group)
-    ddp = DistributedDataParallel(model, broadcast_buffers=False, process_group=group)
+    ddp = _of_little_patience(ranks)
     try:
         with Join([syncbn.Joinable(ddp), ddp]):
             for _ in range(ranks.rank):
@@ -114,10 +112,7 @@ def joining_before_the_first_step_is_an_error(ranks: Ranks) -> None:
 def join_without_ours_is_an_error(ranks: Ranks) -> None:
     if ranks.world == 1 or ranks.native:
         return
-    group = torch.distributed.new_group(timeout=timedelta(seconds=3))
-    model = syncbn.convert_sync_batchnorm(_model(ranks, False), group)
-    # The ranks' gradients fail with them.
-    ddp = DistributedDataParallel(model, broadcast_buffers=False, process_group=group)
+    ddp = _of_little_patience(ranks)
     try:
         with Join([ddp]):
             for _ in range(2 + ranks.rank):
@@ -127,6 +122,13 @@ def join_without_ours_is_an_error(ranks: Ranks) -> None:
             assert isinstance(error, syncbn.GroupError) and error.layer == "1", error
     else:
         assert ranks.rank != ranks.world - 1, "no error"
+
+
+def _of_little_patience(ranks: Ranks) -> DistributedDataParallel:
+    """A model in a group with a short time-out: its gradients fail with its sums."""
+    group = torch.distributed.new_group(timeout=timedelta(seconds=3))
+    model = syncbn.convert_sync_batchnorm(_model(ranks, False), group)
+    return DistributedDataParallel(model, broadcast_buffers=False, process_group=group)
 
 
 class _Checkpointed(nn.Module):
